@@ -1,0 +1,101 @@
+"""Device profiles: what a class of device can do and what a model on it may cost.
+
+One TOML file each under ``profiles/``; ``profiles/README.md`` explains every field. The values here are frozen;
+reading, checking and matching a profile to this machine live in :mod:`aios_edge.profile_files` and
+:mod:`aios_edge.profile_detect`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Isolation = Literal["process", "thread"]
+Scalar = str | int | float | bool
+
+
+class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One ONNX Runtime execution provider of the chain, in order of preference, with its options."""
+
+    name: str
+    options: dict[str, Scalar] = {}
+
+
+class Threads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a worker uses the CPU. ``spinning`` trades CPU time for latency and is off on anything shared."""
+
+    intra_op: int = 1
+    inter_op: int = 1
+    spinning: bool = False
+    workers: int = 1
+
+
+class PowerEstimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Coefficients of the linear CPU-time power model, in watts for the whole device; ``source`` says whose."""
+
+    idle_w: float
+    busy_w: float  # all cores busy
+    source: str
+
+
+class Power(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Power sources to try in order (``rapl``, ``ina3221``, ``ina238``, ``pmic``, ``estimate``)."""
+
+    sources: tuple[str, ...] = ()
+    estimate: PowerEstimate | None = None
+
+
+class Budgets(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a bundle for this profile may cost. ``None`` means no promise is made, never zero.
+
+    Latency is the p95 of one request at ``latency_batch`` x ``latency_length`` (tokens for text) on
+    ``threads.intra_op`` threads. Memory is the worker's resident set with the model loaded.
+    """
+
+    latency_p95_s: float | None = None
+    latency_batch: int = 1
+    latency_length: int = 32
+    memory_bytes: int | None = None
+    bundle_size_bytes: int | None = None
+    power_w: float | None = None
+    max_drop: float = 0.01
+
+
+class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What ``detect`` looks for beyond architecture and CPU flags.
+
+    ``device_tree``: any of these appears in /proc/device-tree/compatible. ``max_memory_bytes``: the machine has
+    at most that much. ``rank`` breaks ties: the more specific profile has the higher one; negative: never
+    proposed by itself (the cloud profiles).
+    """
+
+    device_tree: tuple[str, ...] = ()
+    max_memory_bytes: int | None = None
+    gpu: bool = False
+    rank: int = 0
+
+
+class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A class of devices. ``precision_preference`` ranks the candidates that are built for it, best first.
+
+    ``quantization`` is the scheme the hardware runs fast: ``dynamic-s8`` (u8 activations x s8 weights),
+    ``symmetric-s8`` (TensorRT: every zero point 0), ``none``. ``reduce_range``: weights in 7 bits, because
+    8-bit products saturate on x86 without VNNI. ``cpu_flags`` must all be present on a host that matches.
+    """
+
+    schema: str
+    name: str
+    title: str
+    arch: str
+    providers: tuple[Provider, ...]
+    precision_preference: tuple[str, ...]
+    quantization: Literal["dynamic-s8", "symmetric-s8", "none"]
+    reduce_range: bool = False
+    cpu_flags: tuple[str, ...] = ()
+    isolation: Isolation = "process"
+    strict_providers: bool = False
+    threads: Threads = Threads()
+    power: Power = Power()
+    budgets: Budgets = Budgets()
+    match: Match = Match()

@@ -1,0 +1,112 @@
+"""The values that cross the agent's module boundaries on a request's way, all frozen.
+
+Times named ``_at`` are seconds of one monotonic clock (``time.monotonic``); durations end in ``_s``.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+
+class Reason(str, enum.Enum):
+    """Why a request went where it went; the code in responses and telemetry."""
+
+    IDLE = "idle"  # local: the worker was free
+    IN_TIME = "in_time"  # local: predicted to complete before the deadline
+    NO_DEADLINE = "no_deadline"  # local: nothing to be late for
+    LOCAL_ONLY = "local_only"  # local: the client forbade the cloud
+    CLOUD_UNAVAILABLE = "cloud_unavailable"  # local although slow, or shed: no cloud, or its breaker is open
+    PREDICTED_LATE = "predicted_late"  # cloud: this device would be late
+    WORKER_LOST = "worker_lost"  # cloud or shed: the worker died or is starting
+    RETRIED = "retried"  # local: run again, alone, after its worker died
+    CLOUD_FAILED = "cloud_failed"  # local or shed: the cloud was tried and failed
+    QUEUE_FULL = "queue_full"  # shed
+    DEADLINE_PASSED = "deadline_passed"  # shed: nobody waits for this answer any more
+    DRAINING = "draining"  # shed: the agent is stopping
+
+
+class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The envelope of one request; ``body`` stays as it came (Open Inference Protocol JSON, then binary tensors).
+
+    ``json_length`` is the length of the JSON part, or None when the body is JSON alone. ``cost_hint_bytes``
+    estimates the work from the size of the input data.
+    """
+
+    request_id: int  # the agent's own number
+    model: str
+    body: bytes
+    json_length: int | None
+    client_id: str | None  # the protocol's "id", echoed
+    priority: int
+    deadline_at: float | None
+    local_only: bool
+    arrived_at: float
+    cost_hint_bytes: int
+
+
+class Local(msgspec.Struct, frozen=True, tag=True):
+    """Run it on this device."""
+
+    reason: Reason
+
+
+class Cloud(msgspec.Struct, frozen=True, tag=True):
+    """Send it to the cloud endpoint of that name."""
+
+    reason: Reason
+    endpoint: str
+
+
+class Shed(msgspec.Struct, frozen=True, tag=True):
+    """Refuse it now: HTTP 503 with Retry-After."""
+
+    reason: Reason
+    retry_after_s: float
+
+
+Decision = Local | Cloud | Shed
+
+
+class Completion(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one request: the telemetry window's only input about requests.
+
+    ``route`` is ``local``, ``cloud``, ``shed`` or ``error``; figures that don't apply are None.
+    """
+
+    model: str
+    route: str
+    reason: str
+    status: int
+    latency_s: float
+    queue_s: float | None = None
+    compute_s: float | None = None
+    batch_size: int | None = None
+    late: bool | None = None  # None: it had no deadline
+    energy_j: float | None = None
+
+
+class ActivationCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """One check of the activation: its name, whether it passed, and what was seen against what was promised."""
+
+    name: str
+    passed: bool
+    detail: str
+    measured: float | None = None
+    promised: float | None = None
+
+
+class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What a worker found when it loaded a bundle and checked its contract on this device."""
+
+    bundle_id: str
+    model: str
+    version: str
+    providers_requested: tuple[str, ...]
+    providers_active: tuple[str, ...]
+    provider_reason: str | None  # why the active chain differs from the requested one
+    checks: tuple[ActivationCheck, ...]
+    latency_p95_s: float | None  # this device's own first measurement: its live baseline
+    rss_bytes: int | None
+    load_s: float
