@@ -1,0 +1,54 @@
+# make demo | make test | make check      each creates what it needs in a fresh clone
+# make demo FAST=1                        the demo's short form
+# make test-long                          the tests that take minutes: clean installs, every interpreter
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-cpu.txt
+INPUTS := pyproject.toml constraints.txt constraints-cpu.txt
+OUT ?= demo-out
+
+.PHONY: help demo test test-long check format clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "AIOS Edge needs Python 3.10 or newer; name one with: make PYTHON=python3.11 …"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+	  { echo "python3 -m venv failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+$(VENV)/.demo: $(INPUTS) | $(BIN)/python
+	@echo "installing aios-edge[demo] into $(VENV) (a few minutes the first time)"
+	@$(PIP) -e '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(INPUTS) | $(VENV)/.demo
+	@echo "installing aios-edge[dev] into $(VENV)"
+	@$(PIP) -e '.[demo,dev]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	@$(BIN)/aios-edge demo --out $(OUT) $(if $(FAST),--fast)
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest
+
+test-long: $(VENV)/.dev
+	@$(BIN)/python -m pytest -m long --timeout 1800
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(OUT) build dist
