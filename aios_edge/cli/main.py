@@ -73,7 +73,9 @@ def main() -> None:
         sys.exit(1)
     except OSError as error:  # a full disk, a missing permission: the machine's no, said in one line
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"aios-edge: {where}{error.strerror or error}. Check the path, its permissions and free space", err=True)
+        click.echo(
+            f"aios-edge: {where}{error.strerror or error}. Check the path, its permissions and free space", err=True
+        )
         sys.exit(1)
 
 

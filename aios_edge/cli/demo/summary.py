@@ -1,0 +1,88 @@
+"""summary.json: the figures of the demo, and the promises it makes about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Every figure as INTERFACES promises it; None: not measured. Shares are of all offered requests."""
+
+    profile: str
+    candidate: str
+    test_accuracy: float
+    fp32_size_bytes: int
+    size_bytes: int
+    speedup: float | None
+    accuracy_drop: float
+    agreement: float
+    deadline_s: float
+    emulated_slowdown: float
+    offered: int
+    admitted: int
+    shed: int
+    cloud_share: float
+    deadline_hit_rate_with_cloud: float
+    deadline_hit_rate_without_cloud: float
+    breaker_opened_s: float | None
+    worker_killed_in_flight: int
+    worker_lost_requests: int
+    worker_recovered_s: float | None
+    energy_j_per_inference: float | None
+    energy_method: str | None
+    mqtt_messages: int
+    wall_s: float
+    fast: bool
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A promise of the demo that was not kept."""
+
+    promise: str
+    said: str
+
+
+def misses(summary: Summary) -> tuple[Miss, ...]:
+    """The promises this run broke. Accuracy is promised for the full training only; ``--fast`` trains too little.
+
+    Speed against fp32 depends on the CPU's instructions, so only "never slower" is promised here.
+    """
+    checks = (
+        ("test_accuracy", summary.fast or summary.test_accuracy >= 0.83, f"{summary.test_accuracy:.4f} is below 0.83"),
+        ("accuracy_drop", summary.accuracy_drop <= 0.01, f"{summary.accuracy_drop:.4f} is above 0.01"),
+        (
+            "size_bytes",
+            summary.fp32_size_bytes >= 3.8 * summary.size_bytes,
+            f"{summary.fp32_size_bytes / summary.size_bytes:.2f}x smaller than fp32, 3.8x was promised",
+        ),
+        ("speedup", (summary.speedup or 0.0) >= 1.0, f"{summary.speedup} times the speed of fp32"),
+        (
+            "deadline_hit_rate_with_cloud",
+            summary.deadline_hit_rate_with_cloud >= 0.97,
+            f"{summary.deadline_hit_rate_with_cloud:.4f} of offered is below 0.97",
+        ),
+        ("shed", summary.shed <= 0.03 * summary.offered, f"{summary.shed} of {summary.offered} refused, above 3 %"),
+        (
+            "deadline_hit_rate_without_cloud",
+            summary.deadline_hit_rate_without_cloud < summary.deadline_hit_rate_with_cloud - 0.2,
+            f"{summary.deadline_hit_rate_without_cloud:.4f}: the cloud made no difference",
+        ),
+        (
+            "breaker_opened_s",
+            summary.breaker_opened_s is not None and summary.breaker_opened_s <= 3.0,
+            f"breaker opened after {summary.breaker_opened_s} s, 3 s was promised",
+        ),
+        (
+            "worker_recovered_s",
+            summary.worker_recovered_s is not None and summary.worker_recovered_s <= 3.0,
+            f"worker back after {summary.worker_recovered_s} s, 3 s was promised",
+        ),
+        (
+            "worker_lost_requests",
+            summary.worker_lost_requests == 0,
+            f"{summary.worker_lost_requests} requests in flight at the kill got no answer",
+        ),
+    )
+    return tuple(Miss(promise, said) for promise, kept, said in checks if not kept)
