@@ -1,0 +1,128 @@
+"""The demo judges itself by pure functions; these say how."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aios_edge.cli.demo.dataset import TEST_ROWS, VALIDATION_ROWS, Row, split
+from aios_edge.cli.demo.load import Outcome, poisson_schedule
+from aios_edge.cli.demo.score import emulation_slowdown, quantile, score
+from aios_edge.cli.demo.summary import Summary, misses
+
+OFFLINE = {"local": ("positive", "negative"), "cloud": ("positive", "positive")}
+
+
+def answered(text: int, route: str, label: str, latency_s: float = 0.1) -> Outcome:
+    return Outcome(text=text, status="answered", latency_s=latency_s, label=label, route=route, reason="idle")
+
+
+def test_every_kind_of_miss_counts_against_all_offered() -> None:
+    outcomes = [
+        answered(0, "local", "positive"),
+        answered(1, "cloud", "positive"),
+        answered(1, "local", "positive"),  # offline, the local model says negative here
+        answered(0, "local", "positive", latency_s=0.6),
+        Outcome(text=0, status="shed", latency_s=0.01),
+        Outcome(text=0, status="failed", latency_s=0.01, reason="boom"),
+        answered(0, "nowhere", "positive"),  # a route nobody knows is not a hit
+    ]
+    result = score(outcomes, 0.5, OFFLINE)
+    assert (result.offered, result.admitted, result.shed, result.failed) == (7, 6, 1, 1)
+    assert (result.late, result.wrong, result.hit) == (1, 2, 2)
+    assert result.hit_rate == pytest.approx(2 / 7)
+    assert result.cloud_share == pytest.approx(1 / 7)
+
+
+@given(st.floats(5, 200), st.integers(0, 1000))
+def test_poisson_departures_are_ordered_within_the_run_and_repeatable(rate: float, seed: int) -> None:
+    schedule = poisson_schedule(rate, 2.0, seed)
+    assert schedule == poisson_schedule(rate, 2.0, seed)
+    assert all(0 <= earlier <= later < 2.0 for earlier, later in itertools.pairwise(schedule))
+
+
+def test_poisson_rate_is_the_one_asked_for() -> None:
+    assert len(poisson_schedule(50.0, 200.0, 1)) == pytest.approx(10_000, rel=0.05)
+
+
+def test_split_has_no_sentence_on_two_sides_and_ignores_order() -> None:
+    rows = [Row(f"Sentence number {i}", "positive") for i in range(TEST_ROWS + VALIDATION_ROWS + 50)]
+    rows.append(Row("sentence  NUMBER 3", "positive"))  # the same but for case and white space
+    splits = split(rows)
+    assert {row.text.lower().split()[2] for row in splits.test} == {
+        row.text.lower().split()[2] for row in split(rows[::-1]).test
+    }
+    folded = [
+        " ".join(row.text.lower().split()) for part in (splits.train, splits.validation, splits.test) for row in part
+    ]
+    assert len(folded) == len(set(folded)) == TEST_ROWS + VALIDATION_ROWS + 50
+    assert (len(splits.test), len(splits.validation), len(splits.train)) == (TEST_ROWS, VALIDATION_ROWS, 50)
+
+
+def test_emulated_device_leaves_the_cloud_room() -> None:
+    slowdown = emulation_slowdown(local_per_s=120.0, cloud_per_s=60.0, overflow_factor=3.0, utilisation=0.35)
+    overflow = (3.0 - 0.9) * 120.0 / slowdown
+    assert overflow <= 0.35 * 60.0 * 1.001
+    assert emulation_slowdown(10.0, 1000.0, 3.0, 0.35) == 2.0
+
+
+@given(st.lists(st.floats(0, 1), min_size=1), st.floats(0, 1))
+def test_quantile_is_one_of_the_values(values: list[float], share: float) -> None:
+    assert quantile(values, share) in values
+
+
+GOOD = Summary(
+    profile="x86-gateway",
+    candidate="dynamic-s8",
+    test_accuracy=0.84,
+    fp32_size_bytes=91_000_000,
+    size_bytes=23_000_000,
+    speedup=2.0,
+    accuracy_drop=0.002,
+    agreement=0.99,
+    deadline_s=0.2,
+    emulated_slowdown=10.0,
+    offered=1000,
+    admitted=990,
+    shed=10,
+    cloud_share=0.6,
+    deadline_hit_rate_with_cloud=0.98,
+    deadline_hit_rate_without_cloud=0.4,
+    breaker_opened_s=0.3,
+    worker_killed_in_flight=12,
+    worker_lost_requests=0,
+    worker_recovered_s=0.9,
+    energy_j_per_inference=None,
+    energy_method=None,
+    mqtt_messages=20,
+    wall_s=300.0,
+    fast=False,
+)
+
+
+def test_a_good_run_misses_nothing() -> None:
+    assert misses(GOOD) == ()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("test_accuracy", 0.82),
+        ("accuracy_drop", 0.011),
+        ("size_bytes", 30_000_000),
+        ("speedup", None),
+        ("deadline_hit_rate_with_cloud", 0.96),
+        ("shed", 31),
+        ("deadline_hit_rate_without_cloud", 0.9),
+        ("breaker_opened_s", None),
+        ("worker_recovered_s", 3.2),
+        ("worker_lost_requests", 1),
+    ],
+)
+def test_each_promise_of_the_demo_can_be_missed(field: str, value: float | None) -> None:
+    (miss,) = misses(dataclasses.replace(GOOD, **{field: value}))
+    assert miss.promise == field
