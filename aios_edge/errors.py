@@ -11,6 +11,7 @@
     ├── DataError                 exit 1              labelled data that can't be used as it is
     ├── MissingExtra              exit 1              an optional dependency isn't installed; names the extra
     ├── RuntimeUnavailable        exit 1   HTTP 503   onnxruntime or a provider can't do what was asked
+    │   └── WorkerLost                                the worker that runs a model died, closed or hung
     ├── ResourceError             exit 1              the machine said no: busy port, full disk, no permission
     └── RemoteError               exit 1   HTTP 502   a broker or another server failed or answered nonsense
 
@@ -106,6 +107,10 @@ class RuntimeUnavailable(AiosEdgeError):
     """onnxruntime, or a provider of it, can't do what was asked."""
 
     http_status = 503
+
+
+class WorkerLost(RuntimeUnavailable):
+    """The worker that runs a model is gone; what it was working on has no answer."""
 
 
 class ResourceError(AiosEdgeError):

@@ -4,14 +4,16 @@ The socket is ``SOCK_SEQPACKET``, so a message is one datagram and never half re
 
     u32 little-endian header length | header (msgpack, one of the structs below) | payload
 
-A payload above 64 KiB travels in a memfd passed with the datagram (SCM_RIGHTS) instead of behind the header. The
-payload is the concatenation of byte regions; the header says where each lies. Every message carries the protocol
-version, and everything about a batch carries the worker's generation: a reply of an old generation is dropped.
+When header and payload together exceed 64 KiB they travel in a sealed memfd passed with the datagram (SCM_RIGHTS),
+which then holds the length alone. The payload is the concatenation of byte regions; the header says where each
+lies. The first message carries the protocol version, and everything about a batch carries the worker's generation:
+a reply of an old generation is dropped.
 """
 
 from __future__ import annotations
 
 import array
+import fcntl
 import mmap
 import os
 import socket
@@ -22,9 +24,11 @@ import msgspec
 from device_agent.values import ActivationReport
 
 PROTOCOL_VERSION = 1
-INLINE_LIMIT_BYTES = 64 * 1024
+INLINE_LIMIT_BYTES = 64 * 1024  # far below Linux's default SO_SNDBUF, the limit of one datagram
 _HEADER = struct.Struct("<I")
-_DATAGRAM_LIMIT_BYTES = 160 * 1024  # header and inline payload; below Linux's default SO_SNDBUF of 208 KiB
+_DATAGRAM_LIMIT_BYTES = _HEADER.size + INLINE_LIMIT_BYTES
+# A sealed memfd can't shrink under the receiver's mapping, so a dying peer never becomes a SIGBUS on this side.
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class Region(msgspec.Struct, frozen=True, array_like=True):
@@ -34,7 +38,9 @@ class Region(msgspec.Struct, frozen=True, array_like=True):
     length: int
 
     def of(self, payload: bytes | memoryview) -> memoryview:
-        """The region's bytes, not copied."""
+        """The region's bytes, not copied; :class:`ConnectionError` if it lies outside the payload."""
+        if self.start < 0 or self.length < 0 or self.start + self.length > len(payload):
+            raise ConnectionError(f"a region outside its message: {self} of {len(payload)} bytes")
         return memoryview(payload)[self.start : self.start + self.length]
 
 
@@ -42,7 +48,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Supervisor to worker, first message: load this bundle and check its contract.
 
     ``profile`` is a device profile as TOML file path or shipped name. ``check`` is ``full`` for an activation;
-    ``quick`` after a crash: digests and a handful of golden samples, no latency and memory runs.
+    ``quick`` after a crash: digests and a handful of golden samples, no latency and memory runs. ``slowdown``
+    emulates a weaker device: every batch is held for its compute time times this.
     """
 
     bundle_path: str
@@ -116,7 +123,11 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Worker to supervisor: a whole batch is answered; ``busy_s`` is how long the worker was occupied with it."""
+    """Worker to supervisor: a whole batch is answered.
+
+    ``busy_s`` is how long the worker was occupied with it (emulated slowness included), ``cpu_s`` the processor
+    time it took, ``rss_bytes`` the worker process's resident set afterwards.
+    """
 
     batch_id: int
     generation: int
@@ -140,47 +151,65 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(sock: socket.socket, message: Message, payload: bytes | bytearray = b"") -> None:
-    """Send one message. On a non-blocking socket raises BlockingIOError when the buffer is full; OSError if the
-    peer is gone."""
+    """Send one message. On a non-blocking socket raises BlockingIOError when the buffer is full (nothing was sent
+    then); OSError if the peer is gone."""
     header = _encoder.encode(message)
-    parts: list[bytes | bytearray] = [_HEADER.pack(len(header)), header]
-    if len(payload) <= INLINE_LIMIT_BYTES and len(header) + len(payload) <= _DATAGRAM_LIMIT_BYTES:
-        parts.append(payload)
-        sock.sendmsg(parts)
+    prefix = _HEADER.pack(len(header))
+    if len(header) + len(payload) <= INLINE_LIMIT_BYTES:
+        sock.sendmsg([prefix, header, payload])
         return
-    fd = os.memfd_create("aios-edge-payload", os.MFD_CLOEXEC)
+    fd = os.memfd_create("aios-edge-payload", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        view = memoryview(payload)
-        while view:
-            view = view[os.write(fd, view) :]
-        sock.sendmsg(parts, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
+        for part in (header, payload):
+            view = memoryview(part)
+            while view:
+                view = view[os.write(fd, view) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+        sock.sendmsg([prefix], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))])
     finally:
         os.close(fd)
 
 
 def receive(sock: socket.socket) -> tuple[Message, memoryview] | None:
-    """Receive one message and its payload; None when the peer closed. BlockingIOError as ``recvmsg`` raises it;
-    :class:`ConnectionError` for a datagram that isn't ours."""
-    data, ancillary, flags, _ = sock.recvmsg(_DATAGRAM_LIMIT_BYTES + INLINE_LIMIT_BYTES, socket.CMSG_LEN(4))
+    """Receive one message and its payload; None when the peer closed or died.
+
+    BlockingIOError as ``recvmsg`` raises it; :class:`ConnectionError` for a datagram that isn't ours, after which
+    the connection is of no use.
+    """
+    room = socket.CMSG_LEN(array.array("i").itemsize)  # one descriptor; more arrive as MSG_CTRUNC
+    try:
+        data, ancillary, flags, _ = sock.recvmsg(_DATAGRAM_LIMIT_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    except ConnectionResetError:  # the peer died with messages of ours unread
+        return None
     fds = array.array("i")
-    for level, kind, content in ancillary:
+    for level, kind, control in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+            fds.frombytes(control[: len(control) - len(control) % fds.itemsize])
     try:
         if not data:
             return None
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) < _HEADER.size:
             raise ConnectionError("a truncated message between supervisor and worker")
         (header_length,) = _HEADER.unpack_from(data)
-        end = _HEADER.size + header_length
+        content = _mapped(fds[0]) if fds else memoryview(data)[_HEADER.size :]
+        if header_length > len(content):
+            raise ConnectionError("a message shorter than the header it announces")
         try:
-            message = _decoder.decode(memoryview(data)[_HEADER.size : end])
-        except msgspec.MsgspecError as error:
+            return _decoder.decode(content[:header_length]), content[header_length:]
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             raise ConnectionError(f"a message that is not of this protocol: {error}") from error
-        if not fds:
-            return message, memoryview(data)[end:]
-        size = os.fstat(fds[0]).st_size
-        return message, memoryview(mmap.mmap(fds[0], size, prot=mmap.PROT_READ)) if size else memoryview(b"")
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def _mapped(fd: int) -> memoryview:
+    """The content of a sealed memfd; the mapping lives as long as the view and doesn't need the descriptor."""
+    try:
+        if fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+            raise ConnectionError("a payload that its sender could still change")
+        return memoryview(mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ))
+    except (OSError, ValueError) as error:  # not a memfd, or an empty one
+        if isinstance(error, ConnectionError):
+            raise
+        raise ConnectionError(f"a payload that can't be mapped: {error}") from error
