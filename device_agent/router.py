@@ -1,0 +1,79 @@
+"""Where a request runs: pure, from values, always with a reason.
+
+A request without a deadline stays here. One with a deadline stays while its predicted completion, margin included, is
+in time; else it goes to the cloud if the cloud is predicted to be in time, or at least sooner than this device. When
+there is no usable cloud it stays if the expected completion (without the margin) still meets the deadline, and is
+refused otherwise. The same function decides again just before execution.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from device_agent.scheduler import Forecast
+from device_agent.values import Cloud, Decision, Local, Reason, Shed
+
+LEAST_RETRY_S = 0.05
+
+
+class Here(msgspec.Struct, frozen=True, kw_only=True):
+    """This device's side. ``forecast`` None: the model's worker is down and nobody knows for how long."""
+
+    forecast: Forecast | None
+    worker_ready: bool
+    queue_full: bool = False
+
+
+class There(msgspec.Struct, frozen=True, kw_only=True):
+    """A cloud endpoint that may be used now. ``safe_s``: round trip, margin included."""
+
+    endpoint: str
+    expected_s: float
+    safe_s: float
+
+
+def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here, there: There | None) -> Decision:
+    """Local, Cloud or Shed; see the module's docstring."""
+    if local_only:
+        there = None
+    if deadline_at is not None and deadline_at <= now:
+        return Shed(Reason.DEADLINE_PASSED, 0.0)
+    forecast = here.forecast
+    if here.queue_full:
+        if there is not None and (deadline_at is None or now + there.expected_s <= deadline_at):
+            return Cloud(Reason.QUEUE_FULL, there.endpoint)
+        return Shed(Reason.QUEUE_FULL, _retry_after(now, forecast))
+    if not here.worker_ready or forecast is None:
+        return _without_worker(now, deadline_at, local_only, forecast, there)
+    if deadline_at is None:
+        return Local(Reason.LOCAL_ONLY if local_only else Reason.NO_DEADLINE)
+    if forecast.safe_at <= deadline_at:
+        in_time = Reason.IDLE if forecast.idle else Reason.IN_TIME
+        return Local(Reason.LOCAL_ONLY if local_only else in_time)
+    here_makes_it = forecast.expected_at <= deadline_at
+    if there is not None and now + there.expected_s <= deadline_at:
+        if now + there.safe_s <= deadline_at or not here_makes_it:
+            return Cloud(Reason.PREDICTED_LATE, there.endpoint)
+        # Neither is safe: the one with more room.
+        if now + there.expected_s < forecast.expected_at:
+            return Cloud(Reason.PREDICTED_LATE, there.endpoint)
+        return Local(Reason.IN_TIME)
+    if here_makes_it:
+        return Local(Reason.LOCAL_ONLY if local_only else Reason.CLOUD_UNAVAILABLE)
+    late_s = forecast.expected_at - deadline_at
+    return Shed(Reason.LOCAL_ONLY if local_only else Reason.CLOUD_UNAVAILABLE, max(late_s, LEAST_RETRY_S))
+
+
+def _without_worker(
+    now: float, deadline_at: float | None, local_only: bool, forecast: Forecast | None, there: There | None
+) -> Decision:
+    """The worker is starting or lost; ``forecast`` counts its restart."""
+    if there is not None and (deadline_at is None or now + there.expected_s <= deadline_at):
+        return Cloud(Reason.WORKER_LOST, there.endpoint)
+    if forecast is not None and (deadline_at is None or forecast.expected_at <= deadline_at):
+        return Local(Reason.LOCAL_ONLY if local_only else Reason.WORKER_LOST)
+    return Shed(Reason.WORKER_LOST, _retry_after(now, forecast))
+
+
+def _retry_after(now: float, forecast: Forecast | None) -> float:
+    return max(forecast.expected_at - now, LEAST_RETRY_S) if forecast else 5.0

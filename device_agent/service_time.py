@@ -1,0 +1,128 @@
+"""How long a batch will keep the worker busy: pure, learnt from what the worker reports.
+
+Model: ``busy_s = base_s + per_unit_s * units``, where units are the batch's padded tokens (number of requests x the
+longest of them), estimated from bytes until the worker has counted them. The two coefficients are a least-squares
+fit with exponential forgetting, held up by a prior from the activation's own latency measurement, so that the very
+first request is predicted too. ``spread`` is the exponentially weighted root mean square of the relative error; a
+prediction is called safe with ``MARGIN_SPREADS`` of them on top, plus a fixed overhead for everything around the
+worker (HTTP, event loop, socketpair), which is learnt as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+MEMORY = 0.97  # weight of the past per batch: about the last 30 batches count
+PRIOR_WEIGHT = 2.0
+BASE_SHARE = 0.2  # of the prior latency: what a batch costs before its first token
+MARGIN_SPREADS = 3.0
+LEAST_SPREAD = 0.05
+FIRST_SPREAD = 0.25
+FIRST_OVERHEAD_S = 0.002
+FIRST_BYTES_PER_UNIT = 5.0  # English text: about five bytes a token
+DEFAULT_BUSY_S = 0.02
+DEFAULT_UNITS = 32.0
+
+
+class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
+    """The estimator's state; every observation returns a new one. Weighted sums of the regression, then spreads."""
+
+    w: float
+    x: float
+    y: float
+    xx: float
+    xy: float
+    spread: float = FIRST_SPREAD
+    overhead_s: float = FIRST_OVERHEAD_S
+    bytes_per_unit: float = FIRST_BYTES_PER_UNIT
+    base_s: float
+    per_unit_s: float
+
+    @staticmethod
+    def prior(busy_s: float | None, units: float = DEFAULT_UNITS) -> ServiceTime:
+        """Start from the time one request of ``units`` tokens took at activation (None: a guess, soon corrected)."""
+        busy = busy_s if busy_s else DEFAULT_BUSY_S
+        base = BASE_SHARE * busy
+        w = PRIOR_WEIGHT
+        return ServiceTime(  # two pseudo-observations: (0, base) and (units, busy)
+            w=2 * w,
+            x=w * units,
+            y=w * (base + busy),
+            xx=w * units * units,
+            xy=w * units * busy,
+            base_s=base,
+            per_unit_s=(busy - base) / units,
+        )
+
+    def units(self, cost_bytes: float) -> float:
+        """Estimated tokens of a request from the size of its input data."""
+        return max(cost_bytes / self.bytes_per_unit, 1.0)
+
+    def batch_units(self, costs_bytes: Sequence[float]) -> float:
+        """Estimated padded tokens of a batch."""
+        return len(costs_bytes) * self.units(max(costs_bytes, default=0.0))
+
+    def busy_s(self, units: float) -> float:
+        """Expected time the worker is occupied with a batch of that many padded tokens."""
+        return self.base_s + self.per_unit_s * units
+
+    def margin_s(self, expected_s: float) -> float:
+        """What to add to an expected completion before calling it safe."""
+        return MARGIN_SPREADS * self.spread * expected_s + self.overhead_s
+
+    def observed(self, costs_bytes: Sequence[int], lengths: Sequence[int], busy_s: float) -> ServiceTime:
+        """A batch was done: its requests' input sizes, their true lengths (0: unknown), and the time it took."""
+        if not costs_bytes or busy_s <= 0:
+            return self
+        bytes_per_unit = self.bytes_per_unit
+        counted = [(cost, length) for cost, length in zip(costs_bytes, lengths, strict=True) if length > 0]
+        if counted:
+            ratio = max(sum(cost for cost, _ in counted) / sum(length for _, length in counted), 0.1)
+            bytes_per_unit += 0.1 * (ratio - bytes_per_unit)
+        # Predictions are made from bytes, so the error is judged against the estimate, not against the truth.
+        predicted = self.busy_s(self.batch_units(costs_bytes))
+        error = min(abs(busy_s - predicted) / max(predicted, 1e-9), 2.0)  # one stall must not blind us for minutes
+        spread = math.sqrt(MEMORY * self.spread**2 + (1 - MEMORY) * error**2)
+        longest = max((length for _, length in counted), default=0) or self.units(max(costs_bytes))
+        units = len(costs_bytes) * float(longest)
+        w, x, y = MEMORY * self.w + 1, MEMORY * self.x + units, MEMORY * self.y + busy_s
+        xx, xy = MEMORY * self.xx + units * units, MEMORY * self.xy + units * busy_s
+        base, slope = _fit(w, x, y, xx, xy)
+        return msgspec.structs.replace(
+            self,
+            w=w,
+            x=x,
+            y=y,
+            xx=xx,
+            xy=xy,
+            spread=max(spread, LEAST_SPREAD),
+            bytes_per_unit=bytes_per_unit,
+            base_s=base,
+            per_unit_s=slope,
+        )
+
+    def overhead(self, seconds: float) -> ServiceTime:
+        """Time between the worker's own busy time and what the supervisor saw of one batch, send to answer."""
+        seconds = min(max(seconds, 0.0), 0.05)
+        # Rises at once and falls slowly: the margin should cover the bad moments, not the average.
+        gain = 0.3 if seconds > self.overhead_s else 0.02
+        return msgspec.structs.replace(self, overhead_s=self.overhead_s + gain * (seconds - self.overhead_s))
+
+
+def _fit(w: float, x: float, y: float, xx: float, xy: float) -> tuple[float, float]:
+    """Intercept and slope, both >= 0. A standing pseudo-observation at (0, share of the mean) keeps the fit
+    determined while every batch looks the same."""
+    ridge = 0.5
+    y0 = BASE_SHARE * y / w
+    w, y = w + ridge, y + ridge * y0
+    determinant = w * xx - x * x
+    slope = (w * xy - x * y) / determinant if determinant > 1e-12 else 0.0
+    base = (y - slope * x) / w
+    if slope < 0:
+        return y / w, 0.0
+    if base < 0:
+        return 0.0, xy / xx
+    return base, slope

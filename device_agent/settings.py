@@ -1,0 +1,271 @@
+"""agent.toml -> :class:`Settings`.
+
+Each table of the file is a struct; a field's comment says what it is for. An unknown key is an error that names the
+nearest known one, and an option that is promised but not built yet is refused by name: a setting is never ignored.
+Paths are relative to the file. Secrets are files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from aios_edge.errors import SettingsError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+#: Options that INTERFACES promises and this version doesn't have: (table, key), key "*" for the whole table.
+NOT_AVAILABLE = {
+    ("http", "tls_cert"),
+    ("http", "tls_key"),
+    ("mqtt", "home_assistant"),
+    ("cloud", "client_cert"),
+    ("cloud", "weight"),
+    ("cloud", "requests_per_day"),
+    ("cloud", "bytes_per_day"),
+    ("repository", "*"),
+    ("tenant", "*"),
+    ("commands", "*"),
+}
+_LOOPBACK = ("localhost", "::1")
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True):
+    """``[device]``: who this is."""
+
+    id: str  # the {device} level of every MQTT topic
+    profile: str  # a shipped profile's name, or a file
+    group: str = "default"  # the {group} level
+    state_dir: Path = Path("state")  # the outbox and everything else that outlives the process
+
+
+class Http(msgspec.Struct, frozen=True, kw_only=True):
+    """``[http]``: the doors."""
+
+    bind: str = "127.0.0.1:8080"  # host:port, [v6]:port; port 0 lets the system choose; "" for no TCP
+    unix_socket: Path | None = None  # mode 0660
+    max_body_bytes: int = 32 * 1024 * 1024
+    allow_insecure: bool = False  # bind beyond loopback although there are no keys and no TLS yet
+
+
+class Mqtt(msgspec.Struct, frozen=True, kw_only=True):
+    """``[mqtt]``: the way home."""
+
+    url: str  # mqtt://host:1883 or mqtts://host:8883
+    username: str | None = None
+    password_file: Path | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"  # auto: 5, then 3.1.1 when the broker refuses it
+    format: Literal["json"] = "json"
+    interval_s: float = 10.0  # length of a telemetry window
+    outbox_bytes: int = 16 * 1024 * 1024  # what is kept while the broker is away
+
+
+class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """One ``[[bundle]]``: a directory, as ``aios-edge export`` or ``bundle unpack`` wrote it."""
+
+    path: Path
+    pinned: bool = False  # never unloaded to make room; nothing is in this version
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    """``[policy]``: limits and habits of admission and routing."""
+
+    queue_limit: int = 256  # requests waiting per model; beyond it: cloud, else 503
+    in_flight_bytes: int = 128 * 1024 * 1024  # request bodies in memory, all models and routes together
+    default_deadline_s: float | None = None  # for requests without a timeout; none: they may wait
+    breaker_failures: int = 3  # cloud failures in a row until its breaker opens
+    breaker_backoff_s: float = 1.0  # first pause before a probe; doubles up to breaker_backoff_max_s
+    breaker_backoff_max_s: float = 30.0
+    drain_s: float = 20.0  # on SIGTERM queued work has this long
+
+
+class CloudEndpoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One ``[[cloud]]``: any Open Inference Protocol v2 server."""
+
+    name: str
+    url: str
+    model_map: dict[str, str] = {}  # local = "remote[:version]"; a model that isn't listed keeps its name
+    bearer_file: Path | None = None  # sent as Authorization: Bearer
+    ca: Path | None = None
+    timeout_s: float = 10.0  # of one request; its deadline may be sooner
+
+
+class Emulate(msgspec.Struct, frozen=True, kw_only=True):
+    """``[emulate]``: a weaker device on a strong machine, always named in status."""
+
+    slowdown: float = 1.0  # the worker holds each batch, asleep, for its compute time x slowdown
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything the agent is told; see the structs of its tables."""
+
+    device: Device
+    http: Http = Http()
+    mqtt: Mqtt | None = None
+    bundle: tuple[BundleEntry, ...] = ()
+    policy: Policy = Policy()
+    cloud: tuple[CloudEndpoint, ...] = ()
+    emulate: Emulate = Emulate()
+
+
+_TABLES: dict[str, type[msgspec.Struct]] = {
+    "device": Device,
+    "http": Http,
+    "mqtt": Mqtt,
+    "bundle": BundleEntry,
+    "policy": Policy,
+    "cloud": CloudEndpoint,
+    "emulate": Emulate,
+}
+_LISTS = ("bundle", "cloud", "tenant")
+
+
+def load_settings(path: Path | str) -> Settings:
+    """Read and check an agent's configuration; raises :class:`SettingsError`."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise SettingsError(f"can't be read ({reason})", where=str(path), remedy="Check the path given to --config") from error
+    return parse_settings(text, where=str(path), base=path.absolute().parent)
+
+
+def parse_settings(text: str, *, where: str, base: Path) -> Settings:
+    """Settings from TOML text; relative paths start at ``base``. Raises :class:`SettingsError`."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"is not valid TOML: {error}", where=where, remedy="Correct the line it names") from error
+    for table, content in document.items():
+        _check_table(table, content, where)
+    try:
+        settings = msgspec.convert(document, Settings, dec_hook=lambda kind, value: _path(base, kind, value))
+    except msgspec.ValidationError as error:
+        message, _, at = str(error).partition(" - at `$")
+        key = at.rstrip("`").lstrip(".")
+        raise SettingsError(
+            message[:1].lower() + message[1:], where=f"{where}: {key}" if key else where, remedy="Correct the value"
+        ) from error
+    settings = _resolve_profile(settings, base)
+    _check_values(settings, where)
+    return settings
+
+
+def split_bind(bind: str) -> tuple[str, int]:
+    """``host:port`` or ``[v6]:port`` as a pair; raises :class:`ValueError`."""
+    host, colon, port = bind.rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise ValueError(bind)
+    return host.strip("[]") or "0.0.0.0", int(port)
+
+
+def _check_table(table: str, content: Any, where: str) -> None:
+    if (table, "*") in NOT_AVAILABLE:
+        raise _not_available(f"[{table}]", where)
+    if table not in _TABLES:
+        raise SettingsError(f"unknown table [{table}]", where=where, remedy=_nearest(table, tuple(_TABLES)))
+    rows = content if table in _LISTS else [content]
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        form = f"[[{table}]]" if table in _LISTS else f"[{table}]"
+        raise SettingsError(f"'{table}' must be a table", where=where, remedy=f"Write it as {form}")
+    for row in rows:
+        for key in row:
+            if (table, key) in NOT_AVAILABLE:
+                raise _not_available(f"{table}.{key}", where)
+            known = _TABLES[table].__struct_fields__
+            if key not in known:
+                raise SettingsError(f"unknown key '{key}' in [{table}]", where=where, remedy=_nearest(key, known))
+    if table == "mqtt" and isinstance(content.get("format"), str) and content["format"] == "sparkplug":
+        raise _not_available('mqtt.format = "sparkplug"', where)
+
+
+def _not_available(what: str, where: str) -> SettingsError:
+    return SettingsError(f"{what} is not available in this version", where=where, remedy="Remove it")
+
+
+def _nearest(word: str, known: tuple[str, ...]) -> str:
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"Did you mean '{near[0]}'?" if near else f"Known here: {', '.join(known)}"
+
+
+def _path(base: Path, kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return base / value
+    raise NotImplementedError(kind)
+
+
+def _resolve_profile(settings: Settings, base: Path) -> Settings:
+    profile = settings.device.profile
+    device = settings.device
+    if profile.endswith(".toml"):  # a file; a shipped profile is only a name
+        device = msgspec.structs.replace(device, profile=str(base / profile))
+    if not device.state_dir.is_absolute():  # the default never went through the hook
+        device = msgspec.structs.replace(device, state_dir=base / device.state_dir)
+    return msgspec.structs.replace(settings, device=device)
+
+
+def _check_values(settings: Settings, where: str) -> None:
+    def fail(key: str, what: str, remedy: str) -> None:
+        raise SettingsError(what, where=f"{where}: {key}", remedy=remedy)
+
+    for name in ("id", "group"):
+        value = getattr(settings.device, name)
+        if not value or any(character in value for character in "+#/\0"):
+            fail(f"device.{name}", f"{value!r} can't be a level of an MQTT topic", "Leave out + # / and don't leave it empty")
+    if settings.http.bind:
+        try:
+            host, _ = split_bind(settings.http.bind)
+        except ValueError:
+            fail("http.bind", f"{settings.http.bind!r} is not host:port", "Write for example 127.0.0.1:8080")
+        else:
+            if not (host in _LOOPBACK or host.startswith("127.")) and not settings.http.allow_insecure:
+                fail(
+                    "http.bind",
+                    f"{host} is not loopback, and this version has neither TLS nor keys",
+                    "Bind 127.0.0.1 behind a proxy, or set allow_insecure = true if the network is trusted",
+                )
+    elif settings.http.unix_socket is None:
+        fail("http", "neither bind nor unix_socket is set", "Set one of them")
+    positive: tuple[tuple[str, float], ...] = (
+        ("http.max_body_bytes", settings.http.max_body_bytes),
+        ("emulate.slowdown", settings.emulate.slowdown),
+        *(
+            (f"policy.{name}", getattr(settings.policy, name))
+            for name in Policy.__struct_fields__
+            if getattr(settings.policy, name) is not None
+        ),
+        *((f"cloud.{cloud.name}.timeout_s", cloud.timeout_s) for cloud in settings.cloud),
+        *((("mqtt.interval_s", settings.mqtt.interval_s),) if settings.mqtt else ()),
+    )
+    for key, value in positive:
+        if not value > 0:
+            fail(key, f"{value} must be greater than 0", "Correct the value")
+    if settings.emulate.slowdown < 1:
+        fail("emulate.slowdown", "a faster device can't be emulated", "Give a factor of at least 1")
+    names = [cloud.name for cloud in settings.cloud]
+    for cloud in settings.cloud:
+        if names.count(cloud.name) > 1:
+            fail("cloud.name", f"{cloud.name!r} appears twice", "Give each [[cloud]] its own name")
+        if not cloud.url.startswith(("http://", "https://")):
+            fail(f"cloud.{cloud.name}.url", f"{cloud.url!r} is not an http(s) URL", "Write http://host:port")
+    if settings.mqtt and settings.mqtt.password_file and not settings.mqtt.username:
+        fail("mqtt.password_file", "a password needs a username", "Set mqtt.username")
+
+
+def read_secret(path: Path) -> str:
+    """The content of a secret's file, without the newline at its end; raises :class:`SettingsError`."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError("a secret's file can't be read", where=str(path), remedy="Check path and permissions") from error
