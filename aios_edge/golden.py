@@ -12,7 +12,9 @@ answer depend on what it was batched with.
 
 from __future__ import annotations
 
+import ast
 import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 RawInput = str | tuple[str, str]
+
+#: Arrays of golden.npz together, unpacked; a compressed file can claim any size, so it is asked before reading.
+MAX_GOLDEN_BYTES = 256_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +51,7 @@ class Golden:
 
 
 def encode_golden(golden: Golden) -> bytes:
-    """The bytes of golden.npz; reproducible (numpy writes a fixed time stamp)."""
+    """The bytes of golden.npz; reproducible: sorted arrays, and numpy writes a fixed time stamp."""
     import numpy as np
 
     arrays: dict[str, NDArray[np.generic]] = {
@@ -58,14 +63,45 @@ def encode_golden(golden: Golden) -> bytes:
     arrays |= {f"fp32.{name}": array for name, array in golden.fp32.items()}
     arrays |= {f"shipped.{name}": array for name, array in golden.shipped.items()}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    np.savez_compressed(buffer, allow_pickle=False, **dict(sorted(arrays.items())))
     return buffer.getvalue()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seal:
+    """What ties golden samples to a contract: the contract's sha256, and how many samples there are."""
+
+    contract_sha256: str
+    count: int
+
+
+def read_seal(path: Path) -> Seal:
+    """Read only the seal of golden.npz, without numpy; raises :class:`BundleRefused` (``golden``) if it is not one."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_GOLDEN_BYTES:
+                raise ValueError(f"more than {MAX_GOLDEN_BYTES} bytes unpacked")
+            digest = _npy(archive.read("contract_sha256.npy"))[1]
+            shape = _npy(archive.read("length.npy"))[0]
+        return Seal(contract_sha256=digest.decode("ascii"), count=shape[0])
+    except Exception as error:  # zipfile, zlib and the header raise many kinds for a damaged archive
+        raise BundleRefused("golden", f"can't be read as golden samples ({error})", where=str(path)) from error
+
+
+def _npy(data: bytes) -> tuple[tuple[int, ...], bytes]:
+    """Shape and raw bytes of a .npy file (format 1.0: magic, version, u16 header length, a literal dict)."""
+    if data[:8] != b"\x93NUMPY\x01\x00":
+        raise ValueError("not a .npy array of format 1.0")
+    end = 10 + int.from_bytes(data[8:10], "little")
+    header = ast.literal_eval(data[10:end].decode("latin-1"))
+    return header["shape"], data[end:]
 
 
 def read_golden(path: Path) -> Golden:
     """Read golden.npz without ever unpickling; raises :class:`BundleRefused` (``golden``) if it is not one."""
     import numpy as np
 
+    read_seal(path)  # refuses what is too large to unpack
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

@@ -1,0 +1,1 @@
+"""A bundle is a directory: a model with a contract. A ``.zip`` is its transport form."""
