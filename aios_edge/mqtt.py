@@ -1,0 +1,394 @@
+"""MQTT: the only file that uses paho.
+
+:class:`MqttLink` keeps one connection alive. An unreachable broker is a :class:`LinkState` with a reason, never an
+exception. MQTT 5 comes first; a broker that refuses it, or hangs up on it, gets 3.1.1 at the next attempt. Each
+attempt uses a fresh paho client with a clean session: what was in flight is lost with the connection, and whoever
+must not lose it (the outbox) sends it again.
+
+Threads: one that connects and waits between attempts, and paho's own for the network. Neither runs the caller's
+code: every callback is handed to ``call``, which for asyncio is ``loop.call_soon_threadsafe``.
+"""
+
+from __future__ import annotations
+
+import queue
+import random
+import ssl
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.reasoncodes import ReasonCode
+
+from aios_edge.errors import RemoteError, SettingsError
+
+CONNECT_TIMEOUT_S = 8.0
+_FAILURE = 128  # reason codes from here on say no
+_UNACCEPTABLE_PROTOCOL = 132
+
+Call = Callable[[Callable[[], None]], object]
+
+
+class MqttOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How to reach the broker. ``url`` is ``mqtt://host[:1883]`` or ``mqtts://host[:8883]``.
+
+    ``ca`` replaces the system's trust store; ``cert`` and ``key`` are the client's own (mTLS).
+    """
+
+    url: str
+    client_id: str | None = None
+    username: str | None = None
+    password_file: str | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    keepalive_s: int = 30
+    backoff_min_s: float = 0.5
+    backoff_max_s: float = 30.0
+
+
+class Publication(msgspec.Struct, frozen=True, kw_only=True):
+    """A message to or from the broker."""
+
+    topic: str
+    payload: bytes
+    qos: int = 1
+    retain: bool = False
+
+
+class LinkState(msgspec.Struct, frozen=True, kw_only=True):
+    """``reason`` says why it isn't connected; ``protocol`` is the one in use (``5`` or ``3.1.1``)."""
+
+    connected: bool = False
+    protocol: str | None = None
+    reason: str | None = "not started"
+    connects: int = 0
+    failed_attempts: int = 0  # since it was last connected
+
+
+class Delivery(msgspec.Struct, frozen=True, kw_only=True):
+    """The broker's answer to a publication: taken, or refused with a reason. Silence means the link went down."""
+
+    ok: bool
+    reason: str | None = None
+
+
+class _Address(msgspec.Struct, frozen=True):
+    host: str
+    port: int
+    tls: ssl.SSLContext | None
+    password: str | None
+
+
+class MqttLink:
+    """One connection to a broker, kept alive. Raises :class:`SettingsError` for options that can't work."""
+
+    def __init__(
+        self,
+        options: MqttOptions,
+        *,
+        call: Call,
+        will: Publication | None = None,
+        on_state: Callable[[LinkState], None] | None = None,
+        on_message: Callable[[Publication], None] | None = None,
+    ) -> None:
+        self._options = options
+        self._address = _address(options)
+        self._client_id = options.client_id or f"aios-{uuid.uuid4().hex[:12]}"
+        self._call = call
+        self._will = will
+        self._on_state = on_state
+        self._on_message = on_message
+        self._lock = threading.RLock()  # guards what follows; never held while waiting
+        self._state = LinkState()
+        self._client: Client | None = None
+        self._subscriptions: dict[str, int] = {}
+        self._delivered: dict[int, Callable[[Delivery], None]] = {}
+        self._packet_limit_bytes: int | None = None
+        self._gone = threading.Event()  # this attempt is over
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep_connected, name="mqtt-link", daemon=True)
+
+    @property
+    def state(self) -> LinkState:
+        """The connection as it is now."""
+        return self._state
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 3.0) -> None:
+        """Disconnect cleanly (the broker then doesn't publish the will) and end the threads; blocks up to
+        ``timeout_s``."""
+        self._stopping.set()
+        with self._lock:
+            client = self._client
+        if client is not None:
+            client.disconnect()
+        self._gone.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def publish(self, message: Publication, on_delivered: Callable[[Delivery], None] | None = None) -> bool:
+        """Hand a message to the network; False when not connected. ``on_delivered`` is called once the broker
+        acknowledged it (QoS 1) or it was written (QoS 0), and not at all when the connection ends before."""
+        size = len(message.payload) + len(message.topic) + 16
+        with self._lock:
+            if self._client is None or not self._state.connected:
+                return False
+            if self._packet_limit_bytes is not None and size > self._packet_limit_bytes:
+                # Sent anyway it would cost the connection, again and again.
+                if on_delivered is not None:
+                    delivery = Delivery(ok=False, reason=f"larger than the broker's limit {self._packet_limit_bytes}")
+                    self._call(lambda: on_delivered(delivery))
+                return True
+            info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
+            if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                return False
+            if on_delivered is not None:
+                self._delivered[info.mid] = on_delivered
+            return True
+
+    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
+        """Subscribe now and after every reconnect."""
+        with self._lock:
+            self._subscriptions[topic_filter] = qos
+            if self._client is not None and self._state.connected:
+                self._client.subscribe(topic_filter, qos)
+
+    # The connecting thread.
+
+    def _keep_connected(self) -> None:
+        wanted = self._options.protocol
+        protocol = MQTTv311 if wanted == "3.1.1" else MQTTv5
+        backoff_s = self._options.backoff_min_s
+        while not self._stopping.is_set():
+            connects = self._state.connects
+            answered = self._attempt(protocol)
+            was_connected = self._state.connects > connects
+            if wanted == "auto":
+                if was_connected:
+                    protocol = MQTTv5  # the broker may be another one by now
+                elif answered:
+                    protocol = MQTTv311 if protocol == MQTTv5 else MQTTv5
+            if was_connected:
+                backoff_s = self._options.backoff_min_s
+            elif not (answered and wanted == "auto" and protocol == MQTTv311):  # fall back without delay
+                backoff_s = min(self._options.backoff_max_s, backoff_s * 2)
+            else:
+                continue
+            # Jitter, so that a fleet doesn't come back as one.
+            self._stopping.wait(backoff_s * random.uniform(0.5, 1.0))
+
+    def _attempt(self, protocol: MQTTProtocolVersion) -> bool:
+        """Connect once and stay until it ends. True when something at the address talked, or hung up on, MQTT."""
+        self._gone.clear()
+        client = self._new_client(protocol)
+        try:
+            if protocol == MQTTv5:
+                client.connect(self._address.host, self._address.port, self._options.keepalive_s, clean_start=True)
+            else:
+                client.connect(self._address.host, self._address.port, self._options.keepalive_s)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: a host name that isn't one
+            self._down(f"{self._address.host}:{self._address.port}: {error}")
+            return False
+        with self._lock:
+            self._client = client
+        client.loop_start()
+        if self._stopping.is_set():
+            client.disconnect()
+        deadline = time.monotonic() + CONNECT_TIMEOUT_S
+        while not self._gone.wait(0.5 if not self._state.connected else None):
+            if not self._state.connected and time.monotonic() > deadline:
+                self._down("the server accepted the connection but doesn't answer as an MQTT broker")
+                break
+        with self._lock:
+            self._client = None
+            self._delivered.clear()
+        client.disconnect()
+        client.loop_stop()
+        self._down("disconnected" if self._stopping.is_set() else "connection lost")
+        return True
+
+    def _new_client(self, protocol: MQTTProtocolVersion) -> Client:
+        client = Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            protocol=protocol,
+            reconnect_on_failure=False,
+            clean_session=None if protocol == MQTTv5 else True,  # MQTT 5 says it at connect()
+        )
+        client.connect_timeout = CONNECT_TIMEOUT_S
+        if self._address.tls is not None:
+            client.tls_set_context(self._address.tls)
+        if self._options.username is not None:
+            client.username_pw_set(self._options.username, self._address.password)
+        if self._will is not None:
+            client.will_set(self._will.topic, self._will.payload, self._will.qos, self._will.retain)
+        client.on_connect = self._connected
+        client.on_disconnect = self._disconnected
+        client.on_publish = self._acknowledged
+        client.on_message = self._received
+        client.on_subscribe = self._subscribed
+        return client
+
+    # paho's thread.
+
+    def _connected(self, client: Client, _data: Any, _flags: Any, code: ReasonCode, properties: Any) -> None:
+        if code.value >= _FAILURE:
+            old = code.value == _UNACCEPTABLE_PROTOCOL
+            self._down("the broker doesn't speak this MQTT version" if old else f"the broker refused: {code}")
+            return
+        protocol = "5" if client.protocol == MQTTv5 else "3.1.1"
+        with self._lock:
+            if client is not self._client:
+                return  # this attempt was given up
+            self._packet_limit_bytes = getattr(properties, "MaximumPacketSize", None)
+            self._set(LinkState(connected=True, protocol=protocol, reason=None, connects=self._state.connects + 1))
+            for topic_filter, qos in self._subscriptions.items():
+                client.subscribe(topic_filter, qos)
+
+    def _disconnected(self, client: Client, _data: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:
+        if self._state.connected and not self._stopping.is_set():
+            self._down(f"connection lost: {code}")
+        self._gone.set()
+
+    def _acknowledged(self, _client: Client, _data: Any, mid: int, code: ReasonCode, _properties: Any) -> None:
+        with self._lock:  # publish() holds it until the callback is registered
+            on_delivered = self._delivered.pop(mid, None)
+        if on_delivered is not None:
+            refused = code.value >= _FAILURE
+            delivery = Delivery(ok=not refused, reason=str(code) if refused else None)
+            self._call(lambda: on_delivered(delivery))
+
+    def _received(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+        on_message = self._on_message
+        if on_message is not None:
+            got = Publication(
+                topic=message.topic, payload=bytes(message.payload), qos=message.qos, retain=message.retain
+            )
+            self._call(lambda: on_message(got))
+
+    def _subscribed(self, _client: Client, _data: Any, _mid: int, codes: list[ReasonCode], _properties: Any) -> None:
+        refused = [str(code) for code in codes if code.value >= _FAILURE]
+        if refused:
+            self._set(msgspec.structs.replace(self._state, reason=f"subscription refused: {refused[0]}"))
+
+    def _down(self, reason: str) -> None:
+        with self._lock:
+            before = self._state
+            if before.connected or not before.reason or not before.failed_attempts:
+                failed = 1
+            else:
+                failed = before.failed_attempts + (reason not in ("connection lost", "disconnected"))
+                if reason == "connection lost":
+                    return  # what was said before is more precise
+            self._set(LinkState(reason=reason, connects=before.connects, failed_attempts=failed))
+
+    def _set(self, state: LinkState) -> None:
+        with self._lock:
+            if state == self._state:
+                return
+            self._state = state
+            on_state = self._on_state
+            if on_state is not None:
+                self._call(lambda: on_state(state))
+
+
+class MqttListener:
+    """Subscribes and iterates what arrives: for the demo and the command line, not for the agent.
+
+    Raises :class:`RemoteError` when the broker can't be reached within ``timeout_s``.
+    """
+
+    def __init__(self, options: MqttOptions, topic_filter: str, *, timeout_s: float = 10.0) -> None:
+        self._messages: queue.SimpleQueue[Publication | None] = queue.SimpleQueue()
+        self._up = threading.Event()
+        self._link = MqttLink(
+            options,
+            call=lambda function: function(),
+            on_state=lambda state: self._up.set() if state.connected else None,
+            on_message=self._messages.put,
+        )
+        self._link.subscribe(topic_filter)
+        self._link.start()
+        if not self._up.wait(timeout_s):
+            reason = self._link.state.reason
+            self._link.stop()
+            raise RemoteError(
+                f"no MQTT broker: {reason}",
+                where=options.url,
+                remedy="Start a broker there (apt install mosquitto) or name another one",
+            )
+
+    @property
+    def state(self) -> LinkState:
+        """The connection as it is now."""
+        return self._link.state
+
+    def messages(self, timeout_s: float | None = None) -> Iterator[Publication]:
+        """Messages as they come; ends after ``timeout_s`` seconds without one, or when closed."""
+        while True:
+            try:
+                message = self._messages.get(timeout=timeout_s)
+            except queue.Empty:
+                return
+            if message is None:
+                return
+            yield message
+
+    def close(self) -> None:
+        """Disconnect; whoever iterates gets to the end."""
+        self._link.stop()
+        self._messages.put(None)
+
+    def __enter__(self) -> MqttListener:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _address(options: MqttOptions) -> _Address:
+    parts = urlsplit(options.url)
+    where = "mqtt.url"
+    try:
+        port = parts.port
+    except ValueError as error:
+        raise SettingsError(f"'{options.url}': {error}", where=where, remedy="Write mqtt://host:1883") from error
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
+        raise SettingsError(f"'{options.url}' is no broker address", where=where, remedy="Write mqtt://host:1883")
+    if parts.password is not None:
+        raise SettingsError("has a password in it", where=where, remedy="Use mqtt.username and mqtt.password_file")
+    if (options.cert is None) != (options.key is None):
+        raise SettingsError("cert and key go together", where="mqtt.cert", remedy="Give both mqtt.cert and mqtt.key")
+    tls = None
+    if parts.scheme == "mqtts":
+        try:
+            tls = ssl.create_default_context(cafile=options.ca)
+            if options.cert is not None:
+                tls.load_cert_chain(options.cert, options.key)
+        except OSError as error:
+            raise SettingsError(
+                f"the TLS files can't be used: {error}", where="mqtt.ca", remedy="Check mqtt.ca, mqtt.cert and mqtt.key"
+            ) from error
+    elif options.ca or options.cert:
+        raise SettingsError("has TLS files but no TLS", where=where, remedy="Write mqtts://host:8883")
+    password = None
+    if options.password_file is not None:
+        try:
+            password = Path(options.password_file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(
+                f"can't be read: {error}", where=f"mqtt.password_file {options.password_file}", remedy="Check the file"
+            ) from error
+    return _Address(parts.hostname, port or (8883 if tls else 1883), tls, password)

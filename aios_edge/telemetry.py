@@ -1,0 +1,183 @@
+"""What a device says over MQTT: ``status``, ``telemetry`` and ``event``, each one JSON object.
+
+A number that was not measured is ``null`` and a ``*_reason`` beside it says why. Schema ``1.x`` only adds fields;
+a reader ignores those it doesn't know.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Literal
+
+import msgspec
+
+from aios_edge.histogram import Histogram as Histogram  # part of the messages, so readers find it here too
+
+SCHEMA = "1.0"
+Scalar = str | int | float | bool | None
+
+
+def rfc3339(unix_s: float) -> str:
+    """A UTC time stamp as in RFC 3339, to the millisecond: ``2026-01-31T12:00:00.000Z``."""
+    moment = datetime.datetime.fromtimestamp(unix_s, datetime.timezone.utc)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class BundleStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One model of the device. ``bundle_id`` is None for a raw ONNX file, which has no contract."""
+
+    model: str
+    version: str
+    bundle_id: str | None
+    state: str  # loading, ready, refused, restarting …
+    providers_requested: tuple[str, ...] = ()
+    providers_active: tuple[str, ...] = ()
+    providers_reason: str | None = None
+    detail: str | None = None
+
+
+class StatusBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent knows about itself; the reporter adds who, when and whether it is online."""
+
+    agent_version: str
+    profile: str
+    providers_requested: tuple[str, ...] = ()
+    providers_active: tuple[str, ...] = ()
+    providers_reason: str | None = None  # why active differs from requested
+    bundles: tuple[BundleStatus, ...] = ()
+    emulated_slowdown: float | None = None  # None: this device is what it says it is
+
+
+class Status(StatusBody, frozen=True, kw_only=True):
+    """Retained. As the will it says ``offline``, and ``ts`` is then when the lost connection began.
+
+    ``boot_id`` is new with every start of the agent: the same one again means only the network was away.
+    """
+
+    schema: str = SCHEMA
+    ts: str
+    status: Literal["online", "offline"]
+    why: str
+    group: str
+    device: str
+    boot_id: str
+
+
+class PowerFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Means over the window. ``total_w`` is the device's, as ``total_method`` obtained it from ``total_source``.
+
+    ``idle_w`` is the baseline that was subtracted for ``active_w``.
+    """
+
+    total_w: float | None = None
+    total_method: str = "unknown"
+    total_source: str | None = None
+    total_reason: str | None = None
+    idle_w: float | None = None
+    idle_method: str | None = None
+    active_w: float | None = None
+    rails_w: dict[str, float] = {}
+    samples: int = 0
+
+
+class EnergyFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Of the window. Per inference counts local inferences only; ``gross`` is everything the device used,
+    ``active`` what it used above idle. ``method`` is that of the power."""
+
+    energy_j: float | None = None
+    energy_reason: str | None = None
+    j_per_inference_gross: float | None = None
+    j_per_inference_active: float | None = None
+    j_per_inference_reason: str | None = None
+    method: str = "unknown"
+
+
+class LatencyFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """From arrival to answer, of requests that were answered, wherever they ran."""
+
+    p50_s: float | None = None
+    p95_s: float | None = None
+    p99_s: float | None = None
+    latency_reason: str | None = None
+    histogram: Histogram = Histogram()
+
+
+class RequestFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Counts of the window. ``late`` of ``with_deadline``; ``batch_sizes`` counts requests by the batch they shared."""
+
+    offered: int = 0
+    answered: int = 0
+    throughput_per_s: float = 0.0
+    with_deadline: int = 0
+    late: int = 0
+    routes: dict[str, int] = {}
+    reasons: dict[str, int] = {}
+    batch_sizes: dict[str, int] = {}
+
+
+class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """``depth`` when the window closed; waits of the window's local requests."""
+
+    depth: int | None = None
+    depth_reason: str | None = None
+    wait_p50_s: float | None = None
+    wait_p95_s: float | None = None
+    wait_reason: str | None = None
+
+
+class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Resident sets: the supervisor's, and each worker's by model."""
+
+    agent_rss_bytes: int | None = None
+    workers_rss_bytes: dict[str, int] = {}
+    memory_reason: str | None = None
+
+
+class OutboxFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Messages that wait for the broker, and those the byte bound cost since the outbox was made."""
+
+    depth: int = 0
+    depth_bytes: int = 0
+    dropped_telemetry: int = 0
+    dropped_events: int = 0
+    error: str | None = None  # for example a full disk
+
+
+class Temperature(msgspec.Struct, frozen=True, kw_only=True):
+    """The last reading of one thermal zone."""
+
+    name: str
+    temperature_c: float
+
+
+class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
+    """One window. ``seq`` counts from 1 per ``boot_id``, so that a reader sees what the outbox had to drop."""
+
+    schema: str = SCHEMA
+    ts: str
+    boot_id: str
+    seq: int
+    window_s: float
+    power: PowerFigures = PowerFigures()
+    energy: EnergyFigures = EnergyFigures()
+    latency: LatencyFigures = LatencyFigures()
+    requests: RequestFigures = RequestFigures()
+    queue: QueueFigures = QueueFigures()
+    breakers: dict[str, str] = {}  # cloud endpoint -> closed, open, half_open
+    thermal: tuple[Temperature, ...] = ()
+    throttled: bool | None = None
+    throttled_reason: str | None = None
+    cpu_utilisation: float | None = None  # 0 to 1, all cores
+    cpu_utilisation_reason: str | None = None
+    memory: MemoryFigures = MemoryFigures()
+    outbox: OutboxFigures = OutboxFigures()
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Something happened: ``activated``, ``worker_crashed``, ``breaker_opened``, ``throttled`` …"""
+
+    schema: str = SCHEMA
+    ts: str
+    boot_id: str
+    kind: str
+    detail: dict[str, Scalar] = {}
