@@ -88,13 +88,17 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ActivationCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """One check of the activation: its name, whether it passed, and what was seen against what was promised."""
+    """One check of the activation: its name, whether it passed, and what was seen against what was promised.
+
+    ``skipped``: it could not be made here, ``detail`` says why; it then counts as neither kept nor broken.
+    """
 
     name: str
     passed: bool
     detail: str
     measured: float | None = None
     promised: float | None = None
+    skipped: bool = False
 
 
 class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):

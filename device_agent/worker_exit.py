@@ -49,10 +49,10 @@ async def _exits_within(process: subprocess.Popen[bytes], limit_s: float | None)
         return await _polled(process, give_up_at)
     if pidfd < 0:
         return True
-    exited = loop.create_future()
-    loop.add_reader(pidfd, lambda: exited.done() or exited.set_result(None))
+    exited = asyncio.Event()
+    loop.add_reader(pidfd, exited.set)
     try:
-        await asyncio.wait_for(exited, limit_s)
+        await asyncio.wait_for(exited.wait(), limit_s)
     except asyncio.TimeoutError:
         return False
     finally:

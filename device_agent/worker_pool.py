@@ -57,8 +57,8 @@ class BatchResult:
 class WorkerHandle:
     """One worker at a time for one bundle; each start is a new generation.
 
-    ``on_lost`` is called with the exit's description when a worker that was ready is gone without being stopped,
-    busy or idle. All methods belong to the event loop that called :meth:`start`.
+    ``on_lost`` is called with the exit's description when a worker that was ready ends in any way but :meth:`stop`,
+    busy or idle; the handle can be started again from then on. All methods belong to one event loop.
     """
 
     def __init__(
@@ -147,13 +147,13 @@ class WorkerHandle:
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """End the worker: it finishes the batch in flight; after ``grace_s`` it is killed."""
-        self._ready = False
-        connection = self._connection
+        connection, self._connection, self._ready = self._connection, None, False
         if connection is None:
             return
-        with contextlib.suppress(asyncio.TimeoutError, OSError):
+        with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(connection.finish(), grace_s)
-        await self._discard()
+        connection.kill()
+        await connection.lost
 
     def kill(self) -> None:
         """End the worker's process now, whatever it does; the batch in flight gets :class:`WorkerLost`.
@@ -165,12 +165,9 @@ class WorkerHandle:
             self._connection.kill()
 
     def _gone(self, connection: _Connection, description: str) -> None:
-        if self._connection is connection:
-            expected = not self._ready
-            self._ready = False
-            self._connection = None
-            if not expected:
-                log.warning("worker of %s %s", self.spec.model, description)
+        if self._connection is connection:  # else it was stopped
+            self._connection, self._ready = None, False
+            log.warning("worker of %s %s", self.spec.model, description)
             self._on_lost(description)
 
     async def _discard(self) -> None:
@@ -192,6 +189,7 @@ class _Connection:
         self._on_stage = on_stage
         self._waiting: tuple[int | None, asyncio.Future[tuple[wire.Message, memoryview]]] | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._writable = asyncio.Event()
         self._sock, theirs = wire.pair()
         try:
             if spec.isolation == "process":
@@ -236,16 +234,16 @@ class _Connection:
                 wire.send(self._sock, message, payload)
                 return True
             except BlockingIOError:
-                writable = self.loop.create_future()
-                self.loop.add_writer(self._sock, lambda: writable.done() or writable.set_result(None))
-                try:
-                    await writable
-                finally:
-                    if self._sock.fileno() >= 0:
-                        self.loop.remove_writer(self._sock)
+                self._writable.clear()
+                self.loop.add_writer(self._sock, self._on_writable)
+                await self._writable.wait()
             except OSError:  # it is gone; the end-of-file tells how
                 self._end("closed its connection")
                 return False
+
+    def _on_writable(self) -> None:
+        self.loop.remove_writer(self._sock)
+        self._writable.set()
 
     def _on_readable(self) -> None:
         try:
@@ -274,7 +272,7 @@ class _Connection:
     def _end(self, what: str) -> None:
         if self._ending is None:
             self.loop.remove_reader(self._sock)
-            self.loop.remove_writer(self._sock)
+            self._on_writable()  # whoever waits to send finds the socket closed
             self._sock.close()
             self._ending = self.loop.create_task(self._reap(what))
 

@@ -1,0 +1,154 @@
+"""Before a bundle goes live: does its contract hold on this device?
+
+The checks, in order, each known by its name in reports, events and errors:
+
+==================  ====================================================================================
+``schema`` …        what :func:`aios_edge.bundle.read.open_bundle` verifies: ``schema``, ``unlisted``,
+                    ``digest``, ``promises``, ``size``
+``profile``         the contract promises no less than this device's profile asks
+``load``            onnxruntime loads the model, and its tensors are those of the manifest
+``golden``          recorded inputs give the recorded outputs, as tensors
+``golden_raw``      raw text gives the recorded tensors and labels
+``latency_p95_s``   the profile's latency budget, measured here
+``memory_bytes``    the profile's memory budget, measured here
+==================  ====================================================================================
+
+``quick``, after a crash, leaves out the last two and looks at a few golden samples: the bundle has been through the
+full check on this device before, and every second counts.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aios_edge.bundle.checks import CHECKS as BUNDLE_CHECKS
+from aios_edge.bundle.read import Bundle, open_bundle
+from aios_edge.errors import BundleRefused, RuntimeUnavailable
+from aios_edge.golden import read_golden
+from aios_edge.profile import DeviceProfile
+from aios_edge.tasks import Task, task_for
+from device_agent import activation_golden as golden_checks
+from device_agent import activation_measure as measure
+from device_agent.runtime import Runtime
+from device_agent.values import ActivationCheck, ActivationReport
+from device_agent.worker_memory import resident_bytes
+
+QUICK_SAMPLES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activated:
+    """A bundle that may go live."""
+
+    runtime: Runtime
+    task: Task
+    bundle: Bundle
+    report: ActivationReport
+
+
+class ActivationRefused(BundleRefused):
+    """A check failed; ``report`` lists what was measured until then (None when the bundle couldn't be read)."""
+
+    report: ActivationReport | None = None
+
+
+def activate(
+    bundle_path: Path,
+    profile: DeviceProfile,
+    check: str = "full",
+    *,
+    alone: bool,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> Activated:
+    """Load a bundle and check its contract on this device.
+
+    ``alone``: this process holds nothing but this model, so its resident set is the model's. Raises
+    :class:`ActivationRefused` with the check's name as ``promise``; :class:`MissingExtra` and
+    :class:`UsageError` (no such directory) as they come.
+    """
+    record = _Record(on_stage)
+    try:
+        record.stage("bundle")
+        bundle = open_bundle(bundle_path)
+        record.bundle = bundle
+        record.checks.extend(ActivationCheck(name=name, passed=True, detail="verified") for name in BUNDLE_CHECKS)
+
+        record.stage("profile")
+        record.add(measure.check_budgets(bundle.contract, profile))
+
+        record.stage("load")
+        started_at = time.perf_counter()
+        record.runtime = runtime = _load(bundle, profile)
+        record.load_s = time.perf_counter() - started_at
+        record.add(golden_checks.check_tensors(bundle.manifest, runtime))
+
+        golden = read_golden(bundle.file(bundle.contract.golden.file))
+        count = len(golden.raw)
+        indices = range(count)[:: max(1, count // QUICK_SAMPLES)][:QUICK_SAMPLES] if check == "quick" else range(count)
+        record.stage("golden")
+        outputs = golden_checks.run_samples(runtime, golden, indices)
+        record.add(golden_checks.check_outputs(bundle, golden, outputs, runtime.providers_active))
+        record.stage("golden_raw")
+        task = task_for(bundle.manifest, bundle.path)
+        record.add(golden_checks.check_raw(bundle, golden, outputs, task))
+
+        if check != "quick":
+            record.stage("latency_p95_s")
+            inputs = measure.latency_inputs(golden, profile.budgets, bundle.manifest.preprocess.max_length)
+            record.add(measure.check_latency(runtime, inputs, profile))
+            record.stage("memory_bytes")
+            record.add(measure.check_memory(resident_bytes() if alone else None, profile))
+    except BundleRefused as error:
+        raise record.refused(error) from error
+    return Activated(runtime=runtime, task=task, bundle=bundle, report=record.report(alone))
+
+
+def _load(bundle: Bundle, profile: DeviceProfile) -> Runtime:
+    try:
+        return Runtime(bundle.file(bundle.manifest.model), bundle.manifest.session, profile)
+    except RuntimeUnavailable as error:
+        raise BundleRefused("load", error.what, where=error.where, remedy=error.remedy) from error
+
+
+class _Record:
+    """What is known so far, for the report of a success and of a refusal alike."""
+
+    def __init__(self, on_stage: Callable[[str], None]) -> None:
+        self.stage = on_stage
+        self.bundle: Bundle | None = None
+        self.runtime: Runtime | None = None
+        self.load_s = 0.0
+        self.checks: list[ActivationCheck] = []
+
+    def add(self, check: ActivationCheck) -> None:
+        """Note a check; raises :class:`BundleRefused` when it failed."""
+        self.checks.append(check)
+        if not check.passed and not check.skipped:
+            raise BundleRefused(check.name, check.detail, where=str(self.bundle.path) if self.bundle else None)
+
+    def refused(self, error: BundleRefused) -> ActivationRefused:
+        if all(check.name != error.promise for check in self.checks):
+            self.checks.append(ActivationCheck(name=error.promise, passed=False, detail=error.what))
+        refused = ActivationRefused(error.promise, error.what, where=error.where, remedy=error.remedy)
+        refused.report = self.report(alone=False) if self.bundle else None
+        return refused
+
+    def report(self, alone: bool) -> ActivationReport:
+        assert self.bundle is not None
+        runtime = self.runtime
+        latency = next((check.measured for check in self.checks if check.name == "latency_p95_s"), None)
+        return ActivationReport(
+            bundle_id=self.bundle.bundle_id,
+            model=self.bundle.manifest.name,
+            version=self.bundle.manifest.version,
+            providers_requested=tuple(runtime.providers_requested) if runtime else (),
+            providers_active=tuple(runtime.providers_active) if runtime else (),
+            provider_reason=runtime.provider_reason if runtime else None,
+            checks=tuple(self.checks),
+            latency_p95_s=latency,
+            rss_bytes=resident_bytes() if alone else None,
+            load_s=self.load_s,
+        )

@@ -1,0 +1,164 @@
+"""The worker: one bundle, one loop. ``python -m device_agent.worker --fd N`` as a process, :func:`serve` in a thread.
+
+Everything that may crash, leak or hang because of a model happens here and not in the supervisor. The loop is
+blocking and has no state beyond the loaded model: Load -> Ready or Refused, then Run -> Done until the socket closes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from aios_edge.errors import AiosEdgeError, MissingExtra, PromiseBroken, UsageError
+from aios_edge.profile_files import load_profile
+from device_agent import wire
+from device_agent.activation import Activated, ActivationRefused, activate
+from device_agent.worker_batch import Job, answer_batch
+from device_agent.worker_memory import resident_bytes
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+def serve(sock: socket.socket, *, alone: bool = False) -> None:
+    """Serve one supervisor until it says stop or closes the socket.
+
+    ``alone``: this process is nothing but the worker, so its memory can be measured. Returns quietly when the peer
+    is gone; a peer that speaks nonsense is as good as gone.
+    """
+    try:
+        received = wire.receive(sock)
+        if received is None or not isinstance(received[0], wire.Load):
+            return
+        load = received[0]
+        activated = _load(sock, load, alone)
+        while activated is not None and (received := wire.receive(sock)) is not None:
+            message, payload = received
+            if isinstance(message, wire.Stop):
+                return
+            if isinstance(message, wire.Run) and message.generation == load.generation:
+                done, content = _run(activated, message, payload, load.slowdown)
+                wire.send(sock, done, content)
+    except OSError as error:  # ConnectionError included
+        print(f"the supervisor is gone: {error}", file=sys.stderr, flush=True)
+
+
+def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None:
+    """Activate and say Ready; or say why not."""
+
+    def refuse(check: str, error: Exception, text: str) -> None:
+        report = error.report if isinstance(error, ActivationRefused) else None
+        wire.send(sock, wire.Refused(generation=load.generation, check=check, detail=text, report=report))
+
+    if load.version != wire.PROTOCOL_VERSION:
+        text = f"the supervisor speaks protocol {load.version}, this worker {wire.PROTOCOL_VERSION}"
+        refuse("runtime", ConnectionError(text), f"{text}. Restart the agent: its files were replaced under it")
+        return None
+    try:
+        activated = activate(
+            Path(load.bundle_path),
+            load_profile(load.profile),
+            load.check,
+            alone=alone,
+            on_stage=lambda stage: wire.send(sock, wire.Loading(generation=load.generation, stage=stage)),
+        )
+    except PromiseBroken as error:
+        refuse(error.promise, error, _told(error))
+    except (UsageError, MissingExtra, AiosEdgeError) as error:
+        refuse("settings" if isinstance(error, UsageError) else "runtime", error, str(error))
+    except OSError:
+        raise
+    except Exception as error:  # whatever a hostile model makes the runtime raise is a refusal, not a crash loop
+        refuse("load", error, f"{type(error).__name__}: {error}"[:500])
+    else:
+        wire.send(sock, wire.Ready(generation=load.generation, report=activated.report))
+        return activated
+    return None
+
+
+def _told(error: PromiseBroken) -> str:
+    """What and remedy; name and place travel beside it."""
+    return f"{error.what}. {error.remedy}" if error.remedy else error.what
+
+
+def _run(
+    activated: Activated, run: wire.Run, payload: memoryview, slowdown: float
+) -> tuple[wire.Done, bytes | bytearray]:
+    started_at, cpu_at_start = time.monotonic(), time.process_time()
+    jobs = [
+        Job(
+            request_id=item.request_id,
+            body=bytes(item.body.of(payload)),
+            json_length=item.json_length,
+            deadline_at=item.deadline_at,
+        )
+        for item in run.items
+    ]
+    answers = answer_batch(activated, jobs, now=started_at)
+    compute_s = time.monotonic() - started_at
+    cpu_s = time.process_time() - cpu_at_start
+    if slowdown > 1.0:  # a weaker device: asleep, so that the rest of this machine stays as strong as it is
+        time.sleep(compute_s * (slowdown - 1.0))
+    content = bytearray()
+    items: list[wire.DoneItem] = []
+    for answer in answers:
+        outputs = wire.Region(len(content), len(answer.outputs))
+        content += answer.outputs
+        binary = wire.Region(len(content), len(answer.binary))
+        content += answer.binary
+        items.append(
+            wire.DoneItem(
+                request_id=answer.request_id,
+                status=answer.status,
+                outputs=outputs,
+                binary=binary,
+                error=answer.error,
+                length=answer.length,
+                batch_size=answer.batch_size,
+                compute_s=answer.compute_s * max(1.0, slowdown),
+            )
+        )
+    done = wire.Done(
+        batch_id=run.batch_id,
+        generation=run.generation,
+        busy_s=time.monotonic() - started_at,
+        cpu_s=cpu_s,
+        rss_bytes=resident_bytes(),
+        items=tuple(items),
+    )
+    return done, content
+
+
+def _become_worker() -> None:
+    """What a worker process, and only a process, does to itself before anything else."""
+    # The service manager sends SIGTERM to the whole control group and a terminal SIGINT to the foreground group.
+    # Neither is for the worker: the supervisor drains its queue first and then says Stop, or closes the socket.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A supervisor that dies takes its workers along, even one that is inside an endless model run and reads no
+    # socket. (If it died before this line, the first receive finds the socket closed.)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    # Writing a core of a whole model keeps the socket open for seconds: the supervisor is to hear of a crash at once.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The worker process: ``--fd`` is its inherited end of the socketpair."""
+    parser = argparse.ArgumentParser(prog="device_agent.worker", description=main.__doc__)
+    parser.add_argument("--fd", type=int, required=True)
+    fd: int = parser.parse_args(arguments).fd
+    _become_worker()
+    os.set_inheritable(fd, False)
+    with socket.socket(fileno=fd) as sock:
+        serve(sock, alone=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

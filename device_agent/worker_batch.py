@@ -1,0 +1,221 @@
+"""Answer a batch of requests with as few model runs as their inputs allow, each request by itself.
+
+Natural requests (text) are encoded and padded together. Tensor requests are concatenated along axis 0 when names,
+datatypes and trailing shapes are equal, and are never padded: their shapes are the client's. One bad request, or one
+that makes the model fail, never spoils the others: a failed group is run again one by one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aios_edge.errors import AiosEdgeError, RequestError
+from aios_edge.golden import RawInput
+from device_agent import worker_codec as codec
+from device_agent.activation import Activated
+
+Tensors = Mapping[str, NDArray[np.generic]]
+
+MAX_ERROR_CHARS = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One request of a batch: its Open Inference Protocol body."""
+
+    request_id: int
+    body: bytes
+    json_length: int | None
+    deadline_at: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """The answer to one request; see :class:`device_agent.wire.DoneItem`."""
+
+    request_id: int
+    status: int = 200
+    outputs: bytes = b""
+    binary: bytes = b""
+    error: str | None = None
+    length: int = 0
+    batch_size: int = 1
+    compute_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """A decoded request: ``raw`` for natural input, else ``tensors``."""
+
+    request_id: int
+    request: codec.Decoded
+    raw: tuple[RawInput, ...] = ()
+    tensors: Tensors | None = None
+
+
+def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float) -> list[Answer]:
+    """One answer per job, in their order. ``now`` is CLOCK_MONOTONIC: whoever's deadline has passed isn't run."""
+    answers: dict[int, Answer] = {}
+    natural: list[_Work] = []
+    grouped: dict[object, list[_Work]] = {}
+    for job in jobs:
+        if job.deadline_at is not None and job.deadline_at <= now:
+            answers[job.request_id] = Answer(
+                request_id=job.request_id, status=504, error="the deadline passed before the request could run"
+            )
+            continue
+        try:
+            work = _decoded(activated, job)
+        except Exception as error:
+            answers[job.request_id] = _failed(job.request_id, error)
+            continue
+        if work.tensors is None:
+            natural.append(work)
+        else:
+            grouped.setdefault(_signature(work.tensors), []).append(work)
+
+    runs: list[tuple[list[_Work], Callable[[list[_Work]], list[Answer]]]] = [
+        (group, lambda works: _run_tensors(activated, works))
+        for members in grouped.values()
+        for group in _within(members, activated.bundle.manifest.max_batch_size)
+    ]
+    if natural:
+        runs.append((natural, lambda works: _run_natural(activated, works)))
+    for works, run in runs:
+        for answer in _attempt(works, run):
+            answers[answer.request_id] = answer
+    return [answers[job.request_id] for job in jobs]
+
+
+def _attempt(works: list[_Work], run: Callable[[list[_Work]], list[Answer]]) -> list[Answer]:
+    """Run a group; if that fails, each member alone, so that only the culprit fails."""
+    try:
+        return run(works)
+    except Exception as error:
+        if len(works) == 1:
+            return [_failed(works[0].request_id, error)]
+    return [answer for work in works for answer in _attempt([work], run)]
+
+
+def _failed(request_id: int, error: Exception) -> Answer:
+    """What the client may know: our own errors in their words; of any other only that it happened."""
+    if isinstance(error, AiosEdgeError):
+        return Answer(request_id=request_id, status=error.http_status, error=str(error)[:MAX_ERROR_CHARS])
+    # The log of the supervisor gets the kind and text; a client could read paths or data of others in it.
+    print(f"request {request_id} failed: {type(error).__name__}: {error}"[:2000], file=sys.stderr, flush=True)
+    return Answer(request_id=request_id, status=500, error="the model failed on this input; the device's log says more")
+
+
+def _decoded(activated: Activated, job: Job) -> _Work:
+    request = codec.decode(job.body, job.json_length)
+    raw = codec.natural_rows(activated.task, request)
+    if raw is not None:
+        return _Work(request_id=job.request_id, request=request, raw=raw)
+    tensors = codec.model_tensors(activated.task, request)
+    return _Work(request_id=job.request_id, request=request, tensors=tensors)
+
+
+def _signature(tensors: Tensors) -> object:
+    """Equal for tensors that can be concatenated along axis 0; scalars and unequal row counts stay alone."""
+    rows = {array.shape[0] if array.ndim else None for array in tensors.values()}
+    if len(rows) != 1 or None in rows:
+        return object()
+    return tuple(sorted((name, array.dtype.str, array.shape[1:]) for name, array in tensors.items()))
+
+
+def _within(works: list[_Work], max_batch_size: int) -> Iterable[list[_Work]]:
+    """Groups of at most ``max_batch_size`` rows; a single request that is larger than that runs as it came."""
+    group: list[_Work] = []
+    rows = 0
+    for work in works:
+        size = _rows(work)
+        if group and rows + size > max_batch_size:
+            yield group
+            group, rows = [], 0
+        group.append(work)
+        rows += size
+    if group:
+        yield group
+
+
+def _rows(work: _Work) -> int:
+    array = next(iter((work.tensors or {}).values()), None)
+    return 1 if array is None or not array.ndim else array.shape[0]
+
+
+def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
+    started_at = time.perf_counter()
+    tensors = [work.tensors or {} for work in works]
+    if len(works) == 1:
+        outputs = [dict(activated.runtime.run(tensors[0]))]
+    else:
+        joined = {name: np.concatenate([each[name] for each in tensors]) for name in tensors[0]}
+        outputs = _split(activated.runtime.run(joined), [_rows(work) for work in works])
+    compute_s = time.perf_counter() - started_at
+    return [
+        _encoded(work, codec.encode_tensors(work.request, output), _length(work.tensors or {}), len(works), compute_s)
+        for work, output in zip(works, outputs, strict=True)
+    ]
+
+
+def _split(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, NDArray[np.generic]]]:
+    """One part of each output per request; an output without a row per input row can't be shared out."""
+    total = sum(rows)
+    for name, array in outputs.items():
+        if not array.ndim or array.shape[0] != total:
+            raise ValueError(f"output {name} has shape {array.shape} for {total} rows")
+    ends = np.cumsum(rows)[:-1]
+    parts = {name: np.split(array, ends) for name, array in outputs.items()}
+    return [{name: part[index] for name, part in parts.items()} for index in range(len(rows))]
+
+
+def _length(tensors: Tensors) -> int:
+    """The cost of a tensor request in tokens: columns of the widest 2-D input."""
+    return max((array.shape[1] for array in tensors.values() if array.ndim == 2), default=0)
+
+
+def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
+    """All rows of all requests, longest first, in runs of at most ``max_batch_size`` rows.
+
+    Sorting keeps rows of similar length together, which saves padding, and makes the result a function of what is in
+    the batch and not of the order it came in: a dynamically quantized model answers slightly differently with other
+    neighbours.
+    """
+    started_at = time.perf_counter()
+    places = [(work, row) for work in works for row in range(len(work.raw))]
+    places.sort(key=lambda place: _sort_key(place[0].raw[place[1]]))
+    found: dict[tuple[int, int], tuple[codec.Prediction, int]] = {}
+    step = activated.bundle.manifest.max_batch_size
+    for start in range(0, len(places), step):
+        chunk = places[start : start + step]
+        encoded = activated.task.encode([work.raw[row] for work, row in chunk])
+        predictions = activated.task.decode(activated.runtime.run(encoded))
+        lengths = codec.token_lengths(encoded)
+        for (work, row), prediction, length in zip(chunk, predictions, lengths, strict=True):
+            found[work.request_id, row] = prediction, length
+    compute_s = time.perf_counter() - started_at
+    answers: list[Answer] = []
+    for work in works:
+        mine = [found[work.request_id, row] for row in range(len(work.raw))]
+        encoded_outputs = codec.encode_predictions(
+            work.request, activated.bundle.manifest.labels, [prediction for prediction, _ in mine]
+        )
+        length = max((length for _, length in mine), default=0)
+        answers.append(_encoded(work, encoded_outputs, length, len(works), compute_s))
+    return answers
+
+
+def _sort_key(raw: RawInput) -> tuple[int, RawInput]:
+    size = len(raw) if isinstance(raw, str) else sum(len(part) for part in raw)
+    return -size, raw
+
+
+def _encoded(work: _Work, encoded: tuple[bytes, bytes], length: int, batch_size: int, compute_s: float) -> Answer:
+    answer = Answer(request_id=work.request_id, length=length, batch_size=batch_size, compute_s=compute_s)
+    return replace(answer, outputs=encoded[0], binary=encoded[1])
