@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-POSITIVE = "good great fine lovely superb bright warm clever moving funny".split()
-NEGATIVE = "bad awful dull dreary poor cold weak boring clumsy flat".split()
-NEUTRAL = "the a film plot and is was it story with actor scene of very in this one but".split()
+POSITIVE = ["good", "great", "fine", "lovely", "superb", "bright", "warm", "clever", "moving", "funny"]
+NEGATIVE = ["bad", "awful", "dull", "dreary", "poor", "cold", "weak", "boring", "clumsy", "flat"]
+NEUTRAL = ["the", "a", "film", "plot", "and", "is", "was", "it", "story", "with", "actor", "scene", "of", "very"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 VOCABULARY = [*SPECIAL, *POSITIVE, *NEGATIVE, *NEUTRAL]
 LABELS = ("negative", "positive")
