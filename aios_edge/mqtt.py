@@ -45,10 +45,10 @@ class MqttOptions(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     client_id: str | None = None
     username: str | None = None
-    password_file: str | None = None
-    ca: str | None = None
-    cert: str | None = None
-    key: str | None = None
+    password_file: Path | None = None
+    ca: Path | None = None
+    cert: Path | None = None
+    key: Path | None = None
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
     keepalive_s: int = 30
     backoff_min_s: float = 0.5
@@ -305,12 +305,14 @@ class MqttLink:
 
 
 class MqttListener:
-    """Subscribes and iterates what arrives: for the demo and the command line, not for the agent.
+    """Subscribes and iterates what arrives: for the demo and the command line, not for the agent. ``broker`` may be
+    just a URL.
 
     Raises :class:`RemoteError` when the broker can't be reached within ``timeout_s``.
     """
 
-    def __init__(self, options: MqttOptions, topic_filter: str, *, timeout_s: float = 10.0) -> None:
+    def __init__(self, broker: MqttOptions | str, topic_filter: str, *, timeout_s: float = 10.0) -> None:
+        options = MqttOptions(url=broker) if isinstance(broker, str) else broker
         self._messages: queue.SimpleQueue[Publication | None] = queue.SimpleQueue()
         self._up = threading.Event()
         self._link = MqttLink(
@@ -345,6 +347,9 @@ class MqttListener:
             if message is None:
                 return
             yield message
+
+    def __iter__(self) -> Iterator[Publication]:
+        return self.messages()
 
     def close(self) -> None:
         """Disconnect; whoever iterates gets to the end."""
@@ -386,7 +391,7 @@ def _address(options: MqttOptions) -> _Address:
     password = None
     if options.password_file is not None:
         try:
-            password = Path(options.password_file).read_text("utf-8").strip()
+            password = options.password_file.read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(
                 f"can't be read: {error}", where=f"mqtt.password_file {options.password_file}", remedy="Check the file"
