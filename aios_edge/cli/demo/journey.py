@@ -11,7 +11,7 @@ from aios_edge.broker import start_broker
 from aios_edge.cli.demo import acts
 from aios_edge.cli.demo.load import Sender
 from aios_edge.cli.demo.plan import CLOUD_PROFILE, CLOUD_UTILISATION, MODEL_NAME, OVERLOAD_FACTOR, Plan
-from aios_edge.cli.demo.processes import AgentConfig, AgentProcess, free_port
+from aios_edge.cli.demo.processes import AgentConfig, free_port
 from aios_edge.cli.demo.score import emulation_slowdown
 from aios_edge.cli.demo.screen import Screen, milliseconds
 from aios_edge.cli.demo.summary import Summary
@@ -44,7 +44,7 @@ def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool) -> Su
             broker_url=broker.url,
             interval_s=plan.telemetry_interval_s,
         )
-        cloud = running.enter_context(AgentProcess(cloud_config, out / "cloud"))
+        cloud = running.enter_context(cloud_config.start(out / "cloud"))
         device = AgentConfig(
             device="edge",
             profile=workshop.profile,
@@ -61,7 +61,7 @@ def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool) -> Su
             "cloud": acts.offline_labels(cloud_bundle, workshop.sentences, out),
         }
 
-        with AgentProcess(device, out / "edge") as agent:
+        with device.start(out / "edge") as agent:
             screen.say(
                 f"  agent on {agent.url} with {workshop.profile}: its contract was checked here before it went live"
             )
@@ -88,13 +88,13 @@ def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool) -> Su
             "cloud on this same machine has the capacity to take the rest."
         )
         weak = replace(device, slowdown=slowdown)
-        with AgentProcess(replace(weak, cloud_url=None), out / "edge") as agent:
+        with replace(weak, cloud_url=None).start(out / "edge") as agent:
             sender = Sender(agent.url, MODEL_NAME, texts)
             unloaded = acts.measure_unloaded(sender, acts.shortened(plan, slowdown), connections=4)
             screen.unloaded("the emulated device", unloaded)
             alone = acts.overload(sender, unloaded, plan, offline)
             screen.overload("without a cloud", alone)
-        with AgentProcess(weak, out / "edge") as agent:
+        with weak.start(out / "edge") as agent:
             sender = Sender(agent.url, MODEL_NAME, texts)
             acts.warm_up(sender)
             helped = acts.overload(sender, unloaded, plan, offline)

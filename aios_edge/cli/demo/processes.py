@@ -68,6 +68,15 @@ class AgentConfig:
     model: str = ""
     slowdown: float = 1.0
 
+    @property
+    def url(self) -> str:
+        """Where the agent will listen."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self, folder: Path) -> AgentProcess:
+        """Start it with everything it writes in ``folder``."""
+        return AgentProcess(self.url, self.toml(folder / "state"), folder)
+
     def toml(self, state_dir: Path) -> str:
         """The file's text."""
         text = "[device]\n" + _toml(
@@ -87,12 +96,12 @@ class AgentConfig:
 class AgentProcess:
     """A running ``aios-edge agent run``; a context manager that ends it."""
 
-    def __init__(self, config: AgentConfig, folder: Path) -> None:
+    def __init__(self, url: str, config_toml: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.url = f"http://127.0.0.1:{config.port}"
+        self.url = url
         self.log_path = folder / "agent.log"
         config_path = folder / "agent.toml"
-        config_path.write_text(config.toml(folder / "state"), encoding="utf-8")
+        config_path.write_text(config_toml, encoding="utf-8")
         with self.log_path.open("ab") as log:
             # Its own session: Ctrl-C at the terminal reaches the demo, which then stops it in order.
             self._process = subprocess.Popen(
@@ -115,6 +124,15 @@ class AgentProcess:
             time.sleep(0.05)
         tail = self.log_path.read_text(encoding="utf-8", errors="replace")[-2000:]
         raise AiosEdgeError(f"the agent did not become ready:\n{tail}", where=str(self.log_path))
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id."""
+        return self._process.pid
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait for its end; its exit code."""
+        return self._process.wait(timeout_s)
 
     def kill(self) -> None:
         """SIGKILL, as a power cut would."""

@@ -71,7 +71,7 @@ class Screen:
         watts = "power unknown" if power["total_w"] is None else f"{power['total_w']:.1f} W ({power['total_method']})"
         joules = energy["j_per_inference_active"]
         self.say(
-            f"  mqtt telemetry: {watts} · p50 {milliseconds(latency['p50_s'])} · p95 {milliseconds(latency['p95_s'])} · "
+            f"  telemetry: {watts} · p50 {milliseconds(latency['p50_s'])} · p95 {milliseconds(latency['p95_s'])} · "
             + (
                 "J/inference not known yet"
                 if joules is None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Every figure as INTERFACES promises it; None: not measured. Shares are of all offered requests."""
+    """The figures of one run; None: not measured. Shares are of all offered requests."""
 
     profile: str
     candidate: str

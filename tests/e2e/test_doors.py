@@ -1,0 +1,150 @@
+"""One question, one answer, whichever door it comes through: 500 sentences through each of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aios_edge.cli.demo.processes import AgentProcess, free_port
+from aios_edge.client import Client
+
+COUNT = 500
+MODEL = "tiny"
+BATCH = 20
+
+
+@pytest.fixture(scope="module")
+def sentences() -> list[str]:
+    """Sentences of many lengths, with accents, symbols and words the tokenizer doesn't know."""
+    words = [
+        "good",
+        "bad",
+        "great",
+        "awful",
+        "film",
+        "the",
+        "plot",
+        "Été",
+        "naïve",
+        "漢字",
+        "dull",
+        "superb",
+        "!",
+        "?x",
+    ]
+    random = np.random.default_rng(5)
+    return [" ".join(random.choice(words, size=random.integers(1, 40))) for _ in range(COUNT)]
+
+
+@pytest.fixture(scope="module")
+def agents(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Urls: ``http`` and ``unix`` of an agent, and ``late``: a device so slow that deadlines send it to the cloud."""
+    folder = tmp_path_factory.mktemp("doors")
+
+    def config(name: str, port: int, more: str) -> str:
+        return (
+            f'[device]\nid = "{name}"\nprofile = "{tiny_bundle.manifest.profile}"\n'
+            f'state_dir = "{folder / name / "state"}"\n[http]\nbind = "127.0.0.1:{port}"\n{more}\n'
+            f'[[bundle]]\npath = "{tiny_bundle.path}"\n'
+        )
+
+    with ExitStack() as running, tempfile.TemporaryDirectory() as short:  # a Unix socket's path has 107 bytes
+        socket = Path(short) / "agent.sock"
+        port, late_port = free_port(), free_port()
+        url, late_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{late_port}"
+        first = AgentProcess(url, config("first", port, f'unix_socket = "{socket}"'), folder / "first")
+        running.enter_context(first)
+        cloud = f'[[cloud]]\nname = "cloud"\nurl = "{url}"\n[emulate]\nslowdown = 2000.0'
+        running.enter_context(AgentProcess(late_url, config("late", late_port, cloud), folder / "late"))
+        yield {"http": url, "unix": f"unix://{socket}", "late": late_url}
+
+
+@pytest.fixture(scope="module")
+def expected(
+    tiny_bundle: Any, sentences: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[str, float]]:
+    """What ``aios-edge infer`` says."""
+    path = tmp_path_factory.mktemp("infer") / "sentences.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in sentences), encoding="utf-8")
+    result = subprocess.run(
+        [sys.executable, "-m", "aios_edge.cli.main", "infer", str(tiny_bundle.path), "--file", str(path), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    answers = json.loads(result.stdout)
+    assert [answer["input"] for answer in answers] == sentences
+    return [(answer["label"], answer["score"]) for answer in answers]
+
+
+def agree(got: list[tuple[str, float]], expected: list[tuple[str, float]]) -> None:
+    assert len(got) == COUNT
+    assert [label for label, _ in got] == [label for label, _ in expected]
+    assert np.allclose([score for _, score in got], [score for _, score in expected], atol=1e-5)
+
+
+@pytest.mark.parametrize("door", ["http", "unix"])
+def test_our_client(door: str, agents: dict[str, str], sentences: list[str], expected: list[tuple[str, float]]) -> None:
+    client = Client(agents[door])
+    answers = [client.classify(MODEL, [text])[0] for text in sentences]
+    assert {answer.route for answer in answers} == {"local"}
+    agree([(answer.label, answer.score) for answer in answers], expected)
+
+
+def test_the_cloud_route(agents: dict[str, str], sentences: list[str], expected: list[tuple[str, float]]) -> None:
+    client = Client(agents["late"])
+    client.classify(MODEL, sentences[:1])  # now the device knows how slow it is
+    answers = [client.classify(MODEL, [text], deadline_s=0.5)[0] for text in sentences]
+    assert {answer.route for answer in answers} == {"cloud"}
+    assert {answer.reason for answer in answers} == {"predicted_late"}
+    agree([(answer.label, answer.score) for answer in answers], expected)
+
+
+def test_tritonclient_in_binary(
+    agents: dict[str, str], sentences: list[str], expected: list[tuple[str, float]]
+) -> None:
+    from tritonclient.http import InferenceServerClient, InferInput, InferRequestedOutput
+
+    client = InferenceServerClient(agents["http"].removeprefix("http://"))
+    got: list[tuple[str, float]] = []
+    for start in range(0, COUNT, BATCH):
+        texts = np.array([text.encode() for text in sentences[start : start + BATCH]], dtype=np.object_)
+        tensor = InferInput("text", [len(texts)], "BYTES")
+        tensor.set_data_from_numpy(texts, binary_data=True)
+        wanted = [InferRequestedOutput(name, binary_data=True) for name in ("label", "score")]
+        result = client.infer(MODEL, [tensor], outputs=wanted)
+        labels = [label.decode() for label in result.as_numpy("label").reshape(-1)]
+        got += zip(labels, result.as_numpy("score").reshape(-1).tolist(), strict=True)
+    client.close()
+    agree(got, expected)
+
+
+def test_kserve_client(agents: dict[str, str], sentences: list[str], expected: list[tuple[str, float]]) -> None:
+    from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+
+    async def ask() -> list[tuple[str, float]]:
+        client = InferenceRESTClient(RESTConfig(protocol="v2"))
+        assert await client.is_server_live(agents["http"])
+        assert await client.is_server_ready(agents["http"])
+        assert await client.is_model_ready(agents["http"], MODEL)
+        got: list[tuple[str, float]] = []
+        for start in range(0, COUNT, BATCH):
+            texts = sentences[start : start + BATCH]
+            request = InferRequest(MODEL, [InferInput("text", [len(texts)], "BYTES", data=texts)])
+            response = await client.infer(agents["http"], request, model_name=MODEL)
+            outputs = {output.name: output.data for output in response.outputs}
+            got += zip(outputs["label"], outputs["score"], strict=True)
+        return got
+
+    agree(asyncio.run(ask()), expected)
