@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from aios_edge.errors import AiosEdgeError, RequestError
+from aios_edge.errors import AiosEdgeError
 from aios_edge.golden import RawInput
 from device_agent import worker_codec as codec
 from device_agent.activation import Activated
