@@ -6,13 +6,15 @@ import array
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import msgspec
 import pytest
-from device_agent import wire
-from device_agent.values import ActivationCheck, ActivationReport
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from device_agent import wire
+from device_agent.values import ActivationCheck, ActivationReport
 
 _texts = st.text(max_size=40)
 _counts = st.integers(0, 2**53)
@@ -79,7 +81,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def open_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @settings(deadline=None)  # the machine may be busy
