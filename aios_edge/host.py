@@ -67,8 +67,9 @@ def matches(profile: DeviceProfile, host: Host) -> Match:
     lacking = []
     if profile.arch not in ("any", host.arch):
         lacking.append(f"architecture is {host.arch}, not {profile.arch}")
-    if missing := [flag for flag in profile.cpu_flags if flag not in host.cpu_flags]:
-        lacking.append(f"the CPU lacks {', '.join(missing)}")
+    # "a|b" asks for either: one feature under the names of two generations of CPUs
+    if missing := [flag for flag in profile.cpu_flags if host.cpu_flags.isdisjoint(flag.split("|"))]:
+        lacking.append(f"the CPU lacks {', '.join(missing).replace('|', ' or ')}")
     match = profile.match
     board = next((name for name in host.device_tree if any(part in name for part in match.device_tree)), None)
     if match.device_tree and board is None:
@@ -85,7 +86,8 @@ def matches(profile: DeviceProfile, host: Host) -> Match:
         return Match(False, tuple(lacking))
     reasons = [f"architecture {host.arch}"]
     if profile.cpu_flags:
-        reasons.append(f"CPU has {', '.join(profile.cpu_flags)}")
+        present = [flag for entry in profile.cpu_flags for flag in entry.split("|") if flag in host.cpu_flags]
+        reasons.append(f"CPU has {', '.join(present)}")
     if board is not None:
         reasons.append(f"device tree says {board}")
     if match.max_memory_bytes is not None and host.memory_bytes is not None:

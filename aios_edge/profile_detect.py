@@ -47,7 +47,7 @@ def detect(host: Host, profiles: Iterable[DeviceProfile]) -> Detection:
             lacking = (f"matches too, but is less specific than {best.name if best else ''}",)
         others.append(Other(name=profile.name, lacking=lacking))
     if best is None:
-        why = ("no shipped profile matches; the nearest are listed with what this host lacks",)
+        why: tuple[str, ...] = ("no shipped profile matches; the nearest are listed with what this host lacks",)
     else:
         why = matches(best, host).reasons
     return Detection(name=best.name if best else None, why=why, others=tuple(others))

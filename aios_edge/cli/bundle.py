@@ -1,0 +1,109 @@
+"""``aios-edge bundle``: look into a bundle, verify it, move it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from aios_edge.bundle.archive import pack as pack_bundle
+from aios_edge.bundle.archive import unpack as unpack_bundle
+from aios_edge.bundle.checks import CHECKS
+from aios_edge.bundle.read import Bundle, open_bundle
+from aios_edge.errors import BundleRefused
+
+_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+_path = click.argument("path", type=click.Path(path_type=Path))
+
+
+@click.group()
+def bundle() -> None:
+    """A bundle is a directory: a model with a contract. A .zip is its transport form."""
+
+
+@bundle.command()
+@_path
+@_as_json
+def show(path: Path, as_json: bool) -> None:
+    """What is in a bundle and what it promises. Doesn't verify it."""
+    opened = open_bundle(path, verify=False)
+    if as_json:
+        _print(
+            {
+                "bundle_id": opened.bundle_id,
+                "total_bytes": opened.total_bytes,
+                "manifest": opened.manifest,
+                "contract": opened.contract,
+            }
+        )
+        return
+    manifest = opened.manifest
+    click.echo(f"{manifest.name} {manifest.version}: {manifest.task}, {manifest.precision} for {manifest.profile}")
+    click.echo(f"  id        {opened.bundle_id}")
+    click.echo(f"  labels    {', '.join(manifest.labels)}")
+    for word, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
+        for tensor in tensors:
+            click.echo(f"  {word:<9} {tensor.name} {tensor.datatype} {list(tensor.shape)}")
+    click.echo(f"  source    {manifest.provenance.source}, licence {manifest.licence}")
+    click.echo(f"  files     {len(manifest.files) + 1}, {opened.total_bytes / 1e6:.2f} MB")
+    for entry in manifest.files:
+        click.echo(f"    {entry.size_bytes:>12}  {entry.path}")
+    click.echo("  promises")
+    for promise in opened.contract.promises:
+        basis = f"{promise.basis}, checked: {promise.check}"
+        click.echo(f"    {promise.name} {promise.op} {promise.value:g} {promise.unit} ({basis})")
+    golden = opened.contract.golden
+    click.echo(f"    {golden.count} golden samples, at least {golden.min_agreement:.1%} of them answered alike")
+    for name, why in opened.contract.unmeasured.items():
+        click.echo(f"    {name}: not measured, {why}")
+
+
+@bundle.command()
+@_path
+@_as_json
+def verify(path: Path, as_json: bool) -> None:
+    """Run every named check; exit 3 and the check's name if one fails."""
+    try:
+        opened = open_bundle(path)
+    except BundleRefused as error:
+        if as_json:
+            _print({"ok": False, "check": error.promise, "error": str(error), "bundle_id": None})
+        raise
+    if as_json:
+        _print({"ok": True, "checks": CHECKS, "error": None, "bundle_id": opened.bundle_id})
+    else:
+        click.echo(f"{path}: valid ({', '.join(CHECKS)})")
+        click.echo(f"  id {opened.bundle_id}")
+
+
+@bundle.command()
+@_path
+@click.option("--out", type=click.Path(path_type=Path), help="The .zip to write; default: PATH.zip.")
+@_as_json
+def pack(path: Path, out: Path | None, as_json: bool) -> None:
+    """Make a .zip of a bundle: the same bundle gives the same bytes."""
+    opened = open_bundle(path, verify=False)  # pack verifies
+    written = pack_bundle(opened, out or opened.path.with_name(opened.path.name + ".zip"))
+    _moved(opened, written, as_json)
+
+
+@bundle.command()
+@_path
+@click.option("--out", type=click.Path(path_type=Path), help="The directory to write; default: PATH without .zip.")
+@_as_json
+def unpack(path: Path, out: Path | None, as_json: bool) -> None:
+    """Take a bundle out of a .zip and verify it; nothing is left behind if it fails."""
+    opened = unpack_bundle(path, out or path.with_suffix(""))
+    _moved(opened, opened.path, as_json)
+
+
+def _moved(opened: Bundle, written: Path, as_json: bool) -> None:
+    if as_json:
+        _print({"path": str(written), "bundle_id": opened.bundle_id})
+    else:
+        click.echo(f"{written}: {opened.manifest.name} {opened.manifest.version}, id {opened.bundle_id}")
+
+
+def _print(document: object) -> None:
+    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
