@@ -1,0 +1,187 @@
+"""The data of one tensor: JSON and binary, both ways. Checks are complete; shapes and bytes are a stranger's.
+
+``where`` names the tensor in errors. Every function raises :class:`RequestError` and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from aios_edge.errors import RequestError
+from aios_edge.oip.datatypes import FLOATS, Tensor, dtype_of, narrow_bf16, widen_bf16
+from aios_edge.oip.envelope import refuse_json
+
+MAX_RANK = 32  # numpy before 2.0 has no more
+MAX_DIM = 2**31 - 1
+NOT_ACCEPTABLE = 422
+
+_LENGTH = struct.Struct("<I")
+_encoder = msgspec.json.Encoder()
+_any_decoder = msgspec.json.Decoder()
+
+
+def element_count(shape: tuple[int, ...], where: str) -> int:
+    """Elements of a shape; 1 for a scalar's ``[]``."""
+    if len(shape) > MAX_RANK:
+        raise RequestError(f"shape has {len(shape)} dimensions, at most {MAX_RANK} are allowed", where=where)
+    for dim in shape:
+        if not 0 <= dim <= MAX_DIM:
+            raise RequestError(f"dimension {dim} of shape {list(shape)} is not between 0 and {MAX_DIM}", where=where)
+    return math.prod(shape)
+
+
+def from_binary(datatype: str, shape: tuple[int, ...], data: memoryview, where: str) -> NDArray[Any]:
+    """An array over ``data``, copied only where its address isn't aligned; read-only."""
+    dtype = dtype_of(datatype, where)
+    count = element_count(shape, where)
+    if datatype == "BYTES":
+        return _shaped(_bytes_elements(data, count, where), shape, where)
+    if len(data) != count * dtype.itemsize:
+        raise RequestError(
+            f"has {len(data)} bytes of binary data; shape {list(shape)} of {datatype} takes {count * dtype.itemsize}",
+            where=where,
+        )
+    array: NDArray[Any] = np.frombuffer(data, dtype=np.uint8 if datatype == "BOOL" else dtype)
+    if datatype == "BOOL":
+        if count and int(array.max()) > 1:
+            raise RequestError("a BOOL is a byte 0 or 1", where=where)
+        array = array.view(np.bool_)
+    if not array.flags.aligned:
+        array = array.copy()
+    return _shaped(array, shape, where)
+
+
+def to_binary(tensor: Tensor) -> bytes:
+    """Little-endian elements in row-major order; BYTES each behind its length in 4 bytes."""
+    if tensor.datatype == "BYTES":
+        return b"".join(part for item in tensor.array.ravel().tolist() for part in (_LENGTH.pack(len(item)), item))
+    return tensor.array.astype(dtype_of(tensor.datatype, "tensor"), copy=False).tobytes()
+
+
+def from_json(datatype: str, shape: tuple[int, ...], data: msgspec.Raw, where: str) -> NDArray[Any]:
+    """An array from a flat list, or one nested as the shape says; a scalar may also be a bare value."""
+    dtype = dtype_of(datatype, where)
+    count = element_count(shape, where)
+    flat = _flat(data, shape, where)
+    if len(flat) != count:
+        raise RequestError(f"has {len(flat)} elements, shape {list(shape)} takes {count}", where=where)
+    if datatype == "BYTES":
+        _require(flat, (str,), datatype, where)
+        array: NDArray[Any] = np.empty(count, dtype=np.object_)
+        array[:] = [item.encode() for item in flat]
+    elif datatype == "BOOL":
+        _require(flat, (bool,), datatype, where)
+        array = np.array(flat, dtype=dtype)
+    elif datatype in FLOATS:
+        _require(flat, (float, int), datatype, where)
+        array = _floats(flat, datatype, where)
+    else:
+        array = _integers(flat, datatype, where)
+    return _shaped(array, shape, where)
+
+
+def to_json(tensor: Tensor, where: str, *, status: int = NOT_ACCEPTABLE) -> bytes:
+    """A flat JSON list. What JSON can't carry raises :class:`RequestError` with ``status``."""
+    array = tensor.array.ravel()
+    if tensor.datatype == "BYTES":
+        try:
+            return _encoder.encode([item.decode() for item in array.tolist()])
+        except UnicodeDecodeError:
+            what, remedy = "is not UTF-8 text, which is all JSON can carry", "Ask for it as binary data (binary_data)"
+            raise RequestError(what, status=status, where=where, remedy=remedy) from None
+    if tensor.datatype == "BF16":
+        array = widen_bf16(array)
+    if tensor.datatype in FLOATS and not np.isfinite(array).all():
+        what, remedy = "has NaN or infinite values, which JSON can't carry", "Ask for it as binary data (binary_data)"
+        raise RequestError(what, status=status, where=where, remedy=remedy)
+    return _encoder.encode(array.tolist())
+
+
+def _shaped(array: NDArray[Any], shape: tuple[int, ...], where: str) -> NDArray[Any]:
+    try:
+        return array.reshape(shape)
+    except (ValueError, OverflowError):  # an empty tensor whose other dimensions overflow numpy's size
+        raise RequestError(f"shape {list(shape)} is too large", where=where) from None
+
+
+def _bytes_elements(data: memoryview, count: int, where: str) -> NDArray[Any]:
+    if count * _LENGTH.size > len(data):  # before anything is allocated for a claimed shape
+        raise RequestError(f"{len(data)} bytes are too few for {count} elements, each behind its length", where=where)
+    array = np.empty(count, dtype=np.object_)
+    offset = 0
+    for index in range(count):
+        start = offset + _LENGTH.size
+        if start > len(data):
+            raise RequestError(f"the data end before the length of element {index}", where=where)
+        offset = start + _LENGTH.unpack_from(data, start - _LENGTH.size)[0]
+        if offset > len(data):
+            raise RequestError(f"element {index} is longer than the data", where=where)
+        array[index] = bytes(data[start:offset])
+    if offset != len(data):
+        raise RequestError(f"{len(data) - offset} bytes are left over after the last element", where=where)
+    return array
+
+
+def _flat(data: msgspec.Raw, shape: tuple[int, ...], where: str) -> list[Any]:
+    try:
+        values = _any_decoder.decode(data)
+    except Exception as error:
+        refuse_json(bytes(data), error, where)
+    if not isinstance(values, list):
+        if shape:
+            raise RequestError("'data' is not a list", where=where)
+        return [values]
+    if not any(type(value) is list for value in values):
+        return values
+    for depth, dim in enumerate(shape):
+        if depth:
+            rows, values = values, []
+            for row in rows:
+                if type(row) is not list:
+                    raise RequestError(f"'data' is nested unevenly at depth {depth}", where=where)
+                if len(row) != dim:
+                    raise RequestError(f"a list at depth {depth} has {len(row)} elements, not {dim}", where=where)
+                values += row
+        elif len(values) != dim:
+            raise RequestError(f"'data' has {len(values)} rows, shape {list(shape)} takes {dim}", where=where)
+    return values
+
+
+def _require(flat: list[Any], kinds: tuple[type, ...], datatype: str, where: str) -> None:
+    for kind in set(map(type, flat)) - set(kinds):
+        index = next(i for i, value in enumerate(flat) if type(value) is kind)
+        names = {str: "text", bool: "true or false", float: "a fraction", int: "a number", list: "a list"}
+        found = names.get(kind, "null" if kind is type(None) else "an object")
+        raise RequestError(f"element {index} is {found}, which is no {datatype}", where=where)
+
+
+def _integers(flat: list[Any], datatype: str, where: str) -> NDArray[Any]:
+    if float in set(map(type, flat)) and all(type(v) is not float or v.is_integer() for v in flat):
+        flat = [int(v) if type(v) is float else v for v in flat]  # 2.0 is an integer to JSON
+    _require(flat, (int,), datatype, where)
+    dtype = dtype_of(datatype, where)
+    if flat:
+        limits = np.iinfo(dtype)
+        if (worst := min(flat)) < limits.min or (worst := max(flat)) > limits.max:
+            raise RequestError(f"{worst:.6g} is out of the range of {datatype}", where=where)
+    return np.array(flat, dtype=dtype)
+
+
+def _floats(flat: list[Any], datatype: str, where: str) -> NDArray[Any]:
+    try:
+        with np.errstate(over="ignore"):
+            wide = np.array([float(value) for value in flat], dtype=np.float64)
+            values = wide if datatype == "FP64" else wide.astype(np.float16 if datatype == "FP16" else np.float32)
+            array: NDArray[Any] = narrow_bf16(values) if datatype == "BF16" else values
+            finite = np.isfinite(widen_bf16(array) if datatype == "BF16" else array)
+    except OverflowError:  # an integer beyond what a double holds
+        finite = np.array(False)
+    if not finite.all():
+        raise RequestError(f"a value is out of the range of {datatype}", where=where)
+    return array.astype(dtype_of(datatype, where), copy=False)
