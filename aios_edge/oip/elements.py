@@ -169,7 +169,7 @@ def _integers(flat: list[Any], datatype: str, where: str) -> NDArray[Any]:
     if flat:
         limits = np.iinfo(dtype)
         if (worst := min(flat)) < limits.min or (worst := max(flat)) > limits.max:
-            raise RequestError(f"{worst:.6g} is out of the range of {datatype}", where=where)
+            raise RequestError(f"{str(worst)[:24]} is out of the range of {datatype}", where=where)
     return np.array(flat, dtype=dtype)
 
 
@@ -177,8 +177,11 @@ def _floats(flat: list[Any], datatype: str, where: str) -> NDArray[Any]:
     try:
         with np.errstate(over="ignore"):
             wide = np.array([float(value) for value in flat], dtype=np.float64)
-            values = wide if datatype == "FP64" else wide.astype(np.float16 if datatype == "FP16" else np.float32)
-            array: NDArray[Any] = narrow_bf16(values) if datatype == "BF16" else values
+            array: NDArray[Any] = wide
+            if datatype == "BF16":
+                array = narrow_bf16(wide.astype(np.float32))
+            elif datatype != "FP64":
+                array = wide.astype(np.float16 if datatype == "FP16" else np.float32)
             finite = np.isfinite(widen_bf16(array) if datatype == "BF16" else array)
     except OverflowError:  # an integer beyond what a double holds
         finite = np.array(False)

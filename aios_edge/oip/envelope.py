@@ -36,7 +36,7 @@ class TensorEnvelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tr
 
     def has_json_data(self) -> bool:
         """Whether the JSON carries this tensor's data; null is none."""
-        return self.data is not None and memoryview(self.data) != b"null"
+        return self.data is not None and not (memoryview(self.data).nbytes == 4 and bytes(self.data) == b"null")
 
 
 class RequestedOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

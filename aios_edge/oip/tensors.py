@@ -108,7 +108,9 @@ def encode_outputs(tensors: Mapping[str, Tensor], request: DecodedRequest) -> tu
     Raises :class:`RequestError`: 400 for an unknown output, 422 for one that JSON can't carry.
     """
     wanted = request.outputs or tuple(RequestedOutput(name=name) for name in tensors)
-    envelopes, tail, seen = [], [], set()
+    envelopes: list[TensorEnvelope] = []
+    tail: list[bytes] = []
+    seen: set[str] = set()
     for output in wanted:
         where = f"output {output.name[:80]!r}"
         if (tensor := tensors.get(output.name)) is None:

@@ -1,0 +1,228 @@
+"""onnxruntime on the device: load a model with the bundle's session options on the profile's provider chain, run it.
+
+The only user of onnxruntime in the agent. onnxruntime falls back to the CPU without failing, so the chain is walked
+here: only providers that this build has are asked for, what the session really uses is compared afterwards, and the
+reason for a difference is kept. (A GPU build lists its providers even on a machine without a GPU.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aios_edge.errors import MissingExtra, RequestError, RuntimeUnavailable
+from aios_edge.manifest import SessionSpec, TensorSpec
+from aios_edge.oip.datatypes import DTYPES
+from aios_edge.profile import DeviceProfile, Scalar
+
+CPU = "CPUExecutionProvider"
+_ERRORS_ONLY = 3
+
+_LEVELS = {
+    "disable": "ORT_DISABLE_ALL",
+    "basic": "ORT_ENABLE_BASIC",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "all": "ORT_ENABLE_ALL",
+}
+#: onnxruntime's type -> the protocol's datatype.
+_DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+
+class Runtime:
+    """A loaded model.
+
+    ``providers_requested`` is the profile's chain, ``providers_active`` what the session uses, ``provider_reason``
+    why they differ (None when they don't; onnxruntime's implicit CPU at the end is no difference).
+    """
+
+    def __init__(self, model_path: Path, session: SessionSpec, profile: DeviceProfile) -> None:
+        """Raises :class:`MissingExtra` without onnxruntime, :class:`RuntimeUnavailable` when the model can't be
+        loaded or a strict profile doesn't get its first provider."""
+        ort = _onnxruntime()
+        ort.set_default_logger_severity(_ERRORS_ONLY)
+        self.providers_requested = tuple(provider.name for provider in profile.providers)
+        self._model_path = model_path
+        self._session, reasons = self._open(ort, session, profile)
+        self.providers_active: tuple[str, ...] = tuple(self._session.get_providers())
+        self.provider_reason = self._reason(reasons)
+        if profile.strict_providers and self.providers_active[0] != self.providers_requested[0]:
+            raise RuntimeUnavailable(
+                f"profile '{profile.name}' is strict and {self.providers_requested[0]} is not active: "
+                f"{self.provider_reason}",
+                where=str(model_path),
+                remedy="Install the runtime with that provider (see aios-edge doctor), or set strict_providers = false",
+            )
+        self.inputs = tuple(_spec(node, model_path) for node in self._session.get_inputs())
+        self.outputs = tuple(_spec(node, model_path) for node in self._session.get_outputs())
+        self._output_names = [spec.name for spec in self.outputs]
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the model once. BYTES are object arrays of ``bytes``, in and out.
+
+        Raises :class:`RequestError`: 400 for missing or unknown names, datatypes and shapes that don't fit, or values
+        the model refuses; :class:`RuntimeUnavailable` when the runtime itself fails.
+        """
+        check_inputs(self.inputs, inputs)
+        feeds = {name: _texts(name, array) if array.dtype.hasobject else array for name, array in inputs.items()}
+        try:
+            values = self._session.run(self._output_names, feeds)
+        except Exception as error:  # onnxruntime's exceptions share no root
+            kind, text = type(error).__name__, str(error)[:300]
+            # Shapes that contradict each other or an index beyond a table are the request's fault; onnxruntime calls
+            # them InvalidArgument or, inside a node, RuntimeException naming that node.
+            if kind == "InvalidArgument" or "while running" in text:
+                raise RequestError(f"the model refuses these inputs ({text})") from error
+            raise RuntimeUnavailable(f"onnxruntime failed: {kind}: {text}", where=str(self._model_path)) from error
+        return {
+            name: _bytes(value) if value.dtype.kind in "OU" else value
+            for name, value in zip(self._output_names, values, strict=True)
+        }
+
+    def _open(self, ort: Any, session: SessionSpec, profile: DeviceProfile) -> tuple[Any, list[str]]:
+        available = ort.get_available_providers()
+        reasons = [f"{name} is not in this onnxruntime" for name in self.providers_requested if name not in available]
+        chain = [
+            (provider.name, {key: _option(value) for key, value in provider.options.items()})
+            for provider in profile.providers
+            if provider.name in available
+        ]
+        strict = profile.strict_providers and self.providers_requested[0] != CPU
+        if strict:
+            # Fails loudly where a node would fall to the CPU; must not be combined with listing the CPU.
+            chain = [entry for entry in chain if entry[0] != CPU]
+            if not chain:
+                raise RuntimeUnavailable(
+                    f"profile '{profile.name}' is strict and {'; '.join(reasons)}",
+                    where=str(self._model_path),
+                    remedy="Install the onnxruntime that has it: [gpu], or on a Jetson NVIDIA's wheel",
+                )
+        elif all(name != CPU for name, _ in chain):
+            chain.append((CPU, {}))
+        while True:
+            options = _options(ort, session, profile)
+            if strict:
+                options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            try:
+                opened = ort.InferenceSession(
+                    str(self._model_path),
+                    options,
+                    providers=chain,
+                    disabled_optimizers=list(session.disabled_optimizers) or None,
+                    # onnxruntime's own fallback prints to stdout and drops the whole chain at once
+                    enable_fallback=0,
+                )
+            except Exception as error:  # onnxruntime's exceptions share no root
+                text = str(error).replace("\n", " ")[:300]
+                if strict or len(chain) <= 1:
+                    raise RuntimeUnavailable(
+                        f"onnxruntime {ort.__version__} can't load the model ({text})",
+                        where=str(self._model_path),
+                        remedy="Check the bundle with: aios-edge bundle verify; export it again for this device",
+                    ) from error
+                reasons.append(f"{chain[0][0]} failed ({text})")
+                chain = chain[1:]
+                continue
+            return opened, reasons
+
+    def _reason(self, reasons: list[str]) -> str | None:
+        missing = [name for name in self.providers_requested if name not in self.providers_active]
+        for name in missing:
+            if all(not reason.startswith(name) for reason in reasons):
+                reasons.append(f"{name} is in this onnxruntime but didn't start (driver or library missing?)")
+        return "; ".join(reasons) if missing else None
+
+
+def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Names, datatypes, ranks and fixed dimensions against the model's inputs; raises :class:`RequestError` (400)."""
+    names = [spec.name for spec in specs]
+    wants = f"The model's inputs are {', '.join(names)}"
+    if missing := [name for name in names if name not in inputs]:
+        raise RequestError(f"missing input {', '.join(missing)}", remedy=wants)
+    if unknown := [name for name in inputs if name not in names]:
+        raise RequestError(f"unknown input {', '.join(unknown)[:200]}", remedy=wants)
+    for spec in specs:
+        array = inputs[spec.name]
+        where = f"input {spec.name!r}"
+        if array.dtype != DTYPES[spec.datatype]:
+            raise RequestError(f"holds {array.dtype}, the model takes {spec.datatype}", where=where)
+        fits = all(wanted in (-1, found) for wanted, found in zip(spec.shape, array.shape, strict=False))
+        if array.ndim != len(spec.shape) or not fits:
+            raise RequestError(f"has shape {list(array.shape)}, the model takes {list(spec.shape)}", where=where)
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        missing = MissingExtra("onnxruntime", "cpu", why="Running a model")
+        missing.remedy = (
+            f"{missing.remedy}; with an NVIDIA GPU 'aios-edge[gpu]'; on a Jetson NVIDIA's own onnxruntime-gpu wheel "
+            "for its JetPack"
+        )
+        raise missing from error
+    return onnxruntime
+
+
+def _options(ort: Any, session: SessionSpec, profile: DeviceProfile) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ERRORS_ONLY
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[session.graph_optimization_level])
+    options.intra_op_num_threads = profile.threads.intra_op
+    options.inter_op_num_threads = profile.threads.inter_op
+    spinning = "1" if profile.threads.spinning else "0"
+    entries = {"session.intra_op.allow_spinning": spinning, "session.inter_op.allow_spinning": spinning}
+    for key, value in {**session.config_entries, **entries}.items():  # threads are the device's, not the bundle's
+        options.add_session_config_entry(key, value)
+    return options
+
+
+def _option(value: Scalar) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)
+
+
+def _spec(node: Any, model_path: Path) -> TensorSpec:
+    if (datatype := _DATATYPES.get(node.type)) is None:
+        raise RuntimeUnavailable(
+            f"tensor {node.name!r} is {node.type}, which can't be served",
+            where=str(model_path),
+            remedy=f"Export the model with one of: {', '.join(_DATATYPES.values())}",
+        )
+    # A dimension is a number, the name of a free one, or None.
+    shape = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in node.shape)
+    return TensorSpec(name=node.name, datatype=datatype, shape=shape)
+
+
+def _texts(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """onnxruntime takes strings as str."""
+    texts = np.empty(array.shape, dtype=np.object_)
+    for index, item in enumerate(array.ravel().tolist()):
+        try:
+            texts.flat[index] = item.decode() if isinstance(item, bytes) else str(item)
+        except UnicodeDecodeError:
+            raise RequestError(f"element {index} is not UTF-8", where=f"input {name!r}") from None
+    return texts
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[Any]:
+    encoded = np.empty(array.shape, dtype=np.object_)
+    for index, item in enumerate(array.ravel().tolist()):
+        encoded.flat[index] = item.encode() if isinstance(item, str) else bytes(item)
+    return encoded
