@@ -44,6 +44,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     local_only: bool
     arrived_at: float
     cost_hint_bytes: int
+    natural: bool = False  # asks with the task's natural input, which a foreign server may not know
 
 
 class Local(msgspec.Struct, frozen=True, tag=True):

@@ -1,0 +1,394 @@
+"""The daemon: puts doors, models, cloud and reports together, and takes them apart in order.
+
+Start: sockets (so that a busy port costs nothing), bundles, workers with their whole contract checked, cloud, reports,
+doors. Stop (SIGTERM, SIGINT): the doors close, queued work is answered, workers end, ``offline`` is published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import platform
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from aios_edge.bundle.read import Bundle, open_bundle
+from aios_edge.errors import AiosEdgeError, BundleRefused, PromiseBroken, ResourceError, SettingsError
+from aios_edge.mqtt import MqttOptions
+from aios_edge.profile_files import load_profile
+from aios_edge.telemetry import BundleStatus, Scalar, StatusBody
+from aios_edge.version import __version__
+from device_agent import status as st
+from device_agent.answer import Energy
+from device_agent.cloud import CloudPool
+from device_agent.cloud_fit import ModelShape
+from device_agent.desk import FrontDesk
+from device_agent.http import HttpApp
+from device_agent.listen import address, open_sockets, remove_socket_file
+from device_agent.metrics import Metrics
+from device_agent.model_host import ModelHost, Surroundings
+from device_agent.power.meter import PowerMeter
+from device_agent.reporter import Reporter, ReporterOptions
+from device_agent.settings import BundleEntry, Settings
+from device_agent.values import ActivationReport, Completion
+from device_agent.window import Gauges
+from device_agent.worker_pool import WorkerSpec
+
+log = logging.getLogger("device_agent")
+
+
+class Agent:
+    """``await Agent(settings).run()`` serves until it is told to stop, by a signal or :meth:`shut_down`.
+
+    Raises :class:`ResourceError` for a socket that is taken, :class:`SettingsError` or :class:`ProfileError` for what
+    is written wrong, and :class:`PromiseBroken` when not a single bundle may serve.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.profile = load_profile(settings.device.profile)
+        self.listen: tuple[str, ...] = ()
+        self.ready = asyncio.Event()  # serving; for whoever runs the agent inside a program
+        self._started_at = time.monotonic()
+        self._stopping = asyncio.Event()
+        self._hosts: dict[str, ModelHost] = {}
+        self._entries: dict[str, BundleEntry] = {}
+        self._refused: list[BundleStatus] = []
+        self._metrics = Metrics()
+        self._reporter = self._make_reporter()
+        self._cloud = CloudPool(settings.cloud, settings.policy, self._emit)
+        self._desk = FrontDesk(self._hosts, settings.policy, self._metrics, self.status)
+
+    async def run(self) -> None:
+        """Serve until stopped; returns after a clean stop."""
+        sockets = open_sockets(self.settings.http)
+        self.listen = tuple(address(sock) for sock in sockets)
+        why = "stopped"
+        try:
+            self._make_state_dir()
+            await self._reporter.start()
+            with self._signals():
+                server = asyncio.create_task(self._serve_http(sockets))
+                try:
+                    activation = asyncio.create_task(self._activate_all())
+                    stopping = asyncio.create_task(self._stopping.wait())
+                    await asyncio.wait((activation, stopping, server), return_when=asyncio.FIRST_COMPLETED)
+                    if activation.done():
+                        activation.result()
+                        self._cloud.start()
+                        self.ready.set()
+                        log.info("ready on %s", ", ".join(self.listen))
+                        await asyncio.wait((stopping, server), return_when=asyncio.FIRST_COMPLETED)
+                    else:
+                        activation.cancel()
+                        await asyncio.gather(activation, return_exceptions=True)
+                    log.info("stopping: answering what waits")
+                except BaseException as error:
+                    why = f"failed: {error}"
+                    raise
+                finally:
+                    self._desk.draining = True
+                    self._uvicorn.should_exit = True
+                    await asyncio.gather(server, stopping_done(self._stopping), return_exceptions=True)
+        finally:
+            for sock in sockets:
+                sock.close()
+            if self.settings.http.unix_socket is not None:
+                remove_socket_file(self.settings.http.unix_socket)
+            await self._cloud.stop()
+            await asyncio.gather(*(host.stop() for host in self._hosts.values()), return_exceptions=True)
+            await self._reporter.stop(why)
+            log.info("stopped")
+
+    def shut_down(self) -> None:
+        """Begin the orderly stop; a second call doesn't wait for open requests."""
+        if self._stopping.is_set():
+            self._uvicorn.force_exit = True
+        self._stopping.set()
+
+    async def check(self) -> tuple[ActivationReport, ...]:
+        """Activate every bundle in a worker, serve nothing; raises for the first that is refused."""
+        reports: list[ActivationReport] = []
+        for entry in self.settings.bundle:
+            host = self._host(entry, self._open(entry))
+            try:
+                reports.append(await host.activate())
+            finally:
+                await host.stop()
+        if not reports:
+            raise _no_bundle()
+        return tuple(reports)
+
+    def status(self) -> st.AgentStatus:
+        """Everything, now."""
+        device, reading = self.settings.device, self._reporter.last_reading
+        now = time.monotonic()
+        if self._desk.draining:
+            state = "draining"
+        elif not self.ready.is_set():
+            state = "starting"
+        else:
+            degraded = self._refused or any(host.state != "ready" for host in self._hosts.values())
+            state = "degraded" if degraded else "ready"
+        return st.AgentStatus(
+            agent_version=__version__,
+            boot_id=self._reporter.boot_id,
+            state=state,
+            uptime_s=round(now - self._started_at, 3),
+            device=st.DeviceStatus(
+                id=device.id, group=device.group, profile=self.profile.name, state_dir=str(device.state_dir)
+            ),
+            host=st.HostStatus(
+                hostname=platform.node(),
+                machine=platform.machine(),
+                kernel=platform.release(),
+                python=platform.python_version(),
+                cpu_count=os.cpu_count(),
+            ),
+            listen=self.listen,
+            models={name: self._model_status(host) for name, host in self._hosts.items()},
+            refused=tuple(self._refused),
+            cloud={name: endpoint.status(now) for name, endpoint in self._cloud.endpoints.items()},
+            power=reading,
+            power_reason="not sampled yet" if reading is None else reading.reason,
+            mqtt=self._reporter.counts,
+            totals=self._metrics.totals(),
+            in_flight=self._desk.in_flight,
+            in_flight_bytes=self._desk.in_flight_bytes,
+            emulate=st.EmulationStatus(slowdown=self.settings.emulate.slowdown),
+            events=tuple(self._reporter.recent_events),
+        )
+
+    # Putting it together
+
+    def _make_reporter(self) -> Reporter:
+        mqtt, device = self.settings.mqtt, self.settings.device
+        options = ReporterOptions(
+            group=device.group,
+            device=device.id,
+            mqtt=None
+            if mqtt is None
+            else MqttOptions(
+                url=mqtt.url,
+                username=mqtt.username,
+                password_file=mqtt.password_file,
+                ca=mqtt.ca,
+                cert=mqtt.cert,
+                key=mqtt.key,
+                protocol=mqtt.protocol,
+            ),
+            interval_s=mqtt.interval_s if mqtt else 10.0,
+            sample_s=min(1.0, mqtt.interval_s) if mqtt else 1.0,
+            outbox_path=device.state_dir / "outbox.sqlite",
+            outbox_bytes=mqtt.outbox_bytes if mqtt else 16_000_000,
+        )
+        return Reporter(
+            options, meter=PowerMeter(self.profile.power), status_body=self._status_body, gauges=self._gauges
+        )
+
+    def _make_state_dir(self) -> None:
+        path = self.settings.device.state_dir
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(
+                f"can't be made ({error.strerror})", where=f"device.state_dir {path}", remedy="Choose a writable folder"
+            ) from error
+
+    def _open(self, entry: BundleEntry) -> Bundle:
+        # Digests are the worker's to check, on the files it is about to load; here only what is needed to start it.
+        return open_bundle(entry.path, verify=False)
+
+    def _host(self, entry: BundleEntry, bundle: Bundle) -> ModelHost:
+        spec = WorkerSpec(
+            model=bundle.manifest.name,
+            bundle_path=entry.path,
+            profile=self.settings.device.profile,
+            isolation=self.profile.isolation,
+            intra_op_threads=self.profile.threads.intra_op,
+            slowdown=self.settings.emulate.slowdown,
+        )
+        around = Surroundings(
+            policy=self.settings.policy, cloud=self._cloud, emit=self._emit, energy=self._energy
+        )
+        return ModelHost(spec, bundle, around)
+
+    async def _activate_all(self) -> None:
+        """One bundle after the other: their latency promises are measured, and shouldn't disturb each other."""
+        last: AiosEdgeError | None = None
+        for entry in self.settings.bundle:
+            try:
+                last = await self._activate(entry) or last
+            except AiosEdgeError as error:
+                last = error
+                check = error.promise if isinstance(error, PromiseBroken) else type(error).__name__
+                log.error("%s is refused: %s", entry.path, error)
+                self._emit("bundle_refused", path=str(entry.path), check=check, detail=str(error))
+                self._refused.append(
+                    BundleStatus(model=entry.path.name, version="", bundle_id=None, state="refused", detail=str(error))
+                )
+        if not any(host.state == "ready" for host in self._hosts.values()):
+            raise last if last is not None else _no_bundle()
+
+    async def _activate(self, entry: BundleEntry) -> None:
+        bundle = self._open(entry)
+        name = bundle.manifest.name
+        if name in self._hosts:
+            raise SettingsError(
+                f"two bundles have the model name {name!r}", where=str(entry.path), remedy="Remove one [[bundle]]"
+            )
+        host = self._host(entry, bundle)
+        self._hosts[name], self._entries[name] = host, entry
+        log.info("%s %s: checking its contract on this device", name, bundle.manifest.version)
+        try:
+            report = await host.activate()
+        except BaseException:
+            del self._hosts[name]
+            await host.stop()
+            raise
+        self._cloud.add(ModelShape.of(bundle.manifest))
+        latency = None if report.latency_p95_s is None else round(report.latency_p95_s * 1e3, 3)
+        self._emit(
+            "activated",
+            model=name,
+            version=report.version,
+            bundle_id=report.bundle_id,
+            checks=", ".join(check.name for check in report.checks),
+            providers=", ".join(report.providers_active),
+            load_s=round(report.load_s, 3),
+        )
+        log.info("%s is live on %s (p95 %s ms)", name, ", ".join(report.providers_active), latency)
+
+    async def _serve_http(self, sockets: tuple[socket.socket, ...]) -> None:
+        app = HttpApp(self._desk, max_body_bytes=self.settings.http.max_body_bytes, record=self._record)
+        config = uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            loop="asyncio",
+            lifespan="off",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=1024,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=max(1, round(self.settings.policy.drain_s)),
+        )
+        self._uvicorn = _Server(config)
+        await self._uvicorn.serve(sockets=list(sockets))
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        handled: list[signal.Signals] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError, RuntimeError):  # not in the main thread: the caller's business
+                loop.add_signal_handler(number, self.shut_down)
+                handled.append(number)
+        try:
+            yield
+        finally:
+            for number in handled:
+                loop.remove_signal_handler(number)
+
+    # What others ask
+
+    def _record(self, completion: Completion) -> None:
+        self._metrics.record(completion)
+        self._reporter.record(completion)
+
+    def _emit(self, kind: str, **detail: Scalar) -> None:
+        self._reporter.event(kind, **detail)
+
+    def _energy(self, compute_s: float, batch_size: int) -> Energy:
+        """A request's share of what the device used above idle while its batch ran."""
+        reading = self._reporter.last_reading
+        if reading is None:
+            return Energy(energy_j=None, method="unknown: power not sampled yet")
+        if reading.active_w is None:
+            return Energy(energy_j=None, method=f"unknown: {reading.active_reason or reading.reason or 'no power source'}")
+        return Energy(energy_j=reading.active_w * compute_s / max(batch_size, 1), method=reading.total_method)
+
+    def _status_body(self) -> StatusBody:
+        bundles = tuple(self._bundle_status(host) for host in self._hosts.values())
+        reasons = [bundle.providers_reason for bundle in bundles if bundle.providers_reason]
+        slowdown = self.settings.emulate.slowdown
+        return StatusBody(
+            agent_version=__version__,
+            profile=self.profile.name,
+            providers_requested=tuple(provider.name for provider in self.profile.providers),
+            providers_active=tuple(dict.fromkeys(name for bundle in bundles for name in bundle.providers_active)),
+            providers_reason="; ".join(reasons) or None,
+            bundles=(*bundles, *self._refused),
+            emulated_slowdown=None if slowdown == 1.0 else slowdown,
+        )
+
+    def _bundle_status(self, host: ModelHost) -> BundleStatus:
+        report = host.report
+        return BundleStatus(
+            model=host.name,
+            version=host.bundle.manifest.version,
+            bundle_id=host.bundle.bundle_id,
+            state=host.state,
+            providers_requested=report.providers_requested if report else (),
+            providers_active=report.providers_active if report else (),
+            providers_reason=report.provider_reason if report else None,
+            detail=host.detail if host.state != "loading" else None,  # stages are for /status, not for the broker
+        )
+
+    def _model_status(self, host: ModelHost) -> st.ModelStatus:
+        return st.ModelStatus(
+            model=host.name,
+            version=host.bundle.manifest.version,
+            bundle_id=host.bundle.bundle_id,
+            path=str(self._entries[host.name].path),
+            pinned=self._entries[host.name].pinned,
+            state=host.state,
+            detail=host.detail,
+            worker_pid=host.worker.pid,
+            worker_rss_bytes=host.worker.rss_bytes,
+            restarts=host.restarts,
+            queued=host.queued,
+            running=host.running,
+            max_batch_size=host.bundle.manifest.max_batch_size,
+            service_base_s=host.service.base_s,
+            service_per_unit_s=host.service.per_unit_s,
+            spread=host.service.spread,
+            activation=host.report,
+        )
+
+    def _gauges(self) -> Gauges:
+        workers = {name: host.worker.rss_bytes for name, host in self._hosts.items()}
+        return Gauges(
+            queue_depth=sum(host.queued for host in self._hosts.values()),
+            breakers={name: endpoint.breaker.state for name, endpoint in self._cloud.endpoints.items()},
+            agent_rss_bytes=_own_rss_bytes(),
+            workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
+        )
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are the agent's."""
+        yield
+
+
+def _no_bundle() -> SettingsError:
+    return SettingsError("no bundle is configured", remedy='Add a [[bundle]] with path = "…"')
+
+
+def _own_rss_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
+    try:
+        return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None

@@ -1,0 +1,57 @@
+"""What a request is answered with, before it becomes bytes: a value on its way from model host or cloud to HTTP."""
+
+from __future__ import annotations
+
+import msgspec
+
+from device_agent.values import Reason, Shed
+
+
+class Energy(msgspec.Struct, frozen=True, kw_only=True):
+    """Energy of one inference above idle; ``energy_j`` None when the device's power isn't known, ``method`` why."""
+
+    energy_j: float | None
+    method: str
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """Exactly one of: local output (``outputs`` and ``binary``), a remote body (``remote_body``), or ``error``."""
+
+    status: int
+    route: str  # local, cloud, shed, error
+    reason: Reason
+    outputs: bytes = b""
+    binary: bytes = b""
+    remote_body: bytes | None = None
+    remote_json_length: int | None = None
+    error: str | None = None
+    retry_after_s: float | None = None
+    queue_s: float | None = None
+    compute_s: float | None = None
+    batch_size: int | None = None
+    energy: Energy | None = None
+
+
+_SHED_TEXT = {
+    Reason.CLOUD_UNAVAILABLE: "this device would be late and no cloud endpoint can take it",
+    Reason.CLOUD_FAILED: "this device would be late and the cloud failed",
+    Reason.LOCAL_ONLY: "this device would be late and the request is local-only",
+    Reason.WORKER_LOST: "the model's worker is not running",
+    Reason.QUEUE_FULL: "too many requests are waiting",
+    Reason.DEADLINE_PASSED: "the deadline has passed",
+    Reason.DRAINING: "the agent is stopping",
+}
+
+
+def shed_answer(shed: Shed) -> Answer:
+    """503 with Retry-After; 504 when nobody waits for the answer any more."""
+    text = _SHED_TEXT.get(shed.reason, shed.reason.value)
+    if shed.reason is Reason.DEADLINE_PASSED:
+        return Answer(status=504, route="shed", reason=shed.reason, error=f"{text} [{shed.reason.value}]")
+    return Answer(
+        status=503,
+        route="shed",
+        reason=shed.reason,
+        error=f"{text} [{shed.reason.value}]; retry after {shed.retry_after_s:.2f} s",
+        retry_after_s=shed.retry_after_s,
+    )

@@ -1,0 +1,201 @@
+"""Answers what comes through the doors: from bytes to :class:`InferenceRequest` and from :class:`Answer` to bytes."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from aios_edge.errors import RequestError
+from aios_edge.oip.envelope import (
+    JSON_LENGTH_HEADER,
+    Envelope,
+    ServerMetadata,
+    encode_response,
+    error_body,
+    parse_request,
+)
+from aios_edge.version import __version__
+from device_agent.admission import Load, admit
+from device_agent.answer import Answer, shed_answer
+from device_agent.http import Reply, retry_after
+from device_agent.metadata import model_metadata
+from device_agent.metrics import Metrics
+from device_agent.model_host import ModelHost
+from device_agent.settings import Policy
+from device_agent.status import AgentStatus
+from device_agent.values import Completion, InferenceRequest, Shed
+
+
+class FrontDesk:
+    """What :class:`device_agent.http.HttpApp` asks; ``draining`` is set by the agent when it stops."""
+
+    def __init__(
+        self,
+        hosts: Mapping[str, ModelHost],
+        policy: Policy,
+        metrics: Metrics,
+        agent_status: Callable[[], AgentStatus],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.draining = False
+        self.in_flight_bytes = 0
+        self.in_flight = 0
+        self._hosts = hosts
+        self._policy = policy
+        self._metrics = metrics
+        self._agent_status = agent_status
+        self._clock = clock
+        self._numbers = itertools.count(1)
+
+    def server_metadata(self) -> bytes:
+        """``GET /v2``."""
+        return msgspec.json.encode(ServerMetadata(name="aios-edge", version=__version__))
+
+    def ready(self) -> bool:
+        """Whether every model that isn't refused serves. A worker that restarts doesn't make the agent unready: its
+        requests wait or go to the cloud."""
+        states = [host.state for host in self._hosts.values()]
+        return not self.draining and "loading" not in states and any(state == "ready" for state in states)
+
+    def model_metadata(self, model: str, version: str | None) -> bytes:
+        """``GET /v2/models/{m}``."""
+        return msgspec.json.encode(model_metadata(self._host(model, version).bundle.manifest))
+
+    def model_ready(self, model: str, version: str | None) -> bool:
+        """``GET /v2/models/{m}/ready``."""
+        return not self.draining and self._host(model, version).state == "ready"
+
+    def repository_index(self) -> bytes:
+        """``POST /v2/repository/index``, in Triton's words."""
+        words = {"ready": "READY", "loading": "LOADING", "restarting": "UNAVAILABLE", "stopped": "UNLOADING"}
+        return msgspec.json.encode(
+            [
+                {
+                    "name": name,
+                    "version": host.bundle.manifest.version,
+                    "state": words.get(host.state, "UNAVAILABLE"),
+                    "reason": (host.detail or "") if host.state != "ready" else "",
+                }
+                for name, host in self._hosts.items()
+            ]
+        )
+
+    def metrics(self) -> bytes:
+        """``GET /metrics``."""
+        return self._metrics.render(self._agent_status())
+
+    def status(self) -> bytes:
+        """``GET /status``."""
+        return msgspec.json.encode(self._agent_status())
+
+    async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply:
+        """Answer one inference request; raises :class:`RequestError` for what can't be understood."""
+        arrived_at = self._clock()
+        host = self._host(model, version)
+        envelope = parse_request(body, json_length)
+        request = self._request(host, envelope, body, json_length, arrived_at)
+        load = Load(
+            draining=self.draining,
+            in_flight_bytes=self.in_flight_bytes,
+            in_flight_limit_bytes=self._policy.in_flight_bytes,
+        )
+        admission = admit(request, arrived_at, load)
+        if isinstance(admission, Shed):
+            answer = shed_answer(admission)
+        else:
+            self.in_flight_bytes += len(body)
+            self.in_flight += 1
+            try:
+                answer = await host.infer(request)
+            finally:
+                self.in_flight_bytes -= len(body)
+                self.in_flight -= 1
+        return self._reply(host, request, answer)
+
+    def _host(self, model: str, version: str | None) -> ModelHost:
+        host = self._hosts.get(model)
+        if host is None:
+            known = ", ".join(self._hosts) or "none"
+            raise RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {known}")
+        ours = host.bundle.manifest.version
+        if version not in (None, ours):
+            raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
+        return host
+
+    def _request(
+        self, host: ModelHost, envelope: Envelope, body: bytes, json_length: int | None, arrived_at: float
+    ) -> InferenceRequest:
+        timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._policy.default_deadline_s
+        tensors = {tensor.name for tensor in host.bundle.manifest.inputs}
+        return InferenceRequest(
+            request_id=next(self._numbers),
+            model=host.name,
+            body=body,
+            json_length=json_length,
+            client_id=envelope.id,
+            priority=envelope.priority,
+            deadline_at=None if timeout_s is None else arrived_at + timeout_s,
+            local_only=envelope.local_only,
+            arrived_at=arrived_at,
+            cost_hint_bytes=envelope.cost_hint_bytes,
+            natural=any(tensor.name not in tensors for tensor in envelope.inputs),
+        )
+
+    def _reply(self, host: ModelHost, request: InferenceRequest, answer: Answer) -> Reply:
+        now = self._clock()
+        energy_j = answer.energy.energy_j if answer.energy else None
+        completion = Completion(
+            model=host.name,
+            route=answer.route,
+            reason=answer.reason.value,
+            status=answer.status,
+            latency_s=now - request.arrived_at,
+            queue_s=answer.queue_s,
+            compute_s=answer.compute_s,
+            batch_size=answer.batch_size,
+            late=None if request.deadline_at is None else now > request.deadline_at,
+            energy_j=energy_j,
+        )
+        if answer.error is not None:
+            headers = () if answer.retry_after_s is None else (retry_after(answer.retry_after_s),)
+            return Reply(status=answer.status, body=error_body(answer.error), headers=headers, completion=completion)
+        if answer.remote_body is not None:
+            body, json_length = answer.remote_body, answer.remote_json_length
+        else:
+            body, json_length = encode_response(
+                model_name=host.name,
+                model_version=host.bundle.manifest.version,
+                outputs=answer.outputs,
+                binary=answer.binary,
+                id=request.client_id,
+                parameters=_parameters(answer),
+            )
+        if json_length is None:
+            return Reply(body=body, completion=completion)
+        return Reply(
+            body=body,
+            content_type="application/octet-stream",
+            headers=((JSON_LENGTH_HEADER.lower().encode(), str(json_length).encode()),),
+            completion=completion,
+        )
+
+
+def _parameters(answer: Answer) -> dict[str, Any]:
+    """What happened, beside a local answer. A cloud answer carries its own, with route and reason laid over."""
+    return {
+        "route": answer.route,
+        "reason": answer.reason.value,
+        "queue_us": _us(answer.queue_s),
+        "compute_us": _us(answer.compute_s),
+        "batch_size": answer.batch_size,
+        "energy_j": answer.energy.energy_j if answer.energy else None,
+        "energy_method": answer.energy.method if answer.energy else None,
+    }
+
+
+def _us(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds * 1e6)

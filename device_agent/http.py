@@ -1,0 +1,212 @@
+"""The doors: an ASGI application, Open Inference Protocol v2 over REST, ``/metrics`` and ``/status``.
+
+No framework: a few paths, split by hand. A body is read in pieces and refused (413) before it outgrows the limit;
+of an inference only the envelope is parsed here, the tensors stay bytes until the worker. Whatever a client sends,
+the answer is a document with ``error`` and the agent lives on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import msgspec
+
+from aios_edge.errors import AiosEdgeError, RequestError
+from aios_edge.oip.envelope import JSON_LENGTH_HEADER, LIVE, error_body, parse_json_length
+from device_agent.values import Completion
+
+log = logging.getLogger("device_agent.http")
+
+JSON = "application/json"
+_JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    """A whole HTTP response. ``completion`` is recorded once it was sent."""
+
+    status: int = 200
+    body: bytes = b""
+    content_type: str = JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    completion: Completion | None = None
+
+
+class Desk(Protocol):
+    """What stands behind the doors; :class:`device_agent.agent.Agent` does."""
+
+    def server_metadata(self) -> bytes: ...
+
+    def ready(self) -> bool: ...
+
+    def model_metadata(self, model: str, version: str | None) -> bytes: ...
+
+    def model_ready(self, model: str, version: str | None) -> bool: ...
+
+    def repository_index(self) -> bytes: ...
+
+    async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply: ...
+
+    def metrics(self) -> bytes: ...
+
+    def status(self) -> bytes: ...
+
+
+class HttpApp:
+    """The ASGI callable."""
+
+    def __init__(self, desk: Desk, *, max_body_bytes: int, record: Callable[[Completion], None]) -> None:
+        self._desk = desk
+        self._max_body_bytes = max_body_bytes
+        self._record = record
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return
+        completion: Completion | None = None
+        try:
+            reply = await self._answer(scope, receive)
+        except _Gone:
+            return
+        except AiosEdgeError as error:
+            reply = Reply(status=error.http_status, body=error_body(str(error)))
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            reply = Reply(status=500, body=error_body("an internal error; the agent's log has it"))
+        completion = reply.completion
+        headers = [
+            (b"content-type", reply.content_type.encode()),
+            (b"content-length", str(len(reply.body)).encode()),
+            *reply.headers,
+        ]
+        if reply.status == 413:
+            headers.append((b"connection", b"close"))  # the rest of the body isn't read
+        try:
+            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            body = b"" if scope["method"] == "HEAD" else reply.body
+            await send({"type": "http.response.body", "body": body})
+        finally:
+            if completion is not None:
+                self._record(completion)
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Reply:
+        method = scope["method"]
+        # The raw path, so that a model's name may hold an encoded slash.
+        raw = scope.get("raw_path") or scope["path"].encode()
+        parts = [unquote(part) for part in raw.split(b"?")[0].decode("latin-1").strip("/").split("/")]
+        read = method in ("GET", "HEAD")
+        match parts:
+            case ["v2"]:
+                return _only(read, "GET") or Reply(body=self._desk.server_metadata())
+            case ["v2", "health", "live"]:
+                return _only(read, "GET") or Reply(body=LIVE)
+            case ["v2", "health", "ready"]:
+                return _only(read, "GET") or _ready(self._desk.ready(), b"ready")
+            case ["v2", "models", model, *rest]:
+                return await self._model(scope, receive, model, rest, read)
+            case ["v2", "repository", "index"]:
+                return _only(method == "POST", "POST") or Reply(body=self._desk.repository_index())
+            case ["v2", "repository", "models", _, "load" | "unload" as action]:
+                return _only(method == "POST", "POST") or Reply(
+                    status=501, body=error_body(f"{action} is not available in this version: list bundles in agent.toml")
+                )
+            case ["metrics"]:
+                return _only(read, "GET") or Reply(
+                    body=self._desk.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8"
+                )
+            case ["status"]:
+                return _only(read, "GET") or Reply(body=self._desk.status())
+        return Reply(status=404, body=error_body(f"there is nothing at {scope['path']}"))
+
+    async def _model(self, scope: Scope, receive: Receive, model: str, rest: list[str], read: bool) -> Reply:
+        version: str | None = None
+        if len(rest) >= 2 and rest[0] == "versions":
+            version, rest = rest[1], rest[2:]
+        if not rest:
+            return _only(read, "GET") or Reply(body=self._desk.model_metadata(model, version))
+        if rest == ["ready"]:
+            return _only(read, "GET") or _ready(self._desk.model_ready(model, version), b"ready", model)
+        if rest != ["infer"]:
+            return Reply(status=404, body=error_body(f"there is nothing at {scope['path']}"))
+        refused = _only(scope["method"] == "POST", "POST")
+        if refused:
+            return refused
+        headers: Mapping[bytes, bytes] = dict(scope["headers"])
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise RequestError("compressed bodies are not accepted", status=415, remedy="Send the body as it is")
+        body = await self._body(headers, receive)
+        json_length = parse_json_length(headers.get(_JSON_LENGTH))
+        return await _unless_gone(self._desk.infer(model, version, body, json_length), receive)
+
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+        announced = headers.get(b"content-length", b"0")
+        if announced.isdigit() and int(announced) > self._max_body_bytes:
+            raise self._too_long()
+        pieces: list[bytes] = []
+        size = 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _Gone
+            piece = message.get("body", b"")
+            size += len(piece)
+            if size > self._max_body_bytes:
+                raise self._too_long()
+            pieces.append(piece)
+            if not message.get("more_body"):
+                return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _too_long(self) -> RequestError:
+        return RequestError(
+            f"the body is longer than {self._max_body_bytes} bytes",
+            status=413,
+            remedy="Send smaller batches, or raise http.max_body_bytes",
+        )
+
+
+class _Gone(Exception):
+    """The client went away: nobody to answer."""
+
+
+async def _unless_gone(answer: Awaitable[Reply], receive: Receive) -> Reply:
+    """Await the answer, but cancel it when the client disconnects."""
+    task = asyncio.ensure_future(answer)
+    watch = asyncio.ensure_future(receive())  # after the body, the only message left is http.disconnect
+    try:
+        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _Gone
+        return task.result()
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _only(allowed: bool, methods: str) -> Reply | None:
+    if allowed:
+        return None
+    body = error_body(f"method not allowed; this path takes {methods}")
+    return Reply(status=405, body=body, headers=((b"allow", methods.encode()),))
+
+
+def _ready(ready: bool, key: bytes, model: str | None = None) -> Reply:
+    name = b"" if model is None else b'"name":' + msgspec.json.encode(model) + b","
+    return Reply(
+        status=200 if ready else 503, body=b"{" + name + b'"' + key + b'":' + (b"true" if ready else b"false") + b"}"
+    )
+
+
+def retry_after(seconds: float) -> tuple[bytes, bytes]:
+    """The Retry-After header: whole seconds, at least one."""
+    return b"retry-after", str(max(1, math.ceil(seconds))).encode()

@@ -1,0 +1,145 @@
+"""A small HTTP/1.1 client on asyncio streams and httptools' parser: keep-alive, TLS, deadlines. For the cloud."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+import urllib.parse
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import httptools
+
+from aios_edge.errors import RemoteError, SettingsError
+
+MAX_RESPONSE_BYTES = 64 * 1024 * 1024
+MAX_IDLE = 32  # connections kept for reuse
+_READ_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True)
+class Response:
+    """A whole response; header names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass
+class _Parse:
+    """Callbacks of the parser."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytearray = field(default_factory=bytearray)
+    complete: bool = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_body(self, body: bytes) -> None:
+        if len(self.body) + len(body) > MAX_RESPONSE_BYTES:
+            raise RemoteError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+_Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class HttpClient:
+    """One origin. Raises :class:`RemoteError` for everything that is the other side's or the network's fault, and
+    :class:`asyncio.TimeoutError` when ``timeout_s`` passes."""
+
+    def __init__(self, url: str, *, ca: str | None = None) -> None:
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise SettingsError(f"{url!r} is not an http(s) URL", remedy="Write http://host:port")
+        self.url = url.rstrip("/")
+        self._host = parts.hostname
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._prefix = parts.path.rstrip("/")
+        self._netloc = parts.netloc.rpartition("@")[2]
+        self._tls: ssl.SSLContext | None = None
+        if parts.scheme == "https":
+            try:
+                self._tls = ssl.create_default_context(cafile=ca)
+            except (OSError, ssl.SSLError) as error:
+                raise SettingsError(f"the CA file can't be used ({error})", where=ca, remedy="Give a PEM file") from error
+        self._idle: list[_Connection] = []
+
+    async def request(
+        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes = b"", timeout_s: float
+    ) -> Response:
+        """Send one request and read the whole answer within ``timeout_s``."""
+        return await asyncio.wait_for(self._request(method, path, headers or {}, body), timeout_s)
+
+    def close(self) -> None:
+        """Close idle connections."""
+        while self._idle:
+            self._idle.pop()[1].close()
+
+    async def _request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+        lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._netloc}", f"Content-Length: {len(body)}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        while self._idle:
+            connection = self._idle.pop()
+            if connection[1].is_closing() or connection[0].at_eof():
+                connection[1].close()
+                continue
+            try:
+                return await self._exchange(connection, head, body, reused=True)
+            except _Stale:
+                continue  # the server closed it while it was idle: nothing was read, so sending again is safe
+        try:
+            connection = await asyncio.open_connection(self._host, self._port, ssl=self._tls, limit=_READ_BYTES)
+        except (OSError, ssl.SSLError) as error:
+            raise RemoteError(f"can't connect ({error})", where=self.url) from error
+        return await self._exchange(connection, head, body, reused=False)
+
+    async def _exchange(self, connection: _Connection, head: bytes, body: bytes, *, reused: bool) -> Response:
+        reader, writer = connection
+        started = time.monotonic()
+        parse = _Parse()
+        parser = httptools.HttpResponseParser(parse)
+        keep = False
+        received = False
+        try:
+            writer.write(head)
+            if body:
+                writer.write(body)
+            await writer.drain()
+            while not parse.complete:
+                data = await reader.read(_READ_BYTES)
+                if not data:
+                    break
+                received = True
+                parser.feed_data(data)
+            if not parse.complete:
+                if reused and not received:
+                    raise _Stale
+                raise RemoteError(
+                    f"the connection ended {time.monotonic() - started:.3f} s after the request, before the answer",
+                    where=self.url,
+                )
+            keep = parser.should_keep_alive()
+            return Response(parser.get_status_code(), parse.headers, bytes(parse.body))
+        except httptools.HttpParserError as error:
+            raise RemoteError(f"the answer is not HTTP ({error})", where=self.url) from error
+        except OSError as error:
+            if reused and not received:
+                raise _Stale from error
+            raise RemoteError(f"the connection failed ({error})", where=self.url) from error
+        finally:
+            if keep and len(self._idle) < MAX_IDLE:
+                self._idle.append(connection)
+            else:
+                writer.close()
+
+
+class _Stale(Exception):
+    """A kept connection turned out to be closed; never leaves this module."""

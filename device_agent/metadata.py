@@ -1,0 +1,37 @@
+"""What a client is told about a model: Open Inference Protocol metadata from a manifest. No numpy, no tokenizer."""
+
+from __future__ import annotations
+
+from aios_edge.manifest import Manifest, TensorSpec
+from aios_edge.oip.envelope import PLATFORM, ModelMetadata, TensorMetadata
+
+Tensors = tuple[TensorMetadata, ...]
+
+
+def model_metadata(manifest: Manifest) -> ModelMetadata:
+    """The document behind ``GET /v2/models/{m}``."""
+    natural_inputs, natural_outputs = natural_tensors(manifest)
+    return ModelMetadata(
+        name=manifest.name,
+        versions=(manifest.version,),
+        platform=PLATFORM,
+        inputs=_tensors(manifest.inputs),
+        outputs=_tensors(manifest.outputs),
+        labels=manifest.labels,
+        natural_inputs=natural_inputs,
+        natural_outputs=natural_outputs,
+    )
+
+
+def natural_tensors(manifest: Manifest) -> tuple[Tensors, Tensors]:
+    """The tensors of the task's natural input and output, as :mod:`aios_edge.tasks` answers them in the worker."""
+    text = TensorMetadata(name="text", datatype="BYTES", shape=(-1, 2) if manifest.preprocess.pair else (-1,))
+    return (text,), (
+        TensorMetadata(name="label", datatype="BYTES", shape=(-1,)),
+        TensorMetadata(name="score", datatype="FP32", shape=(-1,)),
+        TensorMetadata(name="probabilities", datatype="FP32", shape=(-1, len(manifest.labels))),
+    )
+
+
+def _tensors(specs: tuple[TensorSpec, ...]) -> Tensors:
+    return tuple(TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape) for spec in specs)

@@ -1,0 +1,191 @@
+"""``GET /metrics``: Prometheus text exposition format 0.0.4. Counters live here; gauges come from the status."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+
+from device_agent.status import AgentStatus
+from device_agent.values import Completion
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_BREAKER_STATES = ("closed", "open", "half_open")
+
+
+class _Histogram:
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+
+class Metrics:
+    """Counts completions; :meth:`render` writes the page."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, str, str, int]] = Counter()
+        self.late: Counter[str] = Counter()
+        self._latency: dict[tuple[str, str], _Histogram] = {}
+        self._batch: dict[str, _Histogram] = {}
+        self._energy_j: Counter[str] = Counter()
+
+    def record(self, done: Completion) -> None:
+        """Count one request that ended."""
+        self.requests[done.model, done.route, done.reason, done.status] += 1
+        if done.late:
+            self.late[done.model] += 1
+        if done.status < 400:
+            key = (done.model, done.route)
+            self._latency.setdefault(key, _Histogram(LATENCY_BUCKETS_S)).add(done.latency_s)
+        if done.batch_size is not None:
+            self._batch.setdefault(done.model, _Histogram(BATCH_BUCKETS)).add(done.batch_size)
+        if done.energy_j is not None:
+            self._energy_j[done.model] += done.energy_j  # type: ignore[assignment]
+
+    def totals(self) -> dict[str, int]:
+        """Requests since start, by route."""
+        totals: Counter[str] = Counter()
+        for (_, route, _, _), count in self.requests.items():
+            totals[route] += count
+        return dict(totals)
+
+    def render(self, status: AgentStatus) -> bytes:
+        """The page. What isn't known is absent, never 0."""
+        page = _Page()
+        version, profile = status.agent_version, status.device.profile
+        page.family("aios_build_info", "gauge", "Version and profile of this agent.", [((version, profile), 1)], _BUILD)
+        page.family("aios_ready", "gauge", "1 while every model serves.", [((), int(status.state == "ready"))], ())
+        page.family("aios_uptime_seconds", "gauge", "Since the agent started.", [((), status.uptime_s)], ())
+        page.family(
+            "aios_emulated_slowdown", "gauge", "1 is a device as it is.", [((), status.emulate.slowdown)], ()
+        )
+        page.family(
+            "aios_requests_total",
+            "counter",
+            "Requests that ended, by where they ran and why.",
+            [((model, route, reason, str(code)), n) for (model, route, reason, code), n in self.requests.items()],
+            ("model", "route", "reason", "status"),
+        )
+        page.family(
+            "aios_late_total", "counter", "Answered after their deadline.", _keyed(self.late.items()), ("model",)
+        )
+        page.histograms(
+            "aios_request_latency_seconds", "From arrival to answer.", self._latency, ("model", "route")
+        )
+        page.histograms(
+            "aios_batch_size", "Requests that shared a model run.", {(m,): h for m, h in self._batch.items()}, ("model",)
+        )
+        self._gauges(page, status)
+        return page.text()
+
+    def _gauges(self, page: _Page, status: AgentStatus) -> None:
+        models = status.models.values()
+        one = ("model",)
+        page.family("aios_queue_depth", "gauge", "Requests waiting.", [((m.model,), m.queued) for m in models], one)
+        page.family(
+            "aios_running", "gauge", "Requests in the worker's batch.", [((m.model,), m.running) for m in models], one
+        )
+        page.family(
+            "aios_model_ready", "gauge", "1 while it serves.", [((m.model,), int(m.state == "ready")) for m in models], one
+        )
+        page.family(
+            "aios_worker_restarts_total",
+            "counter",
+            "Workers that died and came back.",
+            [((m.model,), m.restarts) for m in models],
+            one,
+        )
+        page.family(
+            "aios_worker_resident_bytes",
+            "gauge",
+            "Resident set of the worker.",
+            [((m.model,), m.worker_rss_bytes) for m in models if m.worker_rss_bytes is not None],
+            one,
+        )
+        page.family(
+            "aios_breaker_state",
+            "gauge",
+            "1 for the state the endpoint's breaker is in.",
+            [
+                ((name, state), int(cloud.breaker == state))
+                for name, cloud in status.cloud.items()
+                for state in _BREAKER_STATES
+            ],
+            ("endpoint", "state"),
+        )
+        power = status.power
+        if power is not None and power.total_w is not None:
+            labels = ((power.total_method, power.total_source or ""), power.total_w)
+            page.family("aios_power_watts", "gauge", "Power of the device.", [labels], ("method", "source"))
+            page.family(
+                "aios_inference_energy_joules_total",
+                "counter",
+                f"Energy of local inferences above idle ({power.total_method}).",
+                _keyed(self._energy_j.items()),
+                one,
+            )
+        page.family("aios_outbox_depth", "gauge", "Messages waiting.", [((), status.mqtt.outbox.depth)], ())
+        page.family(
+            "aios_mqtt_connected", "gauge", "1 while connected.", [((), int(status.mqtt.link.connected))], ()
+        )
+
+
+_BUILD = ("version", "profile")
+_Sample = tuple[tuple[str, ...], float]
+
+
+def _keyed(items: Iterable[tuple[str, float]]) -> list[_Sample]:
+    return [((key,), value) for key, value in items]
+
+
+class _Page:
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def family(self, name: str, kind: str, text: str, samples: list[_Sample], labels: tuple[str, ...]) -> None:
+        if samples:
+            self._head(name, kind, text)
+            self._lines += [f"{name}{_labels(labels, values)} {_number(value)}" for values, value in samples]
+
+    def histograms(
+        self, name: str, text: str, series: dict[tuple[str, ...], _Histogram] | dict[tuple[str, str], _Histogram],
+        labels: tuple[str, ...],
+    ) -> None:
+        if series:
+            self._head(name, "histogram", text)
+        for values, histogram in series.items():
+            seen = 0
+            for bound, count in zip((*histogram.bounds, float("inf")), histogram.counts, strict=True):
+                seen += count
+                edge = "+Inf" if bound == float("inf") else _number(bound)
+                self._lines.append(f"{name}_bucket{_labels((*labels, 'le'), (*values, edge))} {seen}")
+            self._lines.append(f"{name}_sum{_labels(labels, values)} {_number(histogram.total)}")
+            self._lines.append(f"{name}_count{_labels(labels, values)} {seen}")
+
+    def text(self) -> bytes:
+        return ("\n".join(self._lines) + "\n").encode()
+
+    def _head(self, name: str, kind: str, text: str) -> None:
+        self._lines += [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+
+
+def _labels(names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    pairs = ",".join(f'{name}="{_escape(value)}"' for name, value in zip(names, values, strict=True))
+    return "{" + pairs + "}"
+
+
+def _escape(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else repr(float(value))

@@ -1,0 +1,98 @@
+"""``GET /status``: one JSON document with everything a person would ask first. Values only; the agent fills them."""
+
+from __future__ import annotations
+
+import msgspec
+
+from aios_edge.telemetry import Event
+from device_agent.power.reading import PowerReading
+from device_agent.reporter import ReporterCounts
+from device_agent.values import ActivationReport
+
+STATUS_SCHEMA = "1.0"
+
+
+class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One model. ``predicted_s``: what one average request alone would take now; ``spread`` its relative error."""
+
+    model: str
+    version: str
+    bundle_id: str
+    path: str
+    pinned: bool
+    state: str
+    detail: str | None
+    worker_pid: int | None
+    worker_rss_bytes: int | None
+    restarts: int
+    queued: int
+    running: int
+    max_batch_size: int
+    predicted_s: float | None
+    spread: float | None
+    activation: ActivationReport | None
+
+
+class CloudModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One of our models at an endpoint."""
+
+    remote: str
+    usable: bool
+    reason: str | None
+    expected_s: float
+    safe_s: float
+
+
+class CloudStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One endpoint."""
+
+    url: str
+    breaker: str
+    models: dict[str, CloudModelStatus]
+
+
+class EmulationStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What is pretended here: 1.0 means nothing."""
+
+    slowdown: float
+
+
+class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine under the agent."""
+
+    hostname: str
+    machine: str
+    kernel: str
+    python: str
+    cpu_count: int | None
+
+
+class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Who this is."""
+
+    id: str
+    group: str
+    profile: str
+    state_dir: str
+
+
+class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole document. ``totals``: requests since start by route."""
+
+    schema: str = STATUS_SCHEMA
+    agent_version: str
+    boot_id: str
+    state: str  # starting, ready, degraded, draining
+    uptime_s: float
+    device: DeviceStatus
+    host: HostStatus
+    listen: tuple[str, ...]
+    models: dict[str, ModelStatus]
+    cloud: dict[str, CloudStatus]
+    power: PowerReading | None
+    power_reason: str | None
+    mqtt: ReporterCounts
+    totals: dict[str, int]
+    in_flight_bytes: int
+    emulate: EmulationStatus
+    events: tuple[Event, ...]
