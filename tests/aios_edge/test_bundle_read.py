@@ -1,11 +1,368 @@
 from __future__ import annotations
 
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from aios_edge.bundle.read import open_bundle
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aios_edge.bundle.layout import MAX_FILES, check_paths, path_fault
+from aios_edge.bundle.read import open_bundle, read_manifest
+from aios_edge.digest import canonical_json, sha256_bytes, sha256_file
+from aios_edge.errors import BundleRefused, UsageError
+from aios_edge.golden import encode_golden, read_golden, read_seal
 
 
-def test_the_tiny_bundle_opens(tiny_bundle: Any) -> None:
+def refused_by(path: Path) -> str:
+    with pytest.raises(BundleRefused) as caught:
+        open_bundle(path)
+    return caught.value.promise
+
+
+def rehash(root: Path) -> None:
+    """Make the manifest agree with the files again, as a forger would."""
+    manifest = json.loads((root / "manifest.json").read_text())
+    for entry in manifest["files"]:
+        path = root / entry["path"]
+        entry["sha256"], entry["size_bytes"] = sha256_file(path), path.stat().st_size
+    (root / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def reseal(root: Path) -> None:
+    """Tie the golden samples to an altered contract too."""
+    golden = dataclasses.replace(read_golden(root / "golden.npz"), contract_sha256=sha256_file(root / "contract.json"))
+    (root / "golden.npz").write_bytes(encode_golden(golden))
+    rehash(root)
+
+
+def promise(document: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(p for p in document["promises"] if p["name"] == name)
+
+
+def test_a_valid_bundle_opens_and_its_id_is_the_digest_of_the_canonical_manifest(tiny_bundle: Any) -> None:
     bundle = open_bundle(tiny_bundle.path)
     assert bundle == tiny_bundle
     assert bundle.file("model.onnx").is_file()
+    document = json.loads((bundle.path / "manifest.json").read_text())
+    assert bundle.bundle_id == sha256_bytes(canonical_json(document))
+    assert bundle.total_bytes == sum(p.stat().st_size for p in bundle.path.rglob("*") if p.is_file())
+
+
+def test_the_id_depends_on_content_not_on_white_space(tiny_copy: Path, tiny_bundle: Any) -> None:
+    edit(tiny_copy / "manifest.json", lambda d: None)
+    assert open_bundle(tiny_copy).bundle_id == tiny_bundle.bundle_id
+
+
+def test_a_bundle_gives_only_files_it_lists(tiny_bundle: Any) -> None:
+    for name in ("manifest.json", "../secret", "/etc/passwd", "nope"):
+        with pytest.raises(UsageError):
+            tiny_bundle.file(name)
+
+
+def test_every_file_is_covered_by_the_digest_check(tiny_bundle: Any, tmp_path: Path) -> None:
+    import shutil
+
+    for index, entry in enumerate(tiny_bundle.manifest.files):
+        root = Path(shutil.copytree(tiny_bundle.path, tmp_path / str(index)))
+        data = bytearray((root / entry.path).read_bytes())
+        data[len(data) // 2] ^= 1
+        (root / entry.path).write_bytes(data)
+        with pytest.raises(BundleRefused) as caught:
+            open_bundle(root)
+        assert caught.value.promise == "digest"
+        assert entry.path in str(caught.value)
+
+
+def test_a_truncated_file_is_refused_by_digest(tiny_copy: Path) -> None:
+    with (tiny_copy / "model.onnx").open("r+b") as stream:
+        stream.truncate(10)
+    assert refused_by(tiny_copy) == "digest"
+
+
+def test_an_unlisted_file_is_refused(tiny_copy: Path) -> None:
+    (tiny_copy / "extra").mkdir()
+    (tiny_copy / "extra" / "run.py").write_text("")
+    assert refused_by(tiny_copy) == "unlisted"
+
+
+def test_a_missing_file_is_refused(tiny_copy: Path) -> None:
+    (tiny_copy / "tokenizer.json").unlink()
+    assert refused_by(tiny_copy) == "unlisted"
+
+
+def test_links_and_pipes_are_refused_and_never_followed(tiny_copy: Path, tmp_path: Path) -> None:
+    model = tiny_copy / "model.onnx"
+    model.rename(tmp_path / "elsewhere.onnx")
+    model.symlink_to(tmp_path / "elsewhere.onnx")
+    assert refused_by(tiny_copy) == "unlisted"
+    model.unlink()
+    os.mkfifo(model)
+    assert refused_by(tiny_copy) == "unlisted"
+
+
+def test_a_linked_manifest_is_refused(tiny_copy: Path, tmp_path: Path) -> None:
+    (tiny_copy / "manifest.json").rename(tmp_path / "manifest.json")
+    (tiny_copy / "manifest.json").symlink_to(tmp_path / "manifest.json")
+    assert refused_by(tiny_copy) == "unlisted"
+
+
+@pytest.mark.parametrize("path", ["../model.onnx", "/etc/passwd", "a\\b", "a//b", "./a", "MODEL.onnx", "a/b/c/d/e"])
+def test_hostile_paths_in_the_manifest_are_refused(tiny_copy: Path, path: str) -> None:
+    edit(
+        tiny_copy / "manifest.json",
+        lambda d: d["files"].append({"path": path, "sha256": "0" * 64, "size_bytes": 0}),
+    )
+    assert refused_by(tiny_copy) == "unlisted"
+
+
+def test_a_file_listed_twice_is_refused(tiny_copy: Path) -> None:
+    edit(tiny_copy / "manifest.json", lambda d: d["files"].append(d["files"][0]))
+    assert refused_by(tiny_copy) == "unlisted"
+
+
+@pytest.mark.parametrize("needed", ["contract.json", "golden.npz", "model.onnx", "tokenizer.json"])
+def test_what_a_bundle_needs_must_be_listed(tiny_copy: Path, needed: str) -> None:
+    (tiny_copy / needed).unlink()
+
+    def drop(document: dict[str, Any]) -> None:
+        document["files"] = [entry for entry in document["files"] if entry["path"] != needed]
+
+    edit(tiny_copy / "manifest.json", drop)
+    assert refused_by(tiny_copy) == "unlisted"
+
+
+def test_a_newer_major_schema_is_refused_with_the_version_needed(tiny_copy: Path) -> None:
+    edit(tiny_copy / "manifest.json", lambda d: d.update(schema="2.3"))
+    with pytest.raises(BundleRefused, match=r"reads schema 2\.x") as caught:
+        open_bundle(tiny_copy)
+    assert caught.value.promise == "schema"
+
+
+def test_a_newer_minor_schema_is_read_with_its_unknown_fields(tiny_copy: Path, tiny_bundle: Any) -> None:
+    edit(tiny_copy / "manifest.json", lambda d: d.update(schema="1.9", colour="green"))
+    bundle = open_bundle(tiny_copy)
+    assert bundle.manifest.schema == "1.9"
+    assert bundle.bundle_id != tiny_bundle.bundle_id  # the id covers fields we don't know
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{", b"\xff\xfe", b'{"schema": 1}', b'{"schema": "one"}', b'{"schema": "1.0"}', b"[" * 9999],
+)
+def test_what_is_no_manifest_is_refused_by_schema(tiny_copy: Path, content: bytes) -> None:
+    (tiny_copy / "manifest.json").write_bytes(content)
+    assert refused_by(tiny_copy) == "schema"
+
+
+def test_a_missing_or_huge_manifest_is_refused_by_schema(tiny_copy: Path) -> None:
+    (tiny_copy / "manifest.json").write_bytes(b" " * (2 << 20))
+    assert refused_by(tiny_copy) == "schema"
+    (tiny_copy / "manifest.json").unlink()
+    assert refused_by(tiny_copy) == "schema"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "a/b"}, {"name": ""}, {"version": "1"}, {"max_batch_size": 0}, {"labels": ["x", "x"]}, {"inputs": []}],
+)
+def test_impossible_manifest_values_are_refused_by_schema(tiny_copy: Path, change: dict[str, Any]) -> None:
+    edit(tiny_copy / "manifest.json", lambda d: d.update(change))
+    assert refused_by(tiny_copy) == "schema"
+
+
+NAMES = ("accuracy", "accuracy_drop", "agreement", "size_bytes", "bundle_size_bytes", "latency_p95_s", "memory_bytes")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_altered_promise_is_refused_though_the_manifest_was_hashed_anew(tiny_copy: Path, name: str) -> None:
+    def soften(document: dict[str, Any]) -> None:
+        found = promise(document, name)
+        found["value"] = found["value"] * (0.9 if found["op"] == ">=" else 2)
+
+    edit(tiny_copy / "contract.json", soften)
+    rehash(tiny_copy)
+    assert refused_by(tiny_copy) == "promises"
+
+
+@pytest.mark.parametrize("name", ["accuracy", "agreement", "size_bytes"])
+def test_a_softened_measured_promise_is_refused_even_with_the_golden_samples_sealed_anew(
+    tiny_copy: Path, name: str
+) -> None:
+    def soften(document: dict[str, Any]) -> None:
+        found = promise(document, name)
+        found["value"] = found["value"] * (0.9 if found["op"] == ">=" else 2)
+
+    edit(tiny_copy / "contract.json", soften)
+    reseal(tiny_copy)
+    assert refused_by(tiny_copy) == "promises"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("accuracy", -0.1), ("accuracy", 1.5), ("memory_bytes", -1), ("latency_p95_s", 0), ("accuracy_drop", -0.5)],
+)
+def test_promises_that_cannot_be_are_refused(tiny_copy: Path, name: str, value: float) -> None:
+    edit(tiny_copy / "contract.json", lambda d: promise(d, name).update(value=value))
+    reseal(tiny_copy)
+    assert refused_by(tiny_copy) == "promises"
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", "null", '"0.9"'])
+def test_promises_that_are_no_numbers_are_refused(tiny_copy: Path, value: str) -> None:
+    path = tiny_copy / "contract.json"
+    path.write_text(path.read_text().replace('"value": 0.9', f'"value": {value}'))
+    rehash(tiny_copy)
+    assert refused_by(tiny_copy) == "promises"
+
+
+def test_a_promise_turned_round_or_made_twice_is_refused(tiny_copy: Path, tiny_bundle: Any, tmp_path: Path) -> None:
+    edit(tiny_copy / "contract.json", lambda d: promise(d, "latency_p95_s").update(op=">="))
+    reseal(tiny_copy)
+    assert refused_by(tiny_copy) == "promises"
+    edit(tiny_copy / "contract.json", lambda d: d.update(promises=[promise(d, "accuracy")] * 2))
+    reseal(tiny_copy)
+    assert refused_by(tiny_copy) == "promises"
+
+
+def test_a_contract_for_another_profile_is_refused(tiny_copy: Path) -> None:
+    edit(tiny_copy / "contract.json", lambda d: d.update(profile="rpi5"))
+    reseal(tiny_copy)
+    assert refused_by(tiny_copy) == "promises"
+
+
+def test_a_contract_of_a_newer_major_schema_is_refused(tiny_copy: Path) -> None:
+    edit(tiny_copy / "contract.json", lambda d: d.update(schema="7.0"))
+    reseal(tiny_copy)
+    with pytest.raises(BundleRefused, match=r"schema 7\.x"):
+        open_bundle(tiny_copy)
+
+
+@pytest.mark.parametrize("change", [{"count": 3}, {"min_agreement": 0}, {"tolerance": {}}, {"tolerance": {"x": -1}}])
+def test_altered_golden_terms_are_refused(tiny_copy: Path, change: dict[str, Any]) -> None:
+    edit(tiny_copy / "contract.json", lambda d: d["golden"].update(change))
+    reseal(tiny_copy)
+    assert refused_by(tiny_copy) == "promises"
+
+
+def test_golden_samples_of_another_contract_are_refused(tiny_copy: Path, make_bundle: Any) -> None:
+    other = make_bundle(promises={"latency_p95_s": 0.5})
+    (tiny_copy / "golden.npz").write_bytes(other.file("golden.npz").read_bytes())
+    rehash(tiny_copy)
+    assert refused_by(tiny_copy) == "promises"
+
+
+def test_what_is_no_golden_archive_is_refused_by_golden(tiny_copy: Path) -> None:
+    (tiny_copy / "golden.npz").write_bytes(b"PK\x03\x04 not really")
+    rehash(tiny_copy)
+    assert refused_by(tiny_copy) == "golden"
+
+
+def test_a_grown_model_is_refused_by_size_though_the_manifest_was_hashed_anew(tiny_copy: Path) -> None:
+    with (tiny_copy / "model.onnx.data").open("ab") as stream:
+        stream.write(b"\0" * 100)
+    rehash(tiny_copy)
+    assert refused_by(tiny_copy) == "size"
+
+
+def test_a_bundle_larger_than_promised_is_refused_by_size(make_bundle: Any) -> None:
+    with pytest.raises(BundleRefused) as caught:
+        make_bundle(promises={"bundle_size_bytes": 1000})
+    assert caught.value.promise == "size"
+
+
+def test_a_zip_is_answered_with_how_to_unpack_it(tmp_path: Path) -> None:
+    (tmp_path / "model.zip").write_bytes(b"PK")
+    with pytest.raises(UsageError, match="aios-edge bundle unpack"):
+        open_bundle(tmp_path / "model.zip")
+    with pytest.raises(UsageError, match="doesn't exist"):
+        open_bundle(tmp_path / "nothing")
+
+
+def test_a_directory_name_may_end_in_zip(make_bundle: Any, tmp_path: Path) -> None:
+    assert make_bundle(tmp_path / "b.zip") == open_bundle(tmp_path / "b.zip")
+
+
+def test_opening_and_verifying_needs_no_numpy(tiny_bundle: Any) -> None:
+    code = (
+        "import sys; from aios_edge.bundle.read import open_bundle, read_manifest; "
+        "read_manifest(sys.argv[1]); open_bundle(sys.argv[1]); "
+        "assert not {'numpy', 'onnxruntime', 'onnx'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tiny_bundle.path)], check=True, timeout=60)
+
+
+def test_without_verification_manifest_and_contract_are_still_parsed(tiny_copy: Path) -> None:
+    (tiny_copy / "model.onnx").unlink()
+    assert open_bundle(tiny_copy, verify=False).manifest == read_manifest(tiny_copy)
+    (tiny_copy / "contract.json").write_text("{}")
+    with pytest.raises(BundleRefused):
+        open_bundle(tiny_copy, verify=False)
+
+
+def test_golden_bytes_are_the_same_whenever_they_are_written(
+    tiny_parts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    golden = tiny_parts["golden"]
+    first = encode_golden(golden)
+    real = time.localtime
+    monkeypatch.setattr(time, "localtime", lambda *_: real(86400.0 * 365 * 40))
+    reordered = dataclasses.replace(golden, inputs=dict(reversed(golden.inputs.items())))
+    assert encode_golden(reordered) == first
+
+
+def test_the_seal_is_what_numpy_reads(tiny_bundle: Any) -> None:
+    path = tiny_bundle.file("golden.npz")
+    seal, golden = read_seal(path), read_golden(path)
+    assert (seal.contract_sha256, seal.count) == (golden.contract_sha256, len(golden.raw))
+
+
+def test_the_tiny_model_says_what_its_words_say(tiny_bundle: Any) -> None:
+    golden = read_golden(tiny_bundle.file("golden.npz"))
+    answers = golden.shipped["logits"].argmax(axis=1)
+    for raw, answer in zip(golden.raw, answers, strict=True):
+        leans = {word in raw.split() for word in ("good", "great", "superb")}, "bad" in raw.split()
+        if leans[0] == {False} and leans[1]:
+            assert tiny_bundle.manifest.labels[answer] == "negative"
+    assert 0.3 < answers.mean() < 0.7
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_an_accepted_path_stays_inside_whatever_it_is_joined_to(path: str) -> None:
+    if path_fault(path) is None:
+        root = Path("/srv/bundle")
+        joined = Path(os.path.normpath(root / path))
+        assert joined.is_relative_to(root) and joined != root
+        assert str(joined.relative_to(root)) == path
+
+
+@given(st.lists(st.sampled_from(["a", "A", "b/c", "b", "b/C", "é", "e\u0301"]), max_size=5))
+@settings(deadline=None)
+def test_accepted_paths_never_collide_on_any_file_system(paths: list[str]) -> None:
+    try:
+        check_paths(paths, where="x")
+    except BundleRefused:
+        return
+    folded = [path.casefold() for path in paths]
+    assert len(set(folded)) == len(folded)
+    assert not ("b" in folded and "b/c" in folded)
+
+
+def test_too_many_files_are_refused() -> None:
+    with pytest.raises(BundleRefused, match=str(MAX_FILES)):
+        check_paths([f"f{i}" for i in range(MAX_FILES + 1)], where="x")
