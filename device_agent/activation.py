@@ -26,7 +26,7 @@ from pathlib import Path
 
 from aios_edge.bundle.checks import CHECKS as BUNDLE_CHECKS
 from aios_edge.bundle.read import Bundle, open_bundle
-from aios_edge.errors import BundleRefused, RuntimeUnavailable
+from aios_edge.errors import BundleRefused, RequestError, RuntimeUnavailable
 from aios_edge.golden import read_golden
 from aios_edge.profile import DeviceProfile
 from aios_edge.tasks import Task, task_for
@@ -81,7 +81,7 @@ def activate(
 
         record.stage("load")
         started_at = time.perf_counter()
-        record.runtime = runtime = _load(bundle, profile)
+        record.runtime = runtime = Runtime(bundle.file(bundle.manifest.model), bundle.manifest.session, profile)
         record.load_s = time.perf_counter() - started_at
         record.add(golden_checks.check_tensors(bundle.manifest, runtime))
 
@@ -103,25 +103,26 @@ def activate(
             record.add(measure.check_memory(resident_bytes() if alone else None, profile))
     except BundleRefused as error:
         raise record.refused(error) from error
+    except (RequestError, RuntimeUnavailable) as error:  # the model doesn't take what it was recorded with
+        raise record.refused(BundleRefused(record.current, error.what)) from error
     return Activated(runtime=runtime, task=task, bundle=bundle, report=record.report(alone))
-
-
-def _load(bundle: Bundle, profile: DeviceProfile) -> Runtime:
-    try:
-        return Runtime(bundle.file(bundle.manifest.model), bundle.manifest.session, profile)
-    except RuntimeUnavailable as error:
-        raise BundleRefused("load", error.what, where=error.where, remedy=error.remedy) from error
 
 
 class _Record:
     """What is known so far, for the report of a success and of a refusal alike."""
 
     def __init__(self, on_stage: Callable[[str], None]) -> None:
-        self.stage = on_stage
+        self.current = ""
+        self._on_stage = on_stage
         self.bundle: Bundle | None = None
         self.runtime: Runtime | None = None
         self.load_s = 0.0
         self.checks: list[ActivationCheck] = []
+
+    def stage(self, name: str) -> None:
+        """A stage begins: checks are named after theirs."""
+        self.current = name
+        self._on_stage(name)
 
     def add(self, check: ActivationCheck) -> None:
         """Note a check; raises :class:`BundleRefused` when it failed."""

@@ -24,7 +24,7 @@ def check_tensors(manifest: Manifest, runtime: Runtime) -> ActivationCheck:
         ("inputs", manifest.inputs, runtime.inputs),
         ("outputs", manifest.outputs, runtime.outputs),
     ):
-        if {_plain(spec) for spec in declared} != {_plain(spec) for spec in found}:
+        if not _same(declared, found):
             detail = f"the model's {kind} are {_shown(found)}, the manifest says {_shown(declared)}"
             return ActivationCheck(name="load", passed=False, detail=detail)
     active = ", ".join(runtime.providers_active)
@@ -101,8 +101,15 @@ def _fits(shape: tuple[int, ...], declared: tuple[int, ...] | None) -> bool:
     return all(wanted in (-1, found) for found, wanted in zip(shape, declared, strict=True))
 
 
-def _plain(spec: TensorSpec) -> tuple[str, str, tuple[int, ...]]:
-    return spec.name, spec.datatype, tuple(spec.shape)
+def _same(declared: Sequence[TensorSpec], found: Sequence[TensorSpec]) -> bool:
+    """Equal names, datatypes and shapes; a dimension that onnxruntime can't tell is whatever the manifest says."""
+    actual = {spec.name: spec for spec in found}
+    return set(actual) == {spec.name for spec in declared} and all(
+        spec.datatype == actual[spec.name].datatype
+        and len(spec.shape) == len(actual[spec.name].shape)
+        and all(dim in (-1, said) for said, dim in zip(spec.shape, actual[spec.name].shape, strict=True))
+        for spec in declared
+    )
 
 
 def _shown(specs: Iterable[TensorSpec]) -> str:

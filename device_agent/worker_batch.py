@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from aios_edge.errors import AiosEdgeError
+from aios_edge.errors import RequestError
 from aios_edge.golden import RawInput
-from device_agent import worker_codec as codec
+from aios_edge.oip.tensors import DecodedRequest, Tensor, decode_inputs, encode_outputs
+from aios_edge.tasks import Prediction
 from device_agent.activation import Activated
 
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -54,7 +55,7 @@ class _Work:
     """A decoded request: ``raw`` for natural input, else ``tensors``."""
 
     request_id: int
-    request: codec.Decoded
+    request: DecodedRequest
     raw: tuple[RawInput, ...] = ()
     tensors: Tensors | None = None
 
@@ -104,21 +105,31 @@ def _attempt(works: list[_Work], run: Callable[[list[_Work]], list[Answer]]) -> 
 
 
 def _failed(request_id: int, error: Exception) -> Answer:
-    """What the client may know: our own errors in their words; of any other only that it happened."""
-    if isinstance(error, AiosEdgeError):
+    """What the client may know: a fault of its request in our words; of any other only that it happened."""
+    if isinstance(error, RequestError):
         return Answer(request_id=request_id, status=error.http_status, error=str(error)[:MAX_ERROR_CHARS])
-    # The log of the supervisor gets the kind and text; a client could read paths or data of others in it.
+    # The supervisor's log gets kind and text; to a client they could tell paths, or data of others in the batch.
     print(f"request {request_id} failed: {type(error).__name__}: {error}"[:2000], file=sys.stderr, flush=True)
     return Answer(request_id=request_id, status=500, error="the model failed on this input; the device's log says more")
 
 
 def _decoded(activated: Activated, job: Job) -> _Work:
-    request = codec.decode(job.body, job.json_length)
-    raw = codec.natural_rows(activated.task, request)
+    """Raises :class:`RequestError` for whatever is wrong with a request."""
+    task, specs = activated.task, activated.runtime.inputs
+    # A body without JSON is the model's only input, or, where it has several, the natural one.
+    request = decode_inputs(job.body, job.json_length, specs if len(specs) == 1 else task.natural_inputs)
+    raw = task.raw_tensors(request.inputs)
     if raw is not None:
         return _Work(request_id=job.request_id, request=request, raw=raw)
-    tensors = codec.model_tensors(activated.task, request)
-    return _Work(request_id=job.request_id, request=request, tensors=tensors)
+    datatypes = {spec.name: spec.datatype for spec in specs}
+    for name, tensor in request.inputs.items():  # arrays don't tell BF16 from UINT16
+        if datatypes.get(name, tensor.datatype) != tensor.datatype:
+            raise RequestError(f"is {tensor.datatype}, the model takes {datatypes[name]}", where=f"input {name!r}")
+    return _Work(
+        request_id=job.request_id,
+        request=request,
+        tensors={name: tensor.array for name, tensor in request.inputs.items()},
+    )
 
 
 def _signature(tensors: Tensors) -> object:
@@ -158,8 +169,18 @@ def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
         joined = {name: np.concatenate([each[name] for each in tensors]) for name in tensors[0]}
         outputs = _split(activated.runtime.run(joined), [_rows(work) for work in works])
     compute_s = time.perf_counter() - started_at
+    datatypes = {spec.name: spec.datatype for spec in activated.runtime.outputs}
     return [
-        _encoded(work, codec.encode_tensors(work.request, output), _length(work.tensors or {}), len(works), compute_s)
+        _encoded(
+            work,
+            {name: Tensor(datatypes[name], array) for name, array in output.items()},
+            Answer(
+                request_id=work.request_id,
+                length=_length(work.tensors or {}),
+                batch_size=len(works),
+                compute_s=compute_s,
+            ),
+        )
         for work, output in zip(works, outputs, strict=True)
     ]
 
@@ -190,24 +211,23 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
     started_at = time.perf_counter()
     places = [(work, row) for work in works for row in range(len(work.raw))]
     places.sort(key=lambda place: _sort_key(place[0].raw[place[1]]))
-    found: dict[tuple[int, int], tuple[codec.Prediction, int]] = {}
+    found: dict[tuple[int, int], tuple[Prediction, int]] = {}
     step = activated.bundle.manifest.max_batch_size
     for start in range(0, len(places), step):
         chunk = places[start : start + step]
         encoded = activated.task.encode([work.raw[row] for work, row in chunk])
         predictions = activated.task.decode(activated.runtime.run(encoded))
-        lengths = codec.token_lengths(encoded)
+        lengths = activated.task.lengths(encoded)
         for (work, row), prediction, length in zip(chunk, predictions, lengths, strict=True):
             found[work.request_id, row] = prediction, length
     compute_s = time.perf_counter() - started_at
     answers: list[Answer] = []
     for work in works:
         mine = [found[work.request_id, row] for row in range(len(work.raw))]
-        encoded_outputs = codec.encode_predictions(
-            work.request, activated.bundle.manifest.labels, [prediction for prediction, _ in mine]
-        )
+        tensors = activated.task.prediction_tensors([prediction for prediction, _ in mine])
         length = max((length for _, length in mine), default=0)
-        answers.append(_encoded(work, encoded_outputs, length, len(works), compute_s))
+        answer = Answer(request_id=work.request_id, length=length, batch_size=len(works), compute_s=compute_s)
+        answers.append(_encoded(work, tensors, answer))
     return answers
 
 
@@ -216,6 +236,10 @@ def _sort_key(raw: RawInput) -> tuple[int, RawInput]:
     return -size, raw
 
 
-def _encoded(work: _Work, encoded: tuple[bytes, bytes], length: int, batch_size: int, compute_s: float) -> Answer:
-    answer = Answer(request_id=work.request_id, length=length, batch_size=batch_size, compute_s=compute_s)
-    return replace(answer, outputs=encoded[0], binary=encoded[1])
+def _encoded(work: _Work, tensors: Mapping[str, Tensor], answer: Answer) -> Answer:
+    """The answer with its tensors, or why just this client can't have them the way it asked."""
+    try:
+        outputs, binary = encode_outputs(tensors, work.request)
+    except RequestError as error:
+        return _failed(work.request_id, error)
+    return replace(answer, outputs=outputs, binary=binary)

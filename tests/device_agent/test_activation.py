@@ -103,8 +103,8 @@ def test_an_altered_byte_is_refused_by_digest(tiny_copy: Path) -> None:
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
 def test_an_altered_model_with_a_new_digest_is_refused_by_load_or_golden(tiny_copy: Path, name: str) -> None:
     size = (tiny_copy / name).stat().st_size
-    # The high bytes of a word's weight (little-endian fp32, two per word, "good" is the 5th); the middle of a graph.
-    flip(tiny_copy / name, 4 * 2 * 4 + 7 if name.endswith("data") else size // 2)
+    # The sign of a weight of "great", word 5 of the table (little-endian fp32, two a word); the middle of the graph.
+    flip(tiny_copy / name, 5 * 8 + 7 if name.endswith("data") else size // 2)
     rehash(tiny_copy)
     assert refusal(tiny_copy).promise in ("load", "golden")
 
@@ -134,9 +134,8 @@ def test_altered_golden_outputs_are_refused_by_golden(tiny_copy: Path) -> None:
 
 
 def test_golden_answers_that_are_not_finite_are_refused_by_golden(tiny_copy: Path) -> None:
-    weights = bytearray((tiny_copy / "model.onnx.data").read_bytes())
-    weights[: len(weights) // 8 * 8] = np.full(len(weights) // 4, np.nan, dtype="<f4").tobytes()[: len(weights) // 8 * 8]
-    (tiny_copy / "model.onnx.data").write_bytes(weights)
+    path = tiny_copy / "model.onnx.data"
+    path.write_bytes(np.full(path.stat().st_size // 4, np.nan, dtype="<f4").tobytes())
     rehash(tiny_copy)
     refused = refusal(tiny_copy)
     assert refused.promise == "golden" and "not finite" in refused.what
@@ -163,7 +162,7 @@ def test_an_altered_tokenizer_is_refused_by_golden_raw(tiny_copy: Path) -> None:
     path = tiny_copy / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    vocabulary["good"], vocabulary["bad"] = vocabulary["bad"], vocabulary["good"]
+    vocabulary["great"], vocabulary["awful"] = vocabulary["awful"], vocabulary["great"]
     path.write_text(json.dumps(tokenizer))
     rehash(tiny_copy)
     assert refusal(tiny_copy).promise == "golden_raw"

@@ -1,0 +1,128 @@
+"""What a batch of requests becomes: which share a model run, and that none spoils another."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from aios_edge.profile_files import load_profile
+from device_agent.activation import Activated, activate
+from device_agent.worker_batch import Answer, Job, answer_batch
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bundle: Any) -> Activated:
+    return activate(tiny_bundle.path, load_profile("x86-gateway"), "quick", alone=False)
+
+
+def job(request_id: int, document: object, deadline_at: float | None = None) -> Job:
+    return Job(request_id=request_id, body=msgspec.json.encode(document), json_length=None, deadline_at=deadline_at)
+
+
+def text_job(request_id: int, *texts: str, **more: Any) -> Job:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": list(texts)}
+    return job(request_id, {"inputs": [tensor], **more})
+
+
+def ids_job(request_id: int, rows: list[list[int]]) -> Job:
+    shape = [len(rows), len(rows[0])]
+    ids = {"name": "input_ids", "datatype": "INT64", "shape": shape, "data": rows}
+    mask = {"name": "attention_mask", "datatype": "INT64", "shape": shape, "data": np.ones(shape, dtype=int).tolist()}
+    return job(request_id, {"inputs": [ids, mask]})
+
+
+def run(tiny: Activated, *jobs: Job) -> list[Answer]:
+    return answer_batch(tiny, jobs, now=time.monotonic())
+
+
+def output(answer: Answer, name: str) -> Any:
+    assert answer.status == 200, answer.error
+    return next(tensor["data"] for tensor in msgspec.json.decode(answer.outputs) if tensor["name"] == name)
+
+
+def test_texts_of_several_requests_share_one_run(tiny: Activated) -> None:
+    first, second = run(tiny, text_job(1, "a good film"), text_job(2, "awful", "great plot"))
+    assert (first.batch_size, second.batch_size) == (2, 2)
+    assert output(first, "label") == ["positive"]
+    assert output(second, "label") == ["negative", "positive"]
+    assert (first.length, second.length) == (5, 4)  # with [CLS] and [SEP]; the longest row of each request
+    assert first.compute_s > 0
+
+
+def test_the_answer_does_not_depend_on_the_order_of_arrival(tiny: Activated) -> None:
+    jobs = [text_job(number, f"{'the film and ' * number}good") for number in range(1, 6)]
+    forth, back = run(tiny, *jobs), run(tiny, *reversed(jobs))
+    assert [answer.request_id for answer in back] == [5, 4, 3, 2, 1]
+    assert {a.request_id: a.outputs for a in forth} == {a.request_id: a.outputs for a in back}
+
+
+def test_more_rows_than_the_largest_batch_are_split(tiny: Activated) -> None:
+    words = ["good" if number % 3 else "bad" for number in range(75)]  # max_batch_size is 32
+    (answer,) = run(tiny, text_job(1, *words))
+    assert output(answer, "label") == ["positive" if word == "good" else "negative" for word in words]
+
+
+def test_tensors_of_equal_shape_share_a_run_and_others_run_alone(tiny: Activated) -> None:
+    answers = run(tiny, ids_job(1, [[2, 4, 3]]), ids_job(2, [[2, 14, 3], [2, 5, 3]]), ids_job(3, [[2, 4, 24, 3]]))
+    assert [answer.batch_size for answer in answers] == [2, 2, 1]
+    assert [answer.length for answer in answers] == [3, 3, 4]
+    alone = [run(tiny, each)[0] for each in (ids_job(1, [[2, 4, 3]]), ids_job(2, [[2, 14, 3], [2, 5, 3]]))]
+    for together, single in zip(answers, alone, strict=False):
+        assert output(together, "logits") == pytest.approx(output(single, "logits"))
+
+
+def test_one_bad_request_never_spoils_its_batch(tiny: Activated) -> None:
+    answers = run(
+        tiny,
+        text_job(1, "good"),
+        Job(request_id=2, body=b"{nonsense", json_length=None, deadline_at=None),
+        ids_job(3, [[2, 4, 3]]),
+        ids_job(4, [[2, 10_000_000, 3]]),  # no such row in the model's table: the run they share fails
+        job(5, {"inputs": [{"name": "other", "datatype": "FP32", "shape": [1], "data": [1.0]}]}),
+        text_job(6, "awful"),
+    )
+    assert [answer.status for answer in answers][:4] == [200, 400, 200, answers[3].status]
+    assert answers[3].status >= 400 and answers[3].error
+    assert 400 <= answers[4].status < 500
+    assert output(answers[0], "label") == ["positive"] and output(answers[5], "label") == ["negative"]
+
+
+def test_a_request_whose_deadline_passed_is_not_run(tiny: Activated) -> None:
+    now = time.monotonic()
+    late, timely = answer_batch(
+        tiny,
+        [
+            Job(request_id=1, body=text_job(1, "good").body, json_length=None, deadline_at=now - 0.001),
+            Job(request_id=2, body=text_job(2, "good").body, json_length=None, deadline_at=now + 60),
+        ],
+        now=now,
+    )
+    assert (late.status, late.outputs) == (504, b"")
+    assert (timely.status, timely.batch_size) == (200, 1)
+
+
+def test_an_unexpected_failure_is_a_500_without_its_traceback(
+    tiny: Activated, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(inputs: object) -> None:
+        raise ZeroDivisionError("a secret path /etc/passwd")
+
+    monkeypatch.setattr(tiny.runtime, "run", fail)
+    first, second = run(tiny, text_job(1, "good"), text_job(2, "bad"))
+    assert (first.status, second.status) == (500, 500)
+    assert first.error is not None and "secret" not in first.error
+    assert "secret" in capfd.readouterr().err
+
+
+def test_outputs_are_binary_where_asked(tiny: Activated) -> None:
+    (answer,) = run(
+        tiny, text_job(1, "good", outputs=[{"name": "score", "parameters": {"binary_data": True}}, {"name": "label"}])
+    )
+    tensors = {tensor["name"]: tensor for tensor in msgspec.json.decode(answer.outputs)}
+    assert set(tensors) == {"score", "label"}
+    assert tensors["score"]["parameters"]["binary_data_size"] == len(answer.binary) == 4
+    assert 0.5 < np.frombuffer(answer.binary, dtype="<f4")[0] <= 1.0
