@@ -88,7 +88,7 @@ class Runtime:
             kind, text = type(error).__name__, str(error)[:300]
             # Shapes that contradict each other or an index beyond a table are the request's fault; onnxruntime calls
             # them InvalidArgument or, inside a node, RuntimeException naming that node.
-            if kind == "InvalidArgument" or "while running" in text:
+            if kind == "InvalidArgument" or ("while running" in text and "allocate memory" not in text):
                 raise RequestError(f"the model refuses these inputs ({text})") from error
             raise RuntimeUnavailable(f"onnxruntime failed: {kind}: {text}", where=str(self._model_path)) from error
         return {

@@ -35,8 +35,8 @@ class TextClassification:
             raise BundleRefused("task", f"text gives {known}, the model wants {', '.join(unknown)}", where=str(root))
         self._tokenizer = _load_tokenizer(root / self._text.tokenizer, self._text.max_length)
         self.natural_names: tuple[str, ...] = (TEXT, TEXT_PAIR) if self._text.pair else (TEXT,)
-        self.natural_inputs = tuple(TensorSpec(name=n, datatype="BYTES", shape=(-1,)) for n in self.natural_names)
-        self.natural_outputs = (
+        self.natural_input_specs = tuple(TensorSpec(name=n, datatype="BYTES", shape=(-1,)) for n in self.natural_names)
+        self.natural_output_specs = (
             TensorSpec(name="label", datatype="BYTES", shape=(-1,)),
             TensorSpec(name="score", datatype="FP32", shape=(-1,)),
             TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(self._labels))),
@@ -96,7 +96,7 @@ class TextClassification:
             for row, best in ((row, int(np.argmax(row))) for row in softmax(logits, self._softmax.temperature))
         )
 
-    def prediction_tensors(self, predictions: Sequence[Prediction]) -> dict[str, Tensor]:
+    def natural_outputs(self, predictions: Sequence[Prediction]) -> dict[str, Tensor]:
         """``label`` BYTES [N], ``score`` FP32 [N], ``probabilities`` FP32 [N, C]."""
         count = len(predictions)
         label = np.empty(count, dtype=np.object_)
@@ -120,7 +120,8 @@ def softmax(logits: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """softmax(logits / temperature) along the last axis; the largest is subtracted first, so nothing overflows."""
     scaled = logits.astype(np.float64) / temperature
     powers: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    total: NDArray[np.float64] = powers.sum(axis=-1, keepdims=True)
+    return np.divide(powers, total)
 
 
 def _load_tokenizer(path: Path, max_length: int) -> Any:

@@ -1,0 +1,187 @@
+"""``aios-edge infer``: one-shot inference with a bundle, no server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aios_edge.errors import DataError, ProfileError, UsageError
+
+if TYPE_CHECKING:
+    from aios_edge.golden import RawInput
+    from aios_edge.manifest import Manifest
+    from aios_edge.profile import DeviceProfile
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("inputs", nargs=-1, metavar="[INPUT]...")
+@click.option("--file", "file", type=click.Path(path_type=Path), help="Read inputs from a csv, tsv, jsonl or txt file.")
+@click.option("--column", "columns", multiple=True, help="Column of --file; twice for pairs.  [default: text]")
+@click.option("--profile", "profile_name", help="Device profile, by name or file, for provider and threads.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def infer(
+    bundle: Path,
+    inputs: tuple[str, ...],
+    file: Path | None,
+    columns: tuple[str, ...],
+    profile_name: str | None,
+    as_json: bool,
+) -> None:
+    """Run a BUNDLE on each INPUT: a text, or for models of pairs two texts with a tab between them.
+
+    Without INPUT and --file, each line of standard input is one. Inputs run one by one, as an agent answers single
+    requests. Without --profile the bundle's own is used if it matches this machine, else one thread of its CPU.
+    """
+    from aios_edge.bundle.read import open_bundle
+    from aios_edge.tasks import task_for
+    from device_agent.runtime import Runtime
+
+    if inputs and file is not None:
+        raise UsageError("both INPUT and --file were given", remedy="Give one of them")
+    if columns and file is None:
+        raise UsageError("--column is a column of --file, which is missing", remedy="Add --file FILE")
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
+    if file is not None:
+        raw = list(_from_file(file, columns, manifest))
+    else:
+        raw = [_parsed(text, manifest, f"input {index + 1}") for index, text in enumerate(inputs or _stdin_lines())]
+    task = task_for(manifest, opened.path)
+    runtime = Runtime(opened.file(manifest.model), manifest.session, _profile(profile_name, manifest))
+    if runtime.provider_reason:
+        click.echo(f"running on {runtime.providers_active[0]}: {runtime.provider_reason}", err=True)
+
+    answers: list[dict[str, Any]] = []
+    for item in raw:
+        (prediction,) = task.decode(runtime.run(task.encode([item])))
+        if as_json:
+            answers.append(
+                {
+                    "input": item,
+                    "label": prediction.label,
+                    "score": prediction.score,
+                    "probabilities": dict(zip(manifest.labels, prediction.probabilities, strict=True)),
+                }
+            )
+        else:
+            shown = item if isinstance(item, str) else "\t".join(item)
+            click.echo(f"{prediction.label}\t{prediction.score:.4f}\t{shown}")
+    if as_json:
+        click.echo(json.dumps(answers, ensure_ascii=False, allow_nan=False))
+
+
+def _profile(name: str | None, manifest: Manifest) -> DeviceProfile:
+    from aios_edge.host import inspect_host, matches
+    from aios_edge.profile import DeviceProfile, Provider
+    from aios_edge.profile_files import load_profile
+
+    if name is not None:
+        return load_profile(name)
+    reason: str
+    try:
+        profile = load_profile(manifest.profile)
+        match = matches(profile, inspect_host())
+        if match.ok:
+            return profile
+        reason = "; ".join(match.reasons)
+    except ProfileError as error:  # a profile of the exporter's own, which this machine doesn't have
+        reason = str(error)
+    click.echo(f"profile '{manifest.profile}' is not this machine ({reason}): one CPU thread is used", err=True)
+    return DeviceProfile(
+        schema="1.0",
+        name="one-cpu-thread",
+        title="One thread of this machine's CPU",
+        arch="any",
+        providers=(Provider(name="CPUExecutionProvider"),),
+        precision_preference=(manifest.precision,),
+        quantization="none",
+    )
+
+
+def _stdin_lines() -> tuple[str, ...]:
+    if sys.stdin.isatty():
+        raise UsageError("there is no input", remedy="Give INPUT, --file FILE, or pipe lines into standard input")
+    return tuple(_decoded(sys.stdin.buffer.read(), "standard input").splitlines())
+
+
+def _parsed(text: str, manifest: Manifest, where: str) -> RawInput:
+    """A text, or a pair with a tab between."""
+    if text.endswith((".npy", ".npz", ".wav", ".jpg", ".jpeg", ".png")) and Path(text).is_file():
+        raise UsageError(f"{text} is a file, but this bundle takes text", remedy="Give the text, or --file FILE")
+    if not manifest.preprocess.pair:
+        return text
+    first, tab, second = text.partition("\t")
+    if not tab:
+        raise UsageError("is one text, this model takes pairs", where=where, remedy="Put a tab between the two texts")
+    return first, second
+
+
+def _from_file(path: Path, columns: tuple[str, ...], manifest: Manifest) -> Iterator[RawInput]:
+    pair = manifest.preprocess.pair
+    names = columns or (("text", "text_pair") if pair else ("text",))
+    if len(names) != (2 if pair else 1):
+        raise UsageError(f"this model takes {2 if pair else 1} column(s), {len(names)} were given with --column")
+    kind = path.suffix.lower()
+    if kind not in (*_DELIMITERS, ".jsonl", ".txt"):
+        raise UsageError(
+            f"this bundle takes text, which {kind or 'a file without an ending'} doesn't hold",
+            where=str(path),
+            remedy="Give a .csv, .tsv, .jsonl or .txt file",
+        )
+    try:
+        content = _decoded(path.read_bytes(), str(path))
+    except FileNotFoundError as error:
+        raise UsageError("does not exist", where=str(path)) from error
+    if kind == ".txt":
+        for number, line in enumerate(content.splitlines(), 1):
+            yield _parsed(line, manifest, f"{path}, line {number}")
+        return
+    rows = _json_rows(content, path) if kind == ".jsonl" else _table_rows(content, path, _DELIMITERS[kind])
+    for number, row in rows:
+        texts = [row.get(name) for name in names]
+        for name, text in zip(names, texts, strict=True):
+            if not isinstance(text, str):
+                has = ", ".join(str(key) for key in row if key is not None)
+                what = f"line {number} has no text in column {name!r}"
+                raise DataError(what, where=str(path), remedy=f"It has {has}; choose with --column")
+        yield (texts[0], texts[1]) if pair else texts[0]
+
+
+def _table_rows(content: str, path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    # newline handling is csv's, so that a quoted field may hold line breaks
+    reader = csv.DictReader(content.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise DataError(f"line {reader.line_num}: {error}", where=str(path), remedy="Fix the line's quotes") from error
+
+
+def _json_rows(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise DataError(f"line {number} is not JSON ({error})", where=str(path)) from error
+        if not isinstance(row, dict):
+            raise DataError(f"line {number} is not a JSON object", where=str(path))
+        yield number, row
+
+
+def _decoded(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"line {line} is not UTF-8", where=where, remedy="Convert it with iconv") from error
