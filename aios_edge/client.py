@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import msgspec
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from aios_edge.oip.tensors import DecodedResponse
 
 RawInput = str | tuple[str, str]
+T = TypeVar("T")
 
 
 class HttpError(RemoteError):
@@ -220,7 +221,7 @@ class Client:
             return False
         return True
 
-    def _get(self, path: str, kind: type[Any]) -> Any:
+    def _get(self, path: str, kind: type[T]) -> T:
         _, content = self._ask("GET", path)
         try:
             return msgspec.json.decode(content, type=kind)

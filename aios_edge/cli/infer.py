@@ -147,12 +147,13 @@ def _from_file(path: Path, columns: tuple[str, ...], manifest: Manifest) -> Iter
         return
     rows = _json_rows(content, path) if kind == ".jsonl" else _table_rows(content, path, _DELIMITERS[kind])
     for number, row in rows:
-        texts = [row.get(name) for name in names]
-        for name, text in zip(names, texts, strict=True):
-            if not isinstance(text, str):
+        texts: list[str] = []
+        for name in names:
+            if not isinstance(text := row.get(name), str):
                 has = ", ".join(str(key) for key in row if key is not None)
                 what = f"line {number} has no text in column {name!r}"
                 raise DataError(what, where=str(path), remedy=f"It has {has}; choose with --column")
+            texts.append(text)
         yield (texts[0], texts[1]) if pair else texts[0]
 
 

@@ -26,16 +26,16 @@ class Task(Protocol):
     """Pre- and post-processing of one bundle, the same for exporter and agent."""
 
     @property
-    def natural_input_specs(self) -> tuple[TensorSpec, ...]:
+    def natural_inputs(self) -> tuple[TensorSpec, ...]:
         """The tensors a client may send instead of the model's own."""
 
     @property
-    def natural_output_specs(self) -> tuple[TensorSpec, ...]:
+    def natural_outputs(self) -> tuple[TensorSpec, ...]:
         """The tensors it is answered with then."""
 
     @property
     def natural_names(self) -> tuple[str, ...]:
-        """Names of ``natural_input_specs``."""
+        """Names of ``natural_inputs``."""
 
     def raw_tensors(self, inputs: Mapping[str, Tensor]) -> tuple[RawInput, ...] | None:
         """Raw inputs from a request's tensors; None when none of them is natural.
@@ -52,5 +52,5 @@ class Task(Protocol):
     def decode(self, outputs: Mapping[str, NDArray[Any]]) -> tuple[Prediction, ...]:
         """One prediction per row of the model's outputs."""
 
-    def natural_outputs(self, predictions: Sequence[Prediction]) -> dict[str, Tensor]:
+    def prediction_tensors(self, predictions: Sequence[Prediction]) -> dict[str, Tensor]:
         """The natural output tensors of N predictions."""

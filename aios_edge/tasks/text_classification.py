@@ -35,8 +35,8 @@ class TextClassification:
             raise BundleRefused("task", f"text gives {known}, the model wants {', '.join(unknown)}", where=str(root))
         self._tokenizer = _load_tokenizer(root / self._text.tokenizer, self._text.max_length)
         self.natural_names: tuple[str, ...] = (TEXT, TEXT_PAIR) if self._text.pair else (TEXT,)
-        self.natural_input_specs = tuple(TensorSpec(name=n, datatype="BYTES", shape=(-1,)) for n in self.natural_names)
-        self.natural_output_specs = (
+        self.natural_inputs = tuple(TensorSpec(name=n, datatype="BYTES", shape=(-1,)) for n in self.natural_names)
+        self.natural_outputs = (
             TensorSpec(name="label", datatype="BYTES", shape=(-1,)),
             TensorSpec(name="score", datatype="FP32", shape=(-1,)),
             TensorSpec(name="probabilities", datatype="FP32", shape=(-1, len(self._labels))),
@@ -96,7 +96,7 @@ class TextClassification:
             for row, best in ((row, int(np.argmax(row))) for row in softmax(logits, self._softmax.temperature))
         )
 
-    def natural_outputs(self, predictions: Sequence[Prediction]) -> dict[str, Tensor]:
+    def prediction_tensors(self, predictions: Sequence[Prediction]) -> dict[str, Tensor]:
         """``label`` BYTES [N], ``score`` FP32 [N], ``probabilities`` FP32 [N, C]."""
         count = len(predictions)
         label = np.empty(count, dtype=np.object_)
