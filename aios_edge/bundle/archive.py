@@ -8,6 +8,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from aios_edge.bundle.layout import MANIFEST, MAX_FILES, MAX_TOTAL_BYTES, check_paths
@@ -126,11 +127,21 @@ def _extract(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, stage: Path, zip_
     path = stage / entry.filename
     path.parent.mkdir(parents=True, exist_ok=True)
     left = entry.file_size
-    with archive.open(entry) as source, path.open("xb") as sink:
-        while block := source.read(_BLOCK):
+    with path.open("xb") as sink:
+        for block in _blocks(archive, entry, zip_path):
             left -= len(block)
             if left < 0:
                 raise BundleRefused("archive", f"{entry.filename!r} is longer than it says", where=str(zip_path))
             sink.write(block)
         sink.flush()
         os.fsync(sink.fileno())
+
+
+def _blocks(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, zip_path: Path) -> Iterator[bytes]:
+    """The content of one file; a damaged table sends zipfile to impossible places, which is no fault of the disk."""
+    try:
+        with archive.open(entry) as source:
+            while block := source.read(_BLOCK):
+                yield block
+    except (OSError, ValueError) as error:
+        raise BundleRefused("archive", f"{entry.filename!r} can't be read ({error})", where=str(zip_path)) from error

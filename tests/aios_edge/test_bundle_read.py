@@ -334,10 +334,11 @@ def test_the_seal_is_what_numpy_reads(tiny_bundle: Any) -> None:
 def test_the_tiny_model_says_what_its_words_say(tiny_bundle: Any) -> None:
     golden = read_golden(tiny_bundle.file("golden.npz"))
     answers = golden.shipped["logits"].argmax(axis=1)
+    positive, negative = {"good", "great", "superb"}, {"bad", "awful", "dreary"}
     for raw, answer in zip(golden.raw, answers, strict=True):
-        leans = {word in raw.split() for word in ("good", "great", "superb")}, "bad" in raw.split()
-        if leans[0] == {False} and leans[1]:
-            assert tiny_bundle.manifest.labels[answer] == "negative"
+        words = set(raw.split())
+        if len(words & (positive | negative)) == 1 and len(words) < 6:
+            assert tiny_bundle.manifest.labels[answer] == ("positive" if words & positive else "negative")
     assert 0.3 < answers.mean() < 0.7
 
 

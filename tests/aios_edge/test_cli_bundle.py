@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "aios_edge.cli.main", "bundle", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_show_tells_the_promises(tiny_bundle: Any) -> None:
+    text = run("show", tiny_bundle.path).stdout
+    assert tiny_bundle.bundle_id in text and "accuracy >= 0.9 share (measured, checked: export-only)" in text
+    document = json.loads(run("show", tiny_bundle.path, "--json").stdout)
+    assert document["bundle_id"] == tiny_bundle.bundle_id
+    assert document["total_bytes"] == tiny_bundle.total_bytes
+    assert document["contract"]["promises"][0]["name"] == "accuracy"
+
+
+def test_verify_of_a_valid_bundle_exits_0(tiny_bundle: Any) -> None:
+    done = run("verify", tiny_bundle.path, "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {
+        "ok": True,
+        "checks": ["schema", "unlisted", "digest", "promises", "size"],
+        "error": None,
+        "bundle_id": tiny_bundle.bundle_id,
+    }
+
+
+def test_verify_of_a_damaged_bundle_exits_3_and_names_the_check(tiny_copy: Path) -> None:
+    (tiny_copy / "extra").write_text("")
+    done = run("verify", tiny_copy, "--json")
+    assert done.returncode == 3 and "[unlisted]" in done.stderr
+    assert json.loads(done.stdout)["check"] == "unlisted"
+
+
+def test_pack_and_unpack_round_trip(tiny_copy: Path, tiny_bundle: Any, tmp_path: Path) -> None:
+    packed = json.loads(run("pack", tiny_copy, "--json").stdout)
+    assert Path(packed["path"]) == tmp_path / "bundle.zip"
+    done = run("unpack", packed["path"], "--out", tmp_path / "again", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == {"path": str(tmp_path / "again"), "bundle_id": tiny_bundle.bundle_id}
+
+
+def test_a_zip_where_a_folder_is_needed_says_what_to_do(tiny_copy: Path) -> None:
+    run("pack", tiny_copy)
+    done = run("verify", f"{tiny_copy}.zip")
+    assert done.returncode == 2 and "aios-edge bundle unpack" in done.stderr
+
+
+def test_a_path_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
+    assert run("show", tmp_path / "nothing").returncode == 2
+    assert run("unpack", tmp_path / "nothing.zip").returncode == 2
