@@ -58,8 +58,11 @@ def mosquitto_path() -> str | None:
     return shutil.which("mosquitto") or shutil.which("mosquitto", path=_SBIN)
 
 
-def start_broker(kind: Kind | None = None, *, port: int | None = None, timeout_s: float = 15.0) -> Broker:
-    """Start a broker that listens on 127.0.0.1 only and keeps nothing on disk.
+def start_broker(
+    kind: Kind | None = None, *, port: int | None = None, extra: str = "", timeout_s: float = 15.0
+) -> Broker:
+    """Start a broker that listens on 127.0.0.1 only and keeps nothing on disk. ``extra``: more lines for mosquitto's
+    configuration, in place of open access.
 
     Raises :class:`MissingExtra` when there is neither mosquitto nor amqtt, :class:`ResourceError` when it doesn't
     come up.
@@ -70,9 +73,11 @@ def start_broker(kind: Kind | None = None, *, port: int | None = None, timeout_s
         raise ResourceError("mosquitto is not installed", remedy="Install it with: apt install mosquitto")
     if kind == "amqtt" and importlib.util.find_spec("amqtt") is None:
         raise MissingExtra("amqtt", "demo", why="a broker on a machine without mosquitto")
+    if port is not None and not _free(port):  # whoever listens there would pass for our broker
+        raise ResourceError(f"port {port} is busy", where="127.0.0.1", remedy="Stop who uses it, or choose another")
     said = ""
     for _ in range(3 if port is None else 1):  # a free port may be taken between asking and listening
-        broker = _spawn(kind, port or _free_port())
+        broker = _spawn(kind, port or _free_port(), extra)
         if _listening(broker, timeout_s):
             return broker
         with contextlib.suppress(OSError):
@@ -81,21 +86,20 @@ def start_broker(kind: Kind | None = None, *, port: int | None = None, timeout_s
     raise ResourceError(f"the broker {kind} does not come up: {said or 'it says nothing'}", remedy="Is the port free?")
 
 
-def _spawn(kind: Kind, port: int) -> Broker:
+def _spawn(kind: Kind, port: int, extra: str) -> Broker:
     directory = Path(tempfile.mkdtemp(prefix="aios-edge-broker-"))
     directory.chmod(0o755)  # started as root, mosquitto drops to its own user and must still read its configuration
     if kind == "mosquitto":
         config = directory / "mosquitto.conf"
-        config.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\npersistence false\nlog_dest stderr\n")
+        access = extra or "allow_anonymous true\n"
+        config.write_text(f"persistence false\nlog_dest stderr\nlistener {port} 127.0.0.1\n{access}")
         config.chmod(0o644)
         command = [mosquitto_path() or "mosquitto", "-c", str(config)]
     else:
         command = [sys.executable, "-m", "aios_edge.broker", str(port)]
     with (directory / "log").open("wb") as log:
         # A session of its own: Ctrl-C at the demo must not take the broker away before the last messages.
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd=Path.cwd()
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     return Broker(f"mqtt://127.0.0.1:{port}", kind, port, process, directory)
 
 
@@ -107,6 +111,16 @@ def _listening(broker: Broker, timeout_s: float) -> bool:
         with contextlib.suppress(subprocess.TimeoutExpired):
             broker.process.wait(0.02)
     return False
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a broker that just ended left its port waiting
+        try:
+            sock.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _free_port() -> int:

@@ -13,46 +13,25 @@ from __future__ import annotations
 
 import queue
 import random
-import ssl
 import threading
-import time
 import uuid
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import Any
 
 import msgspec
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from aios_edge.errors import RemoteError, SettingsError
+from aios_edge.errors import RemoteError
+from aios_edge.mqtt_options import MqttOptions as MqttOptions
+from aios_edge.mqtt_options import broker_address
 
 CONNECT_TIMEOUT_S = 8.0
 _FAILURE = 128  # reason codes from here on say no
 _UNACCEPTABLE_PROTOCOL = 132
 
 Call = Callable[[Callable[[], None]], object]
-
-
-class MqttOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach the broker. ``url`` is ``mqtt://host[:1883]`` or ``mqtts://host[:8883]``.
-
-    ``ca`` replaces the system's trust store; ``cert`` and ``key`` are the client's own (mTLS).
-    """
-
-    url: str
-    client_id: str | None = None
-    username: str | None = None
-    password_file: Path | None = None
-    ca: Path | None = None
-    cert: Path | None = None
-    key: Path | None = None
-    protocol: Literal["auto", "5", "3.1.1"] = "auto"
-    keepalive_s: int = 30
-    backoff_min_s: float = 0.5
-    backoff_max_s: float = 30.0
 
 
 class Publication(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,13 +60,6 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
-class _Address(msgspec.Struct, frozen=True):
-    host: str
-    port: int
-    tls: ssl.SSLContext | None
-    password: str | None
-
-
 class MqttLink:
     """One connection to a broker, kept alive. Raises :class:`SettingsError` for options that can't work."""
 
@@ -101,7 +73,7 @@ class MqttLink:
         on_message: Callable[[Publication], None] | None = None,
     ) -> None:
         self._options = options
-        self._address = _address(options)
+        self._address = broker_address(options)
         self._client_id = options.client_id or f"aios-{uuid.uuid4().hex[:12]}"
         self._call = call
         self._will = will
@@ -113,7 +85,10 @@ class MqttLink:
         self._subscriptions: dict[str, int] = {}
         self._delivered: dict[int, Callable[[Delivery], None]] = {}
         self._packet_limit_bytes: int | None = None
+        self._up_or_gone = threading.Event()  # this attempt led to something
         self._gone = threading.Event()  # this attempt is over
+        self._why: str | None = None  # as paho's thread heard it
+        self._refused = False  # for a reason other than the protocol's version
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep_connected, name="mqtt-link", daemon=True)
 
@@ -135,6 +110,7 @@ class MqttLink:
         if client is not None:
             client.disconnect()
         self._gone.set()
+        self._up_or_gone.set()
         if self._thread.is_alive():
             self._thread.join(timeout_s)
 
@@ -173,51 +149,59 @@ class MqttLink:
         backoff_s = self._options.backoff_min_s
         while not self._stopping.is_set():
             connects = self._state.connects
-            answered = self._attempt(protocol)
-            was_connected = self._state.connects > connects
-            if wanted == "auto":
-                if was_connected:
-                    protocol = MQTTv5  # the broker may be another one by now
-                elif answered:
-                    protocol = MQTTv311 if protocol == MQTTv5 else MQTTv5
-            if was_connected:
+            version_to_blame = self._attempt(protocol)
+            if self._state.connects > connects:
                 backoff_s = self._options.backoff_min_s
-            elif not (answered and wanted == "auto" and protocol == MQTTv311):  # fall back without delay
-                backoff_s = min(self._options.backoff_max_s, backoff_s * 2)
+                if wanted == "auto":
+                    protocol = MQTTv5  # the broker that comes back may be another one
+            elif version_to_blame and wanted == "auto" and protocol == MQTTv5:
+                protocol = MQTTv311
+                continue  # at once: this is how a connection to such a broker begins
             else:
-                continue
+                backoff_s = min(self._options.backoff_max_s, backoff_s * 2)
+                if wanted == "auto":
+                    protocol = MQTTv5
             # Jitter, so that a fleet doesn't come back as one.
             self._stopping.wait(backoff_s * random.uniform(0.5, 1.0))
 
     def _attempt(self, protocol: MQTTProtocolVersion) -> bool:
-        """Connect once and stay until it ends. True when something at the address talked, or hung up on, MQTT."""
+        """Connect once and stay until it ends. True when the server refused the protocol's version, or hung up
+        without a word, which is how some refuse it."""
         self._gone.clear()
+        self._up_or_gone.clear()
+        self._why, self._refused = None, False
         client = self._new_client(protocol)
+        address = self._address
         try:
             if protocol == MQTTv5:
-                client.connect(self._address.host, self._address.port, self._options.keepalive_s, clean_start=True)
+                client.connect(address.host, address.port, self._options.keepalive_s, clean_start=True)
             else:
-                client.connect(self._address.host, self._address.port, self._options.keepalive_s)
+                client.connect(address.host, address.port, self._options.keepalive_s)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: a host name that isn't one
-            self._down(f"{self._address.host}:{self._address.port}: {error}")
+            self._ended(f"{address.host}:{address.port}: {error}")
             return False
         with self._lock:
             self._client = client
         client.loop_start()
         if self._stopping.is_set():
-            client.disconnect()
-        deadline = time.monotonic() + CONNECT_TIMEOUT_S
-        while not self._gone.wait(0.5 if not self._state.connected else None):
-            if not self._state.connected and time.monotonic() > deadline:
-                self._down("the server accepted the connection but doesn't answer as an MQTT broker")
-                break
+            self._gone.set()
+        elif not self._up_or_gone.wait(CONNECT_TIMEOUT_S):
+            self._why = "the server accepts connections but doesn't answer as an MQTT broker"
+            self._gone.set()
+        self._gone.wait()
         with self._lock:
             self._client = None
             self._delivered.clear()
         client.disconnect()
         client.loop_stop()
-        self._down("disconnected" if self._stopping.is_set() else "connection lost")
-        return True
+        self._ended("disconnected" if self._stopping.is_set() else self._why or "the server hung up")
+        return not self._refused
+
+    def _ended(self, reason: str) -> None:
+        with self._lock:
+            before = self._state
+            failed = 0 if before.connected else before.failed_attempts + 1
+            self._set(LinkState(reason=reason, connects=before.connects, failed_attempts=failed))
 
     def _new_client(self, protocol: MQTTProtocolVersion) -> Client:
         client = Client(
@@ -246,7 +230,8 @@ class MqttLink:
     def _connected(self, client: Client, _data: Any, _flags: Any, code: ReasonCode, properties: Any) -> None:
         if code.value >= _FAILURE:
             old = code.value == _UNACCEPTABLE_PROTOCOL
-            self._down("the broker doesn't speak this MQTT version" if old else f"the broker refused: {code}")
+            self._why = "the broker doesn't speak this MQTT version" if old else f"the broker refused: {code}"
+            self._refused = not old
             return
         protocol = "5" if client.protocol == MQTTv5 else "3.1.1"
         with self._lock:
@@ -256,11 +241,13 @@ class MqttLink:
             self._set(LinkState(connected=True, protocol=protocol, reason=None, connects=self._state.connects + 1))
             for topic_filter, qos in self._subscriptions.items():
                 client.subscribe(topic_filter, qos)
+        self._up_or_gone.set()
 
     def _disconnected(self, client: Client, _data: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:
-        if self._state.connected and not self._stopping.is_set():
-            self._down(f"connection lost: {code}")
-        self._gone.set()
+        if client is self._client:  # not one that was given up
+            self._why = self._why or f"connection lost: {code}"
+            self._gone.set()
+            self._up_or_gone.set()
 
     def _acknowledged(self, _client: Client, _data: Any, mid: int, code: ReasonCode, _properties: Any) -> None:
         with self._lock:  # publish() holds it until the callback is registered
@@ -282,17 +269,6 @@ class MqttLink:
         refused = [str(code) for code in codes if code.value >= _FAILURE]
         if refused:
             self._set(msgspec.structs.replace(self._state, reason=f"subscription refused: {refused[0]}"))
-
-    def _down(self, reason: str) -> None:
-        with self._lock:
-            before = self._state
-            if before.connected or not before.reason or not before.failed_attempts:
-                failed = 1
-            else:
-                failed = before.failed_attempts + (reason not in ("connection lost", "disconnected"))
-                if reason == "connection lost":
-                    return  # what was said before is more precise
-            self._set(LinkState(reason=reason, connects=before.connects, failed_attempts=failed))
 
     def _set(self, state: LinkState) -> None:
         with self._lock:
@@ -361,39 +337,3 @@ class MqttListener:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _address(options: MqttOptions) -> _Address:
-    parts = urlsplit(options.url)
-    where = "mqtt.url"
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise SettingsError(f"'{options.url}': {error}", where=where, remedy="Write mqtt://host:1883") from error
-    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-        raise SettingsError(f"'{options.url}' is no broker address", where=where, remedy="Write mqtt://host:1883")
-    if parts.password is not None:
-        raise SettingsError("has a password in it", where=where, remedy="Use mqtt.username and mqtt.password_file")
-    if (options.cert is None) != (options.key is None):
-        raise SettingsError("cert and key go together", where="mqtt.cert", remedy="Give both mqtt.cert and mqtt.key")
-    tls = None
-    if parts.scheme == "mqtts":
-        try:
-            tls = ssl.create_default_context(cafile=options.ca)
-            if options.cert is not None:
-                tls.load_cert_chain(options.cert, options.key)
-        except OSError as error:
-            raise SettingsError(
-                f"the TLS files can't be used: {error}", where="mqtt.ca", remedy="Check mqtt.ca, mqtt.cert and mqtt.key"
-            ) from error
-    elif options.ca or options.cert:
-        raise SettingsError("has TLS files but no TLS", where=where, remedy="Write mqtts://host:8883")
-    password = None
-    if options.password_file is not None:
-        try:
-            password = options.password_file.read_text("utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(
-                f"can't be read: {error}", where=f"mqtt.password_file {options.password_file}", remedy="Check the file"
-            ) from error
-    return _Address(parts.hostname, port or (8883 if tls else 1883), tls, password)

@@ -10,13 +10,17 @@ import platform
 import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 import msgspec
+
+if TYPE_CHECKING:
+    from aios_edge.profile_detect import Detection
 
 State = Literal["ok", "gap", "missing"]
 _MARK = {"ok": "ok     ", "gap": "gap    ", "missing": "MISSING"}
@@ -35,6 +39,29 @@ _OPTIONAL = (
     ("amqtt", "amqtt", "demo", "the demo where mosquitto isn't installed"),
 )
 _REQUIRED = ("numpy", "paho-mqtt", "msgspec", "uvicorn", "httptools", "click")
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def _tensor(name: bytes) -> bytes:
+    shape = _field(2, _field(1, b"\x08\x01"))  # one dimension of 1
+    return _field(1, name) + _field(2, _field(1, b"\x08\x01" + shape))  # element type 1: float
+
+
+#: y = Identity(x), written as protobuf by hand (IR 8, opset 13): the agent's install has no package that writes ONNX.
+_IDENTITY = (
+    b"\x08\x08"
+    + _field(
+        7,
+        _field(1, _field(1, b"x") + _field(2, b"y") + _field(4, b"Identity"))
+        + _field(2, b"g")
+        + _field(11, _tensor(b"x"))
+        + _field(12, _tensor(b"y")),
+    )
+    + _field(8, b"\x10\x0d")
+)
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,33 +134,54 @@ def _extras() -> list[Check]:
 
 
 def _providers() -> list[Check]:
+    """What really runs: a provider's name in onnxruntime's list proves nothing, so a tiny model runs instead."""
     if importlib.util.find_spec("onnxruntime") is None:
         return []  # said already
-    from device_agent.runtime import probe_providers
+    from aios_edge.errors import AiosEdgeError
+    from aios_edge.manifest import SessionSpec
+    from aios_edge.profile_files import load_profile
+    from device_agent.runtime import Runtime
 
     checks = []
-    for provider in probe_providers():
-        state: State = "ok" if provider.usable else "gap"
-        detail = "ran a model" if provider.usable else f"listed, but does not run here: {provider.reason}"
-        remedy = None if provider.usable else "Only needed by profiles that name it: check its driver and libraries"
-        checks.append(
-            Check(name=provider.name.replace("ExecutionProvider", ""), state=state, detail=detail, remedy=remedy)
-        )
+    # The chain of this machine's profile, and the CPU's, on which everything falls back.
+    for name in dict.fromkeys((_detected().name or "cloud-cpu", "cloud-cpu")):
+        profile = load_profile(name)
+        try:
+            with tempfile.TemporaryDirectory() as directory:
+                model = Path(directory) / "identity.onnx"
+                model.write_bytes(_IDENTITY)
+                runtime = Runtime(model, SessionSpec(), profile)
+        except AiosEdgeError as error:
+            checks.append(Check(name="providers", state="gap", detail=f"{name}: {error.what}", remedy=error.remedy))
+            continue
+        active = ", ".join(each.removesuffix("ExecutionProvider") for each in runtime.providers_active)
+        detail = f"a tiny model loads on {active} (profile {name})"
+        if runtime.provider_reason is None:
+            checks.append(Check(name="providers", state="ok", detail=detail))
+        else:
+            remedy = "Check that provider's driver, its libraries and the installed build of onnxruntime"
+            detail = f"{detail}; {runtime.provider_reason}"
+            checks.append(Check(name="providers", state="gap", detail=detail, remedy=remedy))
     return checks
 
 
 def _profile() -> list[Check]:
     from aios_edge.host import describe, inspect_host
-    from aios_edge.profile_detect import detect
-    from aios_edge.profile_files import load_profile, shipped_profiles
 
-    host = inspect_host()
-    found = detect(host, [load_profile(name) for name in shipped_profiles()])
-    machine = Check(name="machine", state="ok", detail=describe(host))
+    found = _detected()
+    machine = Check(name="machine", state="ok", detail=describe(inspect_host()))
     if found.name is None:
         remedy = "Write a profile of your own: see profiles/README.md"
         return [machine, Check(name="profile", state="gap", detail="no shipped profile matches", remedy=remedy)]
     return [machine, Check(name="profile", state="ok", detail=f"{found.name} ({', '.join(found.why)})")]
+
+
+def _detected() -> Detection:
+    from aios_edge.host import inspect_host
+    from aios_edge.profile_detect import detect
+    from aios_edge.profile_files import load_profile, shipped_profiles
+
+    return detect(inspect_host(), [load_profile(name) for name in shipped_profiles()])
 
 
 def _power() -> list[Check]:
