@@ -1,3 +1,7 @@
+"""Hosts under fixtures/hosts were composed from published cpuinfo listings and device tree sources, not captured
+on our own boards; replace one by a real capture whenever a board is at hand.
+"""
+
 from __future__ import annotations
 
 import dataclasses
