@@ -20,7 +20,7 @@ from pathlib import Path
 import uvicorn
 
 from aios_edge.bundle.read import Bundle, open_bundle
-from aios_edge.errors import AiosEdgeError, BundleRefused, PromiseBroken, ResourceError, SettingsError
+from aios_edge.errors import AiosEdgeError, PromiseBroken, ResourceError, SettingsError
 from aios_edge.mqtt import MqttOptions
 from aios_edge.profile_files import load_profile
 from aios_edge.telemetry import BundleStatus, Scalar, StatusBody
@@ -75,28 +75,10 @@ class Agent:
             self._make_state_dir()
             await self._reporter.start()
             with self._signals():
-                server = asyncio.create_task(self._serve_http(sockets))
-                try:
-                    activation = asyncio.create_task(self._activate_all())
-                    stopping = asyncio.create_task(self._stopping.wait())
-                    await asyncio.wait((activation, stopping, server), return_when=asyncio.FIRST_COMPLETED)
-                    if activation.done():
-                        activation.result()
-                        self._cloud.start()
-                        self.ready.set()
-                        log.info("ready on %s", ", ".join(self.listen))
-                        await asyncio.wait((stopping, server), return_when=asyncio.FIRST_COMPLETED)
-                    else:
-                        activation.cancel()
-                        await asyncio.gather(activation, return_exceptions=True)
-                    log.info("stopping: answering what waits")
-                except BaseException as error:
-                    why = f"failed: {error}"
-                    raise
-                finally:
-                    self._desk.draining = True
-                    self._uvicorn.should_exit = True
-                    await asyncio.gather(server, stopping_done(self._stopping), return_exceptions=True)
+                await self._serve(sockets)
+        except BaseException as error:
+            why = f"failed: {error}"
+            raise
         finally:
             for sock in sockets:
                 sock.close()
@@ -107,10 +89,31 @@ class Agent:
             await self._reporter.stop(why)
             log.info("stopped")
 
+    async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
+        """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
+        server = _Server(self._uvicorn_config())
+        doors = asyncio.create_task(server.serve(sockets=list(sockets)), name="doors")
+        activation = asyncio.create_task(self._activate_all(), name="activation")
+        stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        try:
+            await asyncio.wait((activation, stopping, doors), return_when=asyncio.FIRST_COMPLETED)
+            if activation.done():
+                activation.result()
+                self._cloud.start()
+                self.ready.set()
+                self._reporter.status_changed()
+                log.info("ready on %s", ", ".join(self.listen))
+                await asyncio.wait((stopping, doors), return_when=asyncio.FIRST_COMPLETED)
+            log.info("stopping: %d requests are still answered", self._desk.in_flight)
+        finally:
+            self._desk.draining = True
+            server.should_exit = True
+            for task in (activation, stopping):
+                task.cancel()
+            await asyncio.gather(activation, stopping, doors, return_exceptions=True)
+
     def shut_down(self) -> None:
-        """Begin the orderly stop; a second call doesn't wait for open requests."""
-        if self._stopping.is_set():
-            self._uvicorn.force_exit = True
+        """Begin the orderly stop."""
         self._stopping.set()
 
     async def check(self) -> tuple[ActivationReport, ...]:
@@ -215,9 +218,7 @@ class Agent:
             intra_op_threads=self.profile.threads.intra_op,
             slowdown=self.settings.emulate.slowdown,
         )
-        around = Surroundings(
-            policy=self.settings.policy, cloud=self._cloud, emit=self._emit, energy=self._energy
-        )
+        around = Surroundings(policy=self.settings.policy, cloud=self._cloud, emit=self._emit, energy=self._energy)
         return ModelHost(spec, bundle, around)
 
     async def _activate_all(self) -> None:
@@ -225,7 +226,7 @@ class Agent:
         last: AiosEdgeError | None = None
         for entry in self.settings.bundle:
             try:
-                last = await self._activate(entry) or last
+                await self._activate(entry)
             except AiosEdgeError as error:
                 last = error
                 check = error.promise if isinstance(error, PromiseBroken) else type(error).__name__
@@ -266,9 +267,9 @@ class Agent:
         )
         log.info("%s is live on %s (p95 %s ms)", name, ", ".join(report.providers_active), latency)
 
-    async def _serve_http(self, sockets: tuple[socket.socket, ...]) -> None:
+    def _uvicorn_config(self) -> uvicorn.Config:
         app = HttpApp(self._desk, max_body_bytes=self.settings.http.max_body_bytes, record=self._record)
-        config = uvicorn.Config(
+        return uvicorn.Config(
             app,
             http="httptools",
             ws="none",
@@ -283,8 +284,6 @@ class Agent:
             timeout_keep_alive=75,
             timeout_graceful_shutdown=max(1, round(self.settings.policy.drain_s)),
         )
-        self._uvicorn = _Server(config)
-        await self._uvicorn.serve(sockets=list(sockets))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -315,7 +314,9 @@ class Agent:
         if reading is None:
             return Energy(energy_j=None, method="unknown: power not sampled yet")
         if reading.active_w is None:
-            return Energy(energy_j=None, method=f"unknown: {reading.active_reason or reading.reason or 'no power source'}")
+            return Energy(
+                energy_j=None, method=f"unknown: {reading.active_reason or reading.reason or 'no power source'}"
+            )
         return Energy(energy_j=reading.active_w * compute_s / max(batch_size, 1), method=reading.total_method)
 
     def _status_body(self) -> StatusBody:

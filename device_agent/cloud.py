@@ -26,6 +26,7 @@ from device_agent.http1 import HttpClient, Response
 from device_agent.round_trip import RoundTrip
 from device_agent.router import There
 from device_agent.settings import CloudEndpoint, Policy, read_secret
+from device_agent.status import CloudModelStatus, CloudStatus
 from device_agent.values import Cloud, InferenceRequest
 
 log = logging.getLogger("device_agent.cloud")
@@ -92,6 +93,16 @@ class Endpoint:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._client.close()
+
+    def status(self, now: float) -> CloudStatus:
+        """What ``/status`` shows."""
+        models: dict[str, CloudModelStatus] = {}
+        for name, model in self.models.items():
+            expected_s, safe_s = model.round_trip.predict(now)
+            models[name] = CloudModelStatus(
+                remote=model.remote, usable=model.usable, reason=model.reason, expected_s=expected_s, safe_s=safe_s
+            )
+        return CloudStatus(url=self.url, breaker=self.breaker.state, models=models)
 
     def offer(self, model: str, now: float, *, natural: bool) -> There | None:
         """What the router may count on; None while the endpoint can't be used for this model and kind of input."""
@@ -269,7 +280,9 @@ class CloudPool:
 
     def best(self, model: str, now: float, *, natural: bool) -> There | None:
         """The endpoint that is predicted to answer soonest, of those that may be used now."""
-        offers = [offer for endpoint in self.endpoints.values() if (offer := endpoint.offer(model, now, natural=natural))]
+        offers = [
+            offer for endpoint in self.endpoints.values() if (offer := endpoint.offer(model, now, natural=natural))
+        ]
         return min(offers, key=lambda offer: offer.safe_s, default=None)
 
     async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from device_agent.status import AgentStatus
 from device_agent.values import Completion
@@ -12,6 +13,7 @@ from device_agent.values import Completion
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 BATCH_BUCKETS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
+_Labels = TypeVar("_Labels", bound=tuple[str, ...])
 _BREAKER_STATES = ("closed", "open", "half_open")
 
 
@@ -63,9 +65,7 @@ class Metrics:
         page.family("aios_build_info", "gauge", "Version and profile of this agent.", [((version, profile), 1)], _BUILD)
         page.family("aios_ready", "gauge", "1 while every model serves.", [((), int(status.state == "ready"))], ())
         page.family("aios_uptime_seconds", "gauge", "Since the agent started.", [((), status.uptime_s)], ())
-        page.family(
-            "aios_emulated_slowdown", "gauge", "1 is a device as it is.", [((), status.emulate.slowdown)], ()
-        )
+        page.family("aios_emulated_slowdown", "gauge", "1 is a device as it is.", [((), status.emulate.slowdown)], ())
         page.family(
             "aios_requests_total",
             "counter",
@@ -76,11 +76,12 @@ class Metrics:
         page.family(
             "aios_late_total", "counter", "Answered after their deadline.", _keyed(self.late.items()), ("model",)
         )
+        page.histograms("aios_request_latency_seconds", "From arrival to answer.", self._latency, ("model", "route"))
         page.histograms(
-            "aios_request_latency_seconds", "From arrival to answer.", self._latency, ("model", "route")
-        )
-        page.histograms(
-            "aios_batch_size", "Requests that shared a model run.", {(m,): h for m, h in self._batch.items()}, ("model",)
+            "aios_batch_size",
+            "Requests that shared a model run.",
+            {(m,): h for m, h in self._batch.items()},
+            ("model",),
         )
         self._gauges(page, status)
         return page.text()
@@ -93,7 +94,11 @@ class Metrics:
             "aios_running", "gauge", "Requests in the worker's batch.", [((m.model,), m.running) for m in models], one
         )
         page.family(
-            "aios_model_ready", "gauge", "1 while it serves.", [((m.model,), int(m.state == "ready")) for m in models], one
+            "aios_model_ready",
+            "gauge",
+            "1 while it serves.",
+            [((m.model,), int(m.state == "ready")) for m in models],
+            one,
         )
         page.family(
             "aios_worker_restarts_total",
@@ -132,9 +137,7 @@ class Metrics:
                 one,
             )
         page.family("aios_outbox_depth", "gauge", "Messages waiting.", [((), status.mqtt.outbox.depth)], ())
-        page.family(
-            "aios_mqtt_connected", "gauge", "1 while connected.", [((), int(status.mqtt.link.connected))], ()
-        )
+        page.family("aios_mqtt_connected", "gauge", "1 while connected.", [((), int(status.mqtt.link.connected))], ())
 
 
 _BUILD = ("version", "profile")
@@ -155,7 +158,10 @@ class _Page:
             self._lines += [f"{name}{_labels(labels, values)} {_number(value)}" for values, value in samples]
 
     def histograms(
-        self, name: str, text: str, series: dict[tuple[str, ...], _Histogram] | dict[tuple[str, str], _Histogram],
+        self,
+        name: str,
+        text: str,
+        series: Mapping[_Labels, _Histogram],
         labels: tuple[str, ...],
     ) -> None:
         if series:

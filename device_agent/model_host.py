@@ -207,7 +207,7 @@ class ModelHost:
         return self._around.cloud.best(self.name, now, natural=ticket.request.natural)
 
     def _forecast(self, pending: Pending, now: float, *, waiting: bool) -> Forecast | None:
-        if self.state in ("refused", "stopped"):
+        if self.state not in ("ready", "restarting"):
             return None
         queue = self._queue
         if not waiting:
@@ -424,5 +424,3 @@ def _after_cloud_failed(decision: Decision) -> Decision:
     if isinstance(decision, Shed) and decision.reason is not Reason.DEADLINE_PASSED:
         return Shed(Reason.CLOUD_FAILED, decision.retry_after_s)
     return decision
-
-

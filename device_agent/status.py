@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from aios_edge.telemetry import Event
+from aios_edge.telemetry import BundleStatus, Event
 from device_agent.power.reading import PowerReading
 from device_agent.reporter import ReporterCounts
 from device_agent.values import ActivationReport
@@ -13,7 +13,8 @@ STATUS_SCHEMA = "1.0"
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model. ``predicted_s``: what one average request alone would take now; ``spread`` its relative error."""
+    """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
+    ``spread`` of it (one standard deviation)."""
 
     model: str
     version: str
@@ -28,8 +29,9 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     queued: int
     running: int
     max_batch_size: int
-    predicted_s: float | None
-    spread: float | None
+    service_base_s: float
+    service_per_unit_s: float
+    spread: float
     activation: ActivationReport | None
 
 
@@ -88,11 +90,13 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     host: HostStatus
     listen: tuple[str, ...]
     models: dict[str, ModelStatus]
+    refused: tuple[BundleStatus, ...]
     cloud: dict[str, CloudStatus]
     power: PowerReading | None
     power_reason: str | None
     mqtt: ReporterCounts
     totals: dict[str, int]
+    in_flight: int
     in_flight_bytes: int
     emulate: EmulationStatus
     events: tuple[Event, ...]

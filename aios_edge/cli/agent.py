@@ -1,0 +1,132 @@
+"""``aios-edge agent``: run the daemon, check its configuration, ask how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+_config = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The agent's configuration, a TOML file.",
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+
+
+@click.group()
+def agent() -> None:
+    """The daemon on the device: it activates bundles, serves them and keeps their contracts."""
+
+
+@agent.command()
+@_config
+def run(config: Path) -> None:
+    """Serve until SIGTERM or Ctrl-C, then answer what waits and stop.
+
+    Exit 3 when no bundle may serve, with the name of the check that refused it.
+    """
+    from device_agent import Agent, load_settings
+
+    _log_to_stderr()
+    asyncio.run(_run(Agent, load_settings(config)))
+
+
+@agent.command()
+@_config
+@_as_json
+def check(config: Path, as_json: bool) -> None:
+    """Check configuration and profile, and activate every bundle without serving it."""
+    from device_agent import Agent, load_settings
+
+    _log_to_stderr()
+    settings = load_settings(config)
+    reports = asyncio.run(_check(Agent, settings))
+    if as_json:
+        document = {"config": str(config), "profile": settings.device.profile, "activations": reports}
+        click.echo(msgspec.json.encode(document).decode())
+        return
+    for report in reports:
+        click.echo(f"{report.model} {report.version}  {report.bundle_id[:12]}  {', '.join(report.providers_active)}")
+        for done in report.checks:
+            click.echo(f"  {'ok ' if done.passed else 'NOT'}  {done.name:<16} {done.detail}")
+        if report.provider_reason:
+            click.echo(f"  providers: {report.provider_reason}")
+
+
+@agent.command()
+@click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the agent listens; unix:PATH for a socket.")
+@_as_json
+def status(url: str, as_json: bool) -> None:
+    """What a running agent is doing."""
+    from aios_edge.client import Client
+
+    document: dict[str, Any] = Client(url).status()
+    if as_json:
+        click.echo(msgspec.json.encode(document).decode())
+        return
+    for line in describe(document):
+        click.echo(line)
+
+
+def describe(document: dict[str, Any]) -> list[str]:
+    """The status document as lines for a person."""
+    device = document["device"]
+    lines = [
+        f"{device['group']}/{device['id']}  {document['state']}  profile {device['profile']}"
+        f"  version {document['agent_version']}  up {document['uptime_s']:.0f} s  {' '.join(document['listen'])}"
+    ]
+    if document["emulate"]["slowdown"] != 1.0:
+        lines.append(f"EMULATED: every batch is held for its compute time x {document['emulate']['slowdown']:g}")
+    for name, model in document["models"].items():
+        pid = model["worker_pid"] or "-"
+        active = ", ".join((model["activation"] or {}).get("providers_active", ())) or "-"
+        lines.append(
+            f"model {name} {model['version']}  {model['state']}  worker {pid}  {active}"
+            f"  queue {model['queued']} + {model['running']} running  restarts {model['restarts']}"
+        )
+        if model["detail"]:
+            lines.append(f"  {model['detail']}")
+    lines += [f"refused {bundle['model']}  {bundle['detail']}" for bundle in document["refused"]]
+    for name, cloud in document["cloud"].items():
+        lines.append(f"cloud {name} {cloud['url']}  breaker {cloud['breaker']}")
+        lines += [
+            f"  {local} -> {model['remote']}  {'usable' if model['usable'] else model['reason']}"
+            for local, model in cloud["models"].items()
+        ]
+    power = document["power"] or {}
+    if power.get("total_w") is not None:
+        lines.append(f"power {power['total_w']:.2f} W ({power['total_method']}, {power['total_source']})")
+    else:
+        lines.append(f"power unknown: {document['power_reason']}")
+    link, outbox = document["mqtt"]["link"], document["mqtt"]["outbox"]
+    connection = "connected" if link["connected"] else f"not connected: {link['reason']}"
+    lines.append(f"mqtt {connection}  sent {document['mqtt']['published']}  waiting {outbox['depth']}")
+    totals = "  ".join(f"{route} {count}" for route, count in sorted(document["totals"].items())) or "none yet"
+    lines.append(f"requests {totals}")
+    return lines
+
+
+async def _run(agent_class: Any, settings: Any) -> None:
+    await agent_class(settings).run()
+
+
+async def _check(agent_class: Any, settings: Any) -> Any:
+    return await agent_class(settings).check()
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        force=True,
+    )
