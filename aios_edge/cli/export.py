@@ -1,0 +1,64 @@
+"""``aios-edge export``: make one bundle per profile from a recipe."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from aios_edge.errors import UsageError
+
+if TYPE_CHECKING:
+    from exporters.report import ExportReport
+
+
+@click.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--profile", "profiles", required=True, metavar="NAME[,NAME…]", help="Device profiles, or their files.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where bundles and report go.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Where finished stages are kept.  [default: OUT/.cache]")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
+def export(recipe: Path, profiles: str, out: Path, cache: Path | None, as_json: bool) -> None:
+    """Fine-tune, convert, quantize, verify and bundle the model of RECIPE (TOML).
+
+    Writes OUT/<profile>/ for each profile, OUT/report.json and OUT/report.html. Interrupted, it resumes: run the
+    same command again.
+    """
+    import exporters
+    from aios_edge.profile_files import load_profile
+    from exporters.progress import LineProgress, TerminalProgress
+
+    names = [name.strip() for name in profiles.split(",") if name.strip()]
+    if not names:
+        raise UsageError("names no profile", where="--profile", remedy="See: aios-edge profiles list")
+    loaded = [load_profile(name) for name in names]
+    with TerminalProgress() if _live() else nullcontext(LineProgress()) as progress:
+        report = exporters.export(recipe, loaded, out, progress=progress, cache=cache)
+    if as_json:
+        click.echo(report.to_json(), nl=False)
+        return
+    _print(report, out)
+
+
+def _live() -> bool:
+    """A live bar where a person watches and rich is there."""
+    import importlib.util
+
+    return sys.stderr.isatty() and importlib.util.find_spec("rich") is not None
+
+
+def _print(report: ExportReport, out: Path) -> None:
+    for name, profile in report.profiles.items():
+        for candidate in profile.candidates:
+            mark = "*" if candidate.chosen else " "
+            size = f"{candidate.size_bytes / 1e6:.1f} MB" if candidate.size_bytes is not None else "n/a"
+            speedup = f"{candidate.speedup:.2f}x" if candidate.speedup is not None else "n/a"
+            agreement = f"{candidate.agreement:.4f}" if candidate.agreement is not None else "n/a"
+            line = f"{mark} {candidate.name:<15} {size:>9}  agreement {agreement}  speed {speedup}  {candidate.reason}"
+            click.echo(f"{name:<18} {line}")
+    for warning in report.warnings:
+        click.echo(f"warning: {warning}")
+    click.echo(f"Report: {out / 'report.html'}")

@@ -1,0 +1,171 @@
+"""One profile's candidates: built, verified, measured, and one of them chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aios_edge.host import Host as Machine
+from aios_edge.host import describe, matches
+from aios_edge.profile import DeviceProfile
+from exporters import graph, ort
+from exporters.bundle import DOCUMENTS_BYTES
+from exporters.data import Data
+from exporters.encode import Encoder
+from exporters.evaluate import Logits, Quality, quality
+from exporters.golden_samples import CPU
+from exporters.measure import SHAPES, Measured
+from exporters.quantize import plans_for
+from exporters.recipe import ExportRecipe
+from exporters.report import Candidate, Host, Interval, Latency, ProfileReport
+from exporters.select import Choice, Figures, select
+from exporters.stages import Made, Stages
+
+ONE_THREAD = tuple((batch, length, 1) for batch, length in SHAPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What all profiles of one export share. ``reference``: fp32's answers to the validation rows."""
+
+    recipe: ExportRecipe
+    data: Data
+    encoder: Encoder
+    tokenizer_bytes: int
+    converted: Made
+    reference: Logits
+    machine: Machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A candidate with all that was found out on validation."""
+
+    made: Made
+    logits: Logits
+    quality: Quality
+    measured: Measured
+    size_bytes: int
+    bundle_size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """A profile's candidates in its order of preference, and which of them won."""
+
+    profile: DeviceProfile
+    tried: tuple[Tried, ...]
+    choice: Choice
+    max_drop: float
+    on_target: bool
+    host: Host
+
+    @property
+    def winner(self) -> Tried:
+        """The chosen candidate; only where there is one."""
+        return next(t for t in self.tried if t.made.plan.name == self.choice.chosen)
+
+
+def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
+    """Build, verify and measure every candidate of a profile on validation rows, then choose."""
+    match = matches(profile, common.machine)
+    # Figures come from the CPU: they speak of a profile only if that is where it runs the model.
+    on_target = match.ok and bool(profile.providers) and profile.providers[0].name == CPU
+    shapes = ONE_THREAD
+    if on_target and (own := _conditions(profile)) not in shapes:
+        shapes = (*shapes, own)
+    tried = []
+    for plan in plans_for(profile):
+        made = stages.candidate(plan, common.converted.folder, common.data, common.encoder)
+        logits = stages.answers(made, "validation", common.data.validation, common.encoder)
+        truth, labels = common.data.validation.labels, common.data.labels
+        size = graph.size_bytes(made.folder)
+        tried.append(
+            Tried(
+                made=made,
+                logits=logits,
+                quality=quality("validation", logits, common.reference, truth, labels),
+                measured=stages.measured(made, common.converted, shapes),
+                size_bytes=size,
+                bundle_size_bytes=size + common.tokenizer_bytes + DOCUMENTS_BYTES,
+            )
+        )
+    asked = common.recipe.accuracy.max_drop
+    max_drop = profile.budgets.max_drop if asked is None else min(asked, profile.budgets.max_drop)
+    figures = [_figures(t, profile, on_target=on_target) for t in tried]
+    return Contest(
+        profile=profile,
+        tried=tuple(tried),
+        choice=select(figures, profile.budgets, max_drop=max_drop, on_target=on_target),
+        max_drop=max_drop,
+        on_target=on_target,
+        host=Host(
+            host=describe(common.machine),
+            cpu_flags=tuple(sorted(common.machine.cpu_flags)),
+            matches_profile=match.ok,
+            reasons=match.reasons,
+            runtime=ort.machine_note(),
+        ),
+    )
+
+
+def report_of(contest: Contest) -> ProfileReport:
+    """The contest as the report has it, before the test split and the bundle."""
+    return ProfileReport(
+        chosen=contest.choice.chosen,
+        bundle=None,
+        bundle_id=None,
+        max_drop=contest.max_drop,
+        candidates=tuple(_candidate(t, contest) for t in contest.tried),
+        problem=contest.choice.remedy,
+    )
+
+
+def latency_of(measured: Measured) -> Latency | None:
+    """One request of 32 tokens on one thread."""
+    timing = measured.timing(*ONE_THREAD[0])
+    return Latency(p50=timing.p50, p95=timing.p95) if timing else None
+
+
+def _conditions(profile: DeviceProfile) -> tuple[int, int, int]:
+    return profile.budgets.latency_batch, profile.budgets.latency_length, profile.threads.intra_op
+
+
+def _figures(tried: Tried, profile: DeviceProfile, *, on_target: bool) -> Figures:
+    timing = tried.measured.timing(*_conditions(profile)) if on_target else None
+    return Figures(
+        name=tried.made.plan.name,
+        is_fp32=tried.made.plan.precision == "fp32",
+        drop=tried.quality.drop.value if tried.quality.drop else None,
+        agreement=tried.quality.agreement,
+        size_bytes=tried.size_bytes,
+        bundle_size_bytes=tried.bundle_size_bytes,
+        latency_p50_s=timing.p50 if timing else None,
+        latency_p95_s=timing.p95 if timing else None,
+        speedup=timing.speedup if timing else None,
+        rss_bytes=tried.measured.rss_bytes if on_target else None,
+    )
+
+
+def _candidate(tried: Tried, contest: Contest) -> Candidate:
+    name, found = tried.made.plan.name, tried.quality
+    timing = tried.measured.timing(*ONE_THREAD[0])
+    drop = found.drop
+    return Candidate(
+        name=name,
+        precision=tried.made.plan.precision,
+        chosen=name == contest.choice.chosen,
+        reason=contest.choice.reasons[name],
+        size_bytes=tried.size_bytes,
+        bundle_size_bytes=tried.bundle_size_bytes,
+        metrics=found.metrics,
+        drop=Interval(value=drop.value, low=drop.low, high=drop.high, split=found.split) if drop else None,
+        agreement=found.agreement,
+        speedup=timing.speedup if timing else None,
+        latency_s=latency_of(tried.measured),
+        latency=tried.measured.timings,
+        rss_bytes=tried.measured.rss_bytes,
+        max_batch_size=tried.measured.max_batch_size,
+        measured_on=contest.host,
+        operators=tried.made.built.operators,
+        not_measured=found.reason,
+    )

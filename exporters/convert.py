@@ -1,0 +1,96 @@
+"""torch to ONNX: one adapter for every model, then the fusion that BERT-class encoders need to be fast.
+
+The TorchScript exporter is used on purpose: the graph of torch's newer one leaves GELU in pieces, and onnxruntime
+then fuses no attention at all without saying so.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aios_edge.errors import PromiseBroken
+from exporters import graph, ort
+
+OPSET = 17
+RAW = "raw.onnx"
+FUSED = "fused.onnx"
+OUTPUT = "logits"
+#: Encoders whose attention onnxruntime's BERT optimizer knows; others run as converted.
+FUSED_TYPES = ("bert",)
+
+
+class Converted(msgspec.Struct, frozen=True, kw_only=True):
+    """What came out; ``converted.json`` beside ``raw.onnx`` and, for fused types, ``fused.onnx``."""
+
+    inputs: tuple[str, ...]
+    layers: int
+    fused: bool
+    operators: dict[str, int]
+
+
+def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
+    """Write ``raw.onnx`` (standard operators) and ``fused.onnx``.
+
+    Raises :class:`PromiseBroken` (``conversion`` or ``fusion``).
+    """
+    _export(model, inputs, work / RAW)
+    config = model.config
+    fused = config.model_type in FUSED_TYPES
+    counts = graph.operator_counts(work / RAW)
+    if fused:
+        ort.fuse_bert(work / RAW, work / FUSED, heads=config.num_attention_heads, hidden=config.hidden_size)
+        counts = graph.operator_counts(work / FUSED)
+        graph.check_fusion(counts, layers=config.num_hidden_layers, where="convert")
+    return Converted(
+        inputs=inputs, layers=int(getattr(config, "num_hidden_layers", 0)), fused=fused, operators=dict(counts)
+    )
+
+
+def _export(model: Any, inputs: tuple[str, ...], path: Path) -> None:
+    import torch
+
+    class Logits(torch.nn.Module):
+        """Tensors in, logits out, by position as the exporter wants them."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *tensors: Any) -> Any:
+            return self.model(**dict(zip(inputs, tensors, strict=True))).logits
+
+    model.eval()
+    ids = torch.arange(1, 33).reshape(2, 16) % max(2, int(model.config.vocab_size))
+    examples = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    free = {0: "batch", 1: "sequence"}
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # tracer advice on shapes, which parity checks below
+            torch.onnx.export(
+                Logits(),
+                tuple(examples[name] for name in inputs),
+                str(path),
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=[OUTPUT],
+                dynamic_axes={**dict.fromkeys(inputs, free), OUTPUT: {0: "batch"}},
+            )
+    except Exception as error:  # the exporter raises many kinds
+        what = f"torch could not export {type(model).__name__} ({error})"
+        remedy = "Use a BERT-class encoder"
+        raise PromiseBroken("conversion", what, where="convert", remedy=remedy) from error
+
+
+def save_converted(converted: Converted, work: Path) -> None:
+    """Write ``converted.json``."""
+    (work / "converted.json").write_bytes(msgspec.json.encode(converted))
+
+
+def load_converted(folder: Path) -> Converted:
+    """Read ``converted.json``."""
+    return msgspec.json.decode((folder / "converted.json").read_bytes(), type=Converted)

@@ -1,0 +1,174 @@
+"""Labelled data: what training may see, and a test split that can be read only once.
+
+Where a recipe names no validation or test file, rows are split off train: stratified by label, and placed by the
+sha256 of their text, so the split depends on the rows alone, not on their order, and equal texts stay together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aios_edge.digest import canonical_json, sha256_bytes
+from aios_edge.errors import AiosEdgeError, DataError
+from aios_edge.golden import RawInput
+from exporters.read_rows import Columns, Row, read_rows
+from exporters.recipe import ExportRecipe
+
+VALIDATION_SHARE = 0.1
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts and the index of each one's label."""
+
+    texts: tuple[RawInput, ...]
+    labels: tuple[int, ...]
+
+    def digest(self) -> str:
+        """Stands for content and order."""
+        return sha256_bytes(canonical_json([self.texts, self.labels]))[:32]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class TestSplit:
+    """The held-out rows. :meth:`read_once` gives them out one single time; ``reads`` records it.
+
+    Before, its file was checked for its form (encoding, columns, labels known), so that a bad file fails in the
+    first second and not after the training; nothing of what it says is kept.
+    """
+
+    __test__ = False  # not a pytest class
+
+    def __init__(self, read: Callable[[], Labelled]) -> None:
+        self._read = read
+        self.reads = 0
+
+    def read_once(self) -> Labelled:
+        """The rows; a second call is a mistake in the pipeline and raises."""
+        if self.reads:
+            raise AiosEdgeError("the test split was asked for twice", where="exporters")
+        self.reads += 1
+        return self._read()
+
+    def then(self, change: Callable[[Labelled], Labelled]) -> TestSplit:
+        """The same split, its rows changed when they are read; reads nothing."""
+        return TestSplit(lambda: change(self.read_once()))
+
+
+@dataclass(frozen=True)
+class Data:
+    """All that a recipe's data section gives. ``labels`` in the order of the model's outputs."""
+
+    labels: tuple[str, ...]
+    train: Labelled
+    validation: Labelled
+    test: TestSplit
+    origin: str  # one line for provenance: files by name and digest, never a path
+    dropped: int
+
+    @property
+    def pair(self) -> bool:
+        """Whether each input is two texts."""
+        return not isinstance(self.train.texts[0], str)
+
+
+def load_data(recipe: ExportRecipe) -> Data:
+    """Read, check and split; raises :class:`DataError`."""
+    section = recipe.data
+    names = (section.input,) if isinstance(section.input, str) else section.input
+    columns = Columns(input=names, label=section.label, drop_empty=section.drop_empty)
+    train_path = recipe.path(section.train)
+    table = read_rows(train_path, columns)
+    rows, dropped = table.rows, table.dropped
+    labels = _label_order(rows, train_path)
+    index = {label: position for position, label in enumerate(labels)}
+
+    if section.test is not None:
+        test_path = recipe.path(section.test)
+        _encode(read_rows(test_path, columns).rows, index, test_path)  # form only
+        test = TestSplit(lambda: _encode(read_rows(test_path, columns).rows, index, test_path))
+    else:
+        rows, held_out = split_off(rows, TEST_SHARE, "test")
+        test = TestSplit(lambda: _encode(held_out, index, train_path))
+    if section.validation is not None:
+        validation_path = recipe.path(section.validation)
+        table = read_rows(validation_path, columns)
+        dropped += table.dropped
+        validation = _encode(table.rows, index, validation_path)
+    else:
+        rows, held_out_validation = split_off(rows, VALIDATION_SHARE, "validation")
+        validation = _encode(held_out_validation, index, train_path)
+    train = _encode(_limit(rows, recipe.finetune.max_rows), index, train_path)
+    for name, part in (("train", train), ("validation", validation)):
+        if len(set(part.labels)) < 2:
+            what = f"the {name} split has fewer than two classes ({len(part)} rows)"
+            raise DataError(what, where=str(train_path), remedy="Give more rows of each class")
+    origin = f"{train_path.name} sha256:{train.digest()[:12]} ({len(train)} train, {len(validation)} validation rows)"
+    return Data(labels=labels, train=train, validation=validation, test=test, origin=origin, dropped=dropped)
+
+
+def leaks(train: Labelled, held_out: Labelled) -> int:
+    """How many held-out rows have a text that is in train as well."""
+    seen = set(train.texts)
+    return sum(text in seen for text in held_out.texts)
+
+
+def split_off(rows: Sequence[Row], share: float, purpose: str) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """(kept, held out): about ``share`` of each label, fixed by the texts alone; equal texts are never parted."""
+    by_label: dict[str, dict[RawInput, int]] = defaultdict(dict)
+    label_of: dict[RawInput, str] = {}
+    for row in rows:
+        label = label_of.setdefault(row.text, row.label)  # a text with two labels goes where its first one goes
+        by_label[label][row.text] = by_label[label].get(row.text, 0) + 1
+    held: set[RawInput] = set()
+    for counts in by_label.values():
+        wanted = max(1, round(sum(counts.values()) * share)) if len(counts) > 1 else 0
+        taken = 0
+        for text in sorted(counts, key=lambda text: _place(text, purpose)):
+            if taken >= wanted:
+                break
+            held.add(text)
+            taken += counts[text]
+    return tuple(r for r in rows if r.text not in held), tuple(r for r in rows if r.text in held)
+
+
+def _place(text: RawInput, purpose: str) -> bytes:
+    return hashlib.sha256(canonical_json([purpose, text])).digest()
+
+
+def _limit(rows: Sequence[Row], max_rows: int | None) -> tuple[Row, ...]:
+    """At most that many rows, the classes in proportion; which ones is fixed by the texts."""
+    if max_rows is None or len(rows) <= max_rows:
+        return tuple(rows)
+    return split_off(rows, max_rows / len(rows), "max_rows")[1]
+
+
+def _label_order(rows: Sequence[Row], path: Path) -> tuple[str, ...]:
+    """Numbers by value, words by alphabet: the same for every order of rows."""
+    counts = Counter(row.label for row in rows)
+    if len(counts) < 2:
+        only = next(iter(counts))
+        remedy = "Classification needs rows of at least two classes; check label in [data]"
+        raise DataError(f"has one class only ('{only}', {counts[only]} rows)", where=str(path), remedy=remedy)
+    if all(label.lstrip("-").isdecimal() for label in counts):
+        return tuple(sorted(counts, key=lambda label: (int(label), label)))
+    return tuple(sorted(counts))
+
+
+def _encode(rows: Sequence[Row], index: dict[str, int], path: Path) -> Labelled:
+    unseen = Counter(row.label for row in rows if row.label not in index)
+    if unseen:
+        label, count = unseen.most_common(1)[0]
+        raise DataError(
+            f"has the label '{label}' ({count} rows), which is not in the training data",
+            where=str(path),
+            remedy=f"Correct it or add training rows; known labels: {', '.join(list(index)[:20])}",
+        )
+    return Labelled(texts=tuple(row.text for row in rows), labels=tuple(index[row.label] for row in rows))

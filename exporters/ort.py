@@ -1,0 +1,184 @@
+"""The only user of onnxruntime in the workshop: sessions, its graph optimizer, its quantizer.
+
+Everything that is heavy to import is imported inside the function that needs it, so that measuring a model's
+memory loads no more than the agent would.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from aios_edge.errors import RuntimeUnavailable
+from aios_edge.manifest import SessionSpec
+
+Tensors = dict[str, NDArray[Any]]
+
+SKIP_FUSION = "SkipLayerNormFusion"
+#: fp32 as anyone would run it: the baseline of every speed-up.
+DEFAULT_SPEC = SessionSpec(graph_optimization_level="all")
+_LEVELS = {
+    "disable": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+class Session:
+    """An inference session on the CPU with the options of a bundle."""
+
+    def __init__(self, model: Path, spec: SessionSpec, *, threads: int = 1, optimized: Path | None = None) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.graph_optimization_level = _LEVELS[spec.graph_optimization_level]
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        for key, value in spec.config_entries.items():
+            options.add_session_config_entry(key, value)
+        if optimized is not None:
+            options.optimized_model_filepath = str(optimized)
+        extra = {"disabled_optimizers": list(spec.disabled_optimizers)} if spec.disabled_optimizers else {}
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(model), options, providers=["CPUExecutionProvider"], **extra
+            )
+        except Exception as error:  # onnxruntime's own kinds share no public root
+            remedy = "Try another onnxruntime version"
+            raise RuntimeUnavailable(
+                f"can't load {model.name} ({error})", where="onnxruntime", remedy=remedy
+            ) from error
+        self.input_names = tuple(item.name for item in self._session.get_inputs())
+        self.output_names = tuple(item.name for item in self._session.get_outputs())
+
+    def run(self, inputs: Tensors) -> NDArray[np.float32]:
+        """The first output, as float32."""
+        answer: NDArray[np.float32] = self._session.run(None, inputs)[0]
+        return answer.astype(np.float32, copy=False)
+
+
+def version() -> str:
+    """onnxruntime's version."""
+    return str(onnxruntime.__version__)
+
+
+def machine_note() -> str:
+    """What an answer may depend on beyond the model: runtime and instruction set."""
+    return f"onnxruntime {version()} on {platform.machine()}"
+
+
+def fuse_bert(model: Path, out: Path, *, heads: int, hidden: int) -> None:
+    """Write the graph with attention, embedding, GELU and layer norm fused.
+
+    SkipLayerNormalization stays apart: its CPU kernel is slower than Add + LayerNormalization. The mask stays a raw
+    0/1 mask, so padding may stand anywhere.
+    """
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    options = FusionOptions("bert")
+    options.enable_skip_layer_norm = False
+    options.enable_bias_skip_layer_norm = False
+    options.use_raw_attention_mask(True)
+    with _quiet():
+        fused = optimize_model(
+            str(model),
+            model_type="bert",
+            num_heads=heads,
+            hidden_size=hidden,
+            optimization_options=options,
+            opt_level=0,
+            use_gpu=False,
+        )
+    fused.save_model_to_file(str(out))
+
+
+def optimize_offline(model: Path, out: Path) -> None:
+    """Write the graph as the ``extended`` level leaves it, without SkipLayerNorm fusion.
+
+    ``extended`` and not ``all``: the latter bakes in this machine's memory layouts. Load the result at ``basic``;
+    any higher level would fuse SkipLayerNorm after all.
+    """
+    spec = SessionSpec(graph_optimization_level="extended", disabled_optimizers=(SKIP_FUSION,))
+    Session(model, spec, optimized=out)
+
+
+def quantize_dynamic_s8(model: Path, out: Path, *, operators: tuple[str, ...], reduce_range: bool) -> None:
+    """s8 weights per channel, u8 activations with their scale found at run time."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with _quiet():
+        quantize_dynamic(
+            str(model),
+            str(out),
+            op_types_to_quantize=list(operators),
+            per_channel=True,
+            reduce_range=reduce_range,
+            weight_type=QuantType.QInt8,
+            extra_options={"DefaultTensorType": 1},  # float: type inference stops at fused operators
+        )
+
+
+def quantize_static_s8(model: Path, out: Path, samples: Sequence[Tensors], *, nodes: tuple[str, ...]) -> None:
+    """QDQ with s8 weights and s8 activations, all zero points 0 (what TensorRT takes), in the named nodes."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self._samples: Iterator[Tensors] = iter(samples)
+
+        def get_next(self) -> Tensors | None:
+            return next(self._samples, None)
+
+    # Intermediate outputs kept before they are folded into ranges: memory stays bounded. When the last ones fold up
+    # evenly, the calibrator finds none left and says that there was no data; hence a number that leaves a rest.
+    keeps = next(count for count in range(8, 8 + len(samples)) if len(samples) % count)
+    with _quiet():
+        quantize_static(
+            str(model),
+            str(out),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=list(nodes),
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            calibrate_method=CalibrationMethod.MinMax,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "CalibTensorRangeSymmetric": True,
+                "CalibMaxIntermediateOutputs": keeps,
+                "DefaultTensorType": 1,
+            },
+        )
+
+
+def to_float16(model: Any) -> Any:
+    """An ONNX model with fp16 weights and arithmetic; inputs and outputs keep their types."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    with _quiet():
+        return convert_float_to_float16(model, keep_io_types=True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime's tools advise on the root logger; nobody here can act on it."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,120 @@
+"""The candidates: which ones a profile asks for, and how each is made. One entry in ``BUILDERS`` each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+import msgspec
+
+from aios_edge.errors import ProfileError
+from aios_edge.manifest import Precision, SessionSpec
+from aios_edge.profile import DeviceProfile
+from exporters import convert, graph, ort
+from exporters.encode import Sample
+
+CALIBRATION_SAMPLES = 128
+_DYNAMIC_FUSED = ("MatMul", "Gather", "Attention", "EmbedLayerNormalization")
+_DYNAMIC_RAW = ("MatMul", "Gather")
+_OFFLINE = SessionSpec(graph_optimization_level="basic")
+_AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.SKIP_FUSION,))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A candidate to build. ``name`` tells variants of one precision apart (``dynamic-s8-r7``: 7-bit weights)."""
+
+    name: str
+    precision: Precision
+    reduce_range: bool = False
+
+
+class Built(msgspec.Struct, frozen=True, kw_only=True):
+    """``candidate.json`` beside ``model.onnx``: the session options it must be run with, the operators it has."""
+
+    session: SessionSpec
+    operators: dict[str, int]
+
+
+def plans_for(profile: DeviceProfile) -> tuple[Plan, ...]:
+    """The candidates of a profile in its order of preference; raises :class:`ProfileError` for an unknown one."""
+    plans = []
+    for precision in profile.precision_preference:
+        if precision not in BUILDERS:
+            remedy = f"Known are: {', '.join(get_args(Precision))}"
+            raise ProfileError(f"unknown precision '{precision}'", where=f"profile {profile.name}", remedy=remedy)
+        narrow = precision == "dynamic-s8" and profile.reduce_range
+        name = f"{precision}-r7" if narrow else precision
+        plans.append(Plan(name=name, precision=cast(Precision, precision), reduce_range=narrow))
+    return tuple(plans)
+
+
+def build(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> Built:
+    """Make one candidate in ``work`` from the folder of the conversion.
+
+    Raises :class:`PromiseBroken` (``fusion``, ``symmetric`` or ``opset``).
+    """
+    session = BUILDERS[plan.precision](plan, converted, calibration, work)
+    for leftover in (work / "quantized.onnx", work / "optimized.onnx"):
+        leftover.unlink(missing_ok=True)
+    built = Built(session=session, operators=dict(graph.operator_counts(work / graph.MODEL)))
+    (work / "candidate.json").write_bytes(msgspec.json.encode(built))
+    return built
+
+
+def load_built(folder: Path) -> Built:
+    """Read ``candidate.json``."""
+    return msgspec.json.decode((folder / "candidate.json").read_bytes(), type=Built)
+
+
+def _fp32(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+    return _offline(converted, _best_graph(converted), work)
+
+
+def _dynamic_s8(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+    source = _best_graph(converted)
+    operators = _DYNAMIC_FUSED if source.name == convert.FUSED else _DYNAMIC_RAW
+    quantized = work / "quantized.onnx"
+    ort.quantize_dynamic_s8(source, quantized, operators=operators, reduce_range=plan.reduce_range)
+    return _offline(converted, quantized, work)
+
+
+def _fp16(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+    # Standard operators only: TensorRT knows none of onnxruntime's fused ones, and fuses by itself.
+    graph.save(ort.to_float16(graph.load(converted / convert.RAW)), work)
+    return _AT_LOAD
+
+
+def _qdq_s8_sym(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+    source, quantized = converted / convert.RAW, work / "quantized.onnx"
+    ort.quantize_static_s8(source, quantized, calibration, nodes=graph.constant_matmuls(source))
+    graph.check_zero_points(quantized)
+    graph.save(graph.load(quantized), work)
+    return _AT_LOAD
+
+
+def _best_graph(converted: Path) -> Path:
+    fused = converted / convert.FUSED
+    return fused if fused.is_file() else converted / convert.RAW
+
+
+def _offline(converted: Path, model: Path, work: Path) -> SessionSpec:
+    """Optimise ahead of time, so that a device loads faster and gets no slow fusion back."""
+    optimized = work / "optimized.onnx"
+    ort.optimize_offline(model, optimized)
+    graph.save(graph.load(optimized), work)
+    facts = convert.load_converted(converted)
+    if facts.fused:
+        graph.check_fusion(graph.operator_counts(work / graph.MODEL), layers=facts.layers, where="quantize")
+    return _OFFLINE
+
+
+Builder = Callable[[Plan, Path, Sequence[Sample], Path], SessionSpec]
+BUILDERS: dict[str, Builder] = {
+    "fp32": _fp32,
+    "fp16": _fp16,
+    "dynamic-s8": _dynamic_s8,
+    "qdq-s8-sym": _qdq_s8_sym,
+}

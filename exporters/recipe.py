@@ -1,0 +1,180 @@
+"""The export recipe: a TOML file as a frozen value, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from aios_edge.errors import RecipeError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TASKS = ("text-classification",)
+METHODS = ("full", "head", "last-n", "none")
+#: Named by the recipe's format, not built yet: refused by name, never silently ignored.
+LATER_METHODS = ("lora", "dora", "adalora", "ia3", "prefix")
+LATER_TABLES = ("prune", "distill", "augment", "pretrain", "search")
+LATER_KEYS = {"data": ("unlabelled",)}
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_SEMVER = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
+
+
+class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``source``: a local directory, a hub id, or ``package:NAME`` (weights inside an installed Python package)."""
+
+    source: str
+    task: str = "text-classification"
+
+
+class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Files relative to the recipe; ``validation`` and ``test`` are split off ``train`` where absent."""
+
+    train: str
+    validation: str | None = None
+    test: str | None = None
+    input: str | tuple[str, str] = "text"
+    label: str = "label"
+    drop_empty: bool = False
+
+
+class FinetuneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``learning_rate`` None: what suits the method. ``last_n`` counts encoder layers. ``threads`` None: all cores."""
+
+    method: str = "full"
+    epochs: int = 3
+    batch_size: int = 32
+    learning_rate: float | None = None
+    seed: int = 0
+    max_length: int = 128
+    last_n: int = 2
+    max_rows: int | None = None
+    threads: int | None = None
+
+
+class AccuracySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``max_drop`` against the fine-tuned fp32 model; None leaves it to the profile, the stricter one counts."""
+
+    metric: Literal["accuracy"] = "accuracy"
+    max_drop: float | None = None
+
+
+class ExportSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the bundle is called. ``licence`` is that of the source weights (an SPDX id)."""
+
+    name: str | None = None
+    version: str = "1.0.0"
+    licence: str = "unknown"
+
+
+class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole recipe. ``folder`` is where its relative paths start; it is no part of the file."""
+
+    model: ModelSection
+    data: DataSection
+    finetune: FinetuneSection = FinetuneSection()
+    accuracy: AccuracySection = AccuracySection()
+    export: ExportSection = ExportSection()
+    folder: str = "."
+
+    def path(self, name: str) -> Path:
+        """A path of the recipe, relative to the recipe's folder."""
+        return Path(self.folder) / Path(name).expanduser()
+
+    @property
+    def name(self) -> str:
+        """The bundle's name: as given, else made of the source's last part."""
+        if self.export.name:
+            return self.export.name
+        stem = re.sub(r"[^A-Za-z0-9._-]+", "-", self.model.source.removeprefix("package:").rstrip("/").split("/")[-1])
+        return stem.strip("-._")[:64] or "model"
+
+    def document(self) -> dict[str, Any]:
+        """What identifies the recipe: everything but the place it lies in."""
+        document: dict[str, Any] = msgspec.to_builtins(self)
+        del document["folder"]
+        return document
+
+
+def load_recipe(path: Path) -> ExportRecipe:
+    """Read and check a recipe; raises :class:`RecipeError` naming the place, the key and the nearest known one."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"can't be read ({error.strerror})", where=str(path), remedy="Check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"is not TOML ({error})", where=str(path)) from error
+    return parse_recipe(document, folder=path.parent, where=str(path))
+
+
+def parse_recipe(document: dict[str, Any], *, folder: Path, where: str = "recipe") -> ExportRecipe:
+    """A recipe from its TOML document."""
+    _check_keys(document, where)
+    try:
+        recipe = msgspec.convert({**document, "folder": str(folder)}, ExportRecipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(str(error).replace("`$.", "`"), where=where, remedy="See the recipe in the README") from error
+    _check_values(recipe, where)
+    return recipe
+
+
+def _check_keys(document: dict[str, Any], where: str) -> None:
+    tables = {field.name: field.type for field in msgspec.structs.fields(ExportRecipe) if field.name != "folder"}
+    for table, content in document.items():
+        if table in LATER_TABLES:
+            raise RecipeError(f"[{table}] is not available in this version", where=where, remedy=f"Remove [{table}]")
+        if table not in tables:
+            raise _unknown(table, [*tables], f"{where}: top level")
+        known = [field.name for field in msgspec.structs.fields(tables[table])]
+        for key in content if isinstance(content, dict) else ():
+            if key in LATER_KEYS.get(table, ()):
+                raise RecipeError(f"'{key}' is not available in this version", where=f"{where}: [{table}]")
+            if key not in known:
+                raise _unknown(key, known, f"{where}: [{table}]")
+
+
+def _unknown(key: str, known: list[str], where: str) -> RecipeError:
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    remedy = f"Did you mean '{near[0]}'?" if near else f"Known are: {', '.join(known)}"
+    return RecipeError(f"unknown key '{key}'", where=where, remedy=remedy)
+
+
+def _check_values(recipe: ExportRecipe, where: str) -> None:
+    tune, rate, drop = recipe.finetune, recipe.finetune.learning_rate, recipe.accuracy.max_drop
+    if recipe.model.task not in TASKS:
+        what = f"task '{recipe.model.task}' is not available in this version"
+        raise RecipeError(what, where=f"{where}: [model]", remedy=f"Available: {', '.join(TASKS)}")
+    if tune.method in LATER_METHODS:
+        what = f"method '{tune.method}' is not available in this version"
+        raise RecipeError(what, where=f"{where}: [finetune]", remedy=f"Use one of: {', '.join(METHODS)}")
+    if tune.method not in METHODS:
+        what = f"unknown method '{tune.method}'"
+        raise RecipeError(what, where=f"{where}: [finetune]", remedy=f"Use one of: {', '.join(METHODS)}")
+    for key in ("epochs", "batch_size", "last_n", "max_rows", "threads"):
+        value = getattr(tune, key)
+        if value is not None and value < 1:
+            raise RecipeError(f"{key} = {value} is less than 1", where=f"{where}: [finetune]")
+    if tune.max_length < 4:
+        raise RecipeError(f"max_length = {tune.max_length} is less than 4", where=f"{where}: [finetune]")
+    if not 0 <= tune.seed < 2**32:
+        raise RecipeError(f"seed = {tune.seed} is not in 0 … 2³²-1", where=f"{where}: [finetune]")
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        raise RecipeError(f"learning_rate = {rate} is not positive", where=f"{where}: [finetune]")
+    if drop is not None and not 0 <= drop < 1:
+        remedy = "It is a share: 0.01 is one point"
+        raise RecipeError(f"max_drop = {drop} is not in 0 … 1", where=f"{where}: [accuracy]", remedy=remedy)
+    if not _NAME.fullmatch(recipe.name):
+        what = f"name '{recipe.name}' is not letters, digits, '.', '_', '-'"
+        raise RecipeError(what, where=f"{where}: [export]")
+    if not _SEMVER.fullmatch(recipe.export.version):
+        remedy = "Write it like 1.0.0"
+        raise RecipeError(f"version '{recipe.export.version}' is not SemVer", where=f"{where}: [export]", remedy=remedy)

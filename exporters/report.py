@@ -1,0 +1,134 @@
+"""``report.json``: what was tried, measured, chosen, and why. Keys are a promise to those who read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from exporters.evaluate import Metrics, Quality
+from exporters.measure import Timing
+
+REPORT_SCHEMA = "1.0"
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True):
+    """Where figures were measured, and whether that machine is of the profile's class."""
+
+    host: str
+    cpu_flags: tuple[str, ...]
+    matches_profile: bool
+    reasons: tuple[str, ...]
+    runtime: str
+
+
+class Latency(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of one request of 32 tokens on one thread."""
+
+    p50: float
+    p95: float
+
+
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
+    """Accuracy lost against fine-tuned fp32, with its paired 95 % interval and the split it was seen on."""
+
+    value: float
+    low: float
+    high: float
+    split: str
+
+
+class Candidate(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate of one profile. ``test`` is filled for the chosen one only: the others never meet that split."""
+
+    name: str
+    precision: str
+    chosen: bool
+    reason: str
+    size_bytes: int | None
+    bundle_size_bytes: int | None
+    metrics: Metrics | None
+    drop: Interval | None
+    agreement: float | None
+    speedup: float | None
+    latency_s: Latency | None
+    latency: tuple[Timing, ...]
+    rss_bytes: int | None
+    max_batch_size: int | None
+    measured_on: Host
+    operators: dict[str, int]
+    test: Quality | None = None
+    not_measured: str | None = None  # why figures are None
+
+
+class Baseline(msgspec.Struct, frozen=True, kw_only=True):
+    """The fine-tuned model as fp32 ONNX under onnxruntime's defaults; what everything else is compared with.
+
+    ``majority_accuracy``: always answering the most frequent training label, on the test split.
+    """
+
+    size_bytes: int
+    latency_s: Latency | None
+    rss_bytes: int | None
+    metrics: Metrics  # validation
+    test: Metrics | None
+    majority_accuracy: float | None
+    parity: float
+
+
+class Finetuned(msgspec.Struct, frozen=True, kw_only=True):
+    """The fine-tuning and its result in torch."""
+
+    method: str
+    epochs: int
+    best_epoch: int | None
+    validation_accuracy: tuple[float, ...]
+    precision: str
+    trained_parameters: int
+    metrics: Metrics  # validation, as fp32
+
+
+class ProfileReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One profile: its candidates in order of preference, and where its bundle is (None: nothing was shipped)."""
+
+    chosen: str | None
+    bundle: str | None
+    bundle_id: str | None
+    max_drop: float
+    candidates: tuple[Candidate, ...]
+    problem: str | None = None
+
+
+class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The whole report."""
+
+    schema: str
+    name: str
+    version: str
+    recipe: dict[str, Any]
+    source: str
+    data: str
+    labels: tuple[str, ...]
+    tools: dict[str, str]
+    baseline: Baseline
+    finetuned: Finetuned
+    profiles: dict[str, ProfileReport]
+    warnings: tuple[str, ...]
+    wall_s: float
+    stages: dict[str, tuple[str, ...]]  # built, reused
+
+    def to_json(self) -> bytes:
+        """The document, indented."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+def write_report(report: ExportReport, out: Path) -> None:
+    """Write ``report.json`` and ``report.html``, each whole or not at all."""
+    from exporters.report_page import page
+
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in (("report.json", report.to_json()), ("report.html", page(report).encode())):
+        fresh = out / f".{name}.part"
+        fresh.write_bytes(content)
+        fresh.replace(out / name)

@@ -1,0 +1,144 @@
+"""The choice: which candidate a profile gets, and why each of the others did not. Pure.
+
+Accuracy, parity and size must be measured and kept; a missing figure never wins. Latency and memory count only
+where they were measured on a host of the profile's class: there a candidate slower than fp32 is never chosen, and
+the fastest wins. Elsewhere the profile's order of preference decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aios_edge.profile import Budgets
+
+#: Quantized models must answer as fp32 does on this share of the rows, however accurate they are by luck.
+MIN_AGREEMENT = 0.90
+#: Latencies this close are one latency; the smaller model wins then.
+TIE = 0.05
+
+UNMEASURED = "unmeasured on target"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What is known of a candidate; None where a figure was not measured. Latency at the profile's conditions."""
+
+    name: str
+    is_fp32: bool
+    drop: float | None
+    agreement: float | None
+    size_bytes: int | None
+    bundle_size_bytes: int | None
+    latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
+    speedup: float | None = None
+    rss_bytes: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Miss:
+    """A broken rule: in words, how far off (a ratio, inf where unknown), and what would have to give."""
+
+    reason: str
+    excess: float
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """``chosen`` is None when no candidate is left; then ``nearest`` and ``remedy`` say what would have to give."""
+
+    chosen: str | None
+    reasons: dict[str, str]
+    nearest: str | None = None
+    remedy: str | None = None
+
+
+def select(candidates: Sequence[Figures], budgets: Budgets, *, max_drop: float, on_target: bool) -> Choice:
+    """Choose among ``candidates``, which stand in the profile's order of preference.
+
+    ``max_drop`` is the stricter of recipe and profile; ``on_target`` says that latency and memory were measured on
+    a host that matches the profile.
+    """
+    misses = {c.name: _misses(c, budgets, max_drop=max_drop, on_target=on_target) for c in candidates}
+    reasons = {name: "; ".join(miss.reason for miss in found) for name, found in misses.items() if found}
+    eligible = [candidate for candidate in candidates if not misses[candidate.name]]
+    if not eligible:
+        nearest = min(candidates, key=lambda c: _distance(misses[c.name]), default=None)
+        if nearest is None:
+            return Choice(chosen=None, reasons={}, remedy="Name a precision in the profile's precision_preference")
+        found = misses[nearest.name]
+        text = f"{nearest.name} {'; '.join(m.reason for m in found)}; {', '.join(m.remedy for m in found)}"
+        return Choice(chosen=None, reasons=reasons, nearest=nearest.name, remedy=text)
+    if on_target:
+        winner = _fastest(eligible)
+        won = "keeps accuracy, size, latency and memory, and is the fastest here"
+        if winner.latency_p50_s != min(c.latency_p50_s or 0.0 for c in eligible):
+            won = "keeps every promise and is the smallest of those within 5 % of the fastest"
+    else:
+        winner = eligible[0]
+        won = f"first of the profile's preference that keeps accuracy and size; latency and memory {UNMEASURED}"
+    for candidate in eligible:
+        lost = f"keeps its promises, but {winner.name} is " + ("faster or smaller" if on_target else "preferred")
+        reasons[candidate.name] = won if candidate is winner else lost
+    return Choice(chosen=winner.name, reasons=reasons)
+
+
+def _fastest(eligible: Sequence[Figures]) -> Figures:
+    quickest = min(c.latency_p50_s or 0.0 for c in eligible)
+    close = [c for c in eligible if (c.latency_p50_s or 0.0) <= quickest * (1 + TIE)]
+    return min(close, key=lambda c: (c.size_bytes or 0, c.latency_p50_s or 0.0))
+
+
+def _misses(c: Figures, budgets: Budgets, *, max_drop: float, on_target: bool) -> list[Miss]:
+    found = []
+    if c.drop is None or c.agreement is None:
+        found.append(Miss(reason="has no accuracy measured", excess=float("inf"), remedy="find out why"))
+    else:
+        if c.drop > max_drop + 1e-12:
+            points = (c.drop - max_drop) * 100
+            remedy = f"allow max_drop = {_ceil(c.drop)}"
+            found.append(Miss(reason=f"misses max_drop by {points:.2g} pt", excess=c.drop - max_drop, remedy=remedy))
+        if c.agreement < MIN_AGREEMENT:
+            reason = f"agrees with fp32 on {c.agreement:.3f} of the rows only (at least {MIN_AGREEMENT})"
+            remedy = "fine-tune longer or use another precision"
+            found.append(Miss(reason=reason, excess=MIN_AGREEMENT - c.agreement, remedy=remedy))
+    if c.size_bytes is None or c.bundle_size_bytes is None:
+        found.append(Miss(reason="has no size measured", excess=float("inf"), remedy="find out why"))
+    else:
+        found += _over("bundle size", c.bundle_size_bytes, budgets.bundle_size_bytes, 1e6, "MB", "bundle_size_bytes")
+    if on_target:
+        found += _cost_misses(c, budgets)
+    return found
+
+
+def _cost_misses(c: Figures, budgets: Budgets) -> list[Miss]:
+    found = []
+    if c.latency_p50_s is None or c.latency_p95_s is None or c.speedup is None:
+        return [Miss(reason="has no latency measured", excess=float("inf"), remedy="find out why")]
+    if c.speedup < 1 and not c.is_fp32:
+        reason = f"is slower than fp32 on this host ({c.speedup:.2f}x)"
+        found.append(Miss(reason=reason, excess=1 / c.speedup - 1, remedy="add fp32 to the profile's preference"))
+    found += _over("p95 latency", c.latency_p95_s, budgets.latency_p95_s, 1e-3, "ms", "latency_p95_s")
+    if budgets.memory_bytes is not None and c.rss_bytes is None:
+        found.append(Miss(reason="has no memory measured", excess=float("inf"), remedy="find out why"))
+    elif c.rss_bytes is not None:
+        found += _over("memory", c.rss_bytes, budgets.memory_bytes, 1e6, "MB", "memory_bytes")
+    return found
+
+
+def _over(what: str, value: float, budget: float | None, scale: float, unit: str, key: str) -> list[Miss]:
+    if budget is None or value <= budget:
+        return []
+    reason = f"misses the {what} budget ({value / scale:.1f} of {budget / scale:.1f} {unit})"
+    return [Miss(reason=reason, excess=value / budget - 1, remedy=f"raise budgets.{key} to {value:.4g}")]
+
+
+def _distance(misses: Sequence[Miss]) -> tuple[int, float]:
+    return len(misses), sum(miss.excess for miss in misses)
+
+
+def _ceil(drop: float) -> float:
+    """The next per-mille above, so that what is proposed really suffices."""
+    return -(-round(drop * 1e6) // 1000) / 1000

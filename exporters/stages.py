@@ -1,0 +1,218 @@
+"""The stages with their caching: what goes into each one's digest, and what it leaves behind."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from aios_edge.host import Host, describe
+from aios_edge.version import __version__
+from exporters import convert, encode, evaluate, finetune, graph, measure, ort, quantize, source, verify
+from exporters.bundle import Identity, draft, text_input
+from exporters.cache import StageCache, code_digest
+from exporters.data import Data, Labelled
+from exporters.encode import Encoder, Sample
+from exporters.evaluate import Logits
+from exporters.finetune import Tuned
+from exporters.progress import Progress
+from exporters.quantize import Built, Plan
+from exporters.recipe import ExportRecipe
+from exporters.source import Source
+
+_TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy")
+_BERT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what a result depends on."""
+    return {"aios-edge": __version__} | {name: importlib.metadata.version(name) for name in _TOOLS}
+
+
+@dataclass(frozen=True)
+class Made:
+    """A built candidate: its plan, its folder (named by its digest), and how it must be run."""
+
+    plan: Plan
+    folder: Path
+    built: Built
+
+    @property
+    def model(self) -> Path:
+        """The model file."""
+        return self.folder / graph.MODEL
+
+
+class Stages:
+    """The steps of one export; each returns a value and keeps its files in the cache."""
+
+    def __init__(self, recipe: ExportRecipe, cache: StageCache, host: Host, progress: Progress) -> None:
+        self._recipe, self._cache, self._host, self._progress = recipe, cache, host, progress
+        self._tools = tool_versions()
+        self._threads = recipe.finetune.threads or os.cpu_count() or 1
+
+    def tokenizer(self, origin: Source) -> Path:
+        """A folder with tokenizer.json."""
+        ingredients = {"source": origin.digest, "tools": self._tools, "code": code_digest(source)}
+
+        def build(work: Path) -> None:
+            (work / encode.TOKENIZER).write_bytes(source.tokenizer_json(origin.folder))
+
+        return self._cache.produce("tokenizer", ingredients, build)
+
+    def identity(self, origin: Source, labels: tuple[str, ...], *, pair: bool) -> Identity:
+        """What the bundles share: name, labels, inputs, pre-processing."""
+        types = int(origin.config.get("type_vocab_size", 0))
+        length = min(self._recipe.finetune.max_length, origin.max_length)
+        pad_id = int(origin.config.get("pad_token_id") or 0)
+        return Identity(
+            name=self._recipe.name,
+            version=self._recipe.export.version,
+            task=self._recipe.model.task,
+            labels=labels,
+            inputs=_BERT_INPUTS if types > 1 else _BERT_INPUTS[:2],
+            text=text_input(max_length=length, pad_id=pad_id, pair=pair),
+            licence=self._recipe.export.licence,
+        )
+
+    def encoder(self, identity: Identity, tokenizer: Path) -> Encoder:
+        """The device's own pre-processing."""
+        return Encoder(draft(identity), tokenizer)
+
+    def finetune(self, origin: Source, data: Data, encoder: Encoder) -> tuple[Path, Tuned]:
+        """The folder of the fine-tuned model, and what happened."""
+        section = self._recipe.finetune
+        ingredients = {
+            "source": origin.digest,
+            "train": data.train.digest(),
+            "validation": data.validation.digest(),
+            "labels": data.labels,
+            "finetune": {**msgspec.to_builtins(section), "threads": None},
+            "tools": self._tools,
+            "code": code_digest(finetune, source, encode),
+        }
+
+        def build(work: Path) -> None:
+            import torch
+
+            torch.manual_seed(section.seed)  # a fresh head starts the same way each time
+            model = source.load_torch(origin.folder, labels=data.labels if section.method != "none" else None)
+            tuned = finetune.finetune(model, section, data.train, data.validation, encoder, work, self._progress)
+            finetune.save_tuned(tuned, work)
+
+        detail = f"{section.method}, {len(data.train)} rows"
+        self._progress.stage("finetune", detail)
+        folder = self._cache.produce("finetune", ingredients, build, resumes=True)
+        return folder, finetune.load_tuned(folder)
+
+    def convert(
+        self, tuned: Path, identity: Identity, samples: Sequence[Sample], encoder: Encoder
+    ) -> tuple[Path, float]:
+        """The folder of the ONNX graphs, and their parity with torch (the larger one of both graphs)."""
+        ingredients = {
+            "finetune": tuned.name,
+            "inputs": identity.inputs,
+            "tools": self._tools,
+            "code": code_digest(convert, graph, ort, verify),
+            "samples": len(samples),
+        }
+
+        def build(work: Path) -> None:
+            model = source.load_torch(tuned / "model")
+            convert.save_converted(convert.convert(model, identity.inputs, work), work)
+            batches = verify.parity_batches(samples, encoder)
+
+            def torch_run(batch: Sample) -> Any:
+                return finetune.batch_logits(model, batch)
+
+            worst = 0.0
+            for name in (convert.RAW, convert.FUSED):
+                if (work / name).is_file():
+                    run = ort.Session(work / name, ort.DEFAULT_SPEC, threads=self._threads).run
+                    worst = max(worst, verify.check_parity(name, run, torch_run, batches))
+            (work / "parity.json").write_bytes(msgspec.json.encode(worst))
+
+        self._progress.stage("convert", "torch to ONNX, fused, parity with torch")
+        folder = self._cache.produce("convert", ingredients, build)
+        return folder, msgspec.json.decode((folder / "parity.json").read_bytes(), type=float)
+
+    def candidate(self, plan: Plan, converted: Path, data: Data, encoder: Encoder) -> Made:
+        """One candidate, built. Only what calibrates depends on the training rows."""
+        ingredients = {
+            "convert": converted.name,
+            "plan": [plan.name, plan.precision, plan.reduce_range],
+            "tools": self._tools,
+            "code": code_digest(quantize, graph, ort),
+            "calibration": quantize.CALIBRATION_SAMPLES,
+        }
+
+        def build(work: Path) -> None:
+            texts = data.train.texts[:: max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)]
+            calibration = encoder.samples(texts[: quantize.CALIBRATION_SAMPLES])
+            quantize.build(plan, converted, calibration, work)
+
+        self._progress.stage("quantize", plan.name)
+        folder = self._cache.produce("quantize", ingredients, build)
+        return Made(plan=plan, folder=folder, built=quantize.load_built(folder))
+
+    def baseline(self, converted: Path) -> Made:
+        """fp32 as converted, run at onnxruntime's defaults: what candidates are compared with."""
+        built = Built(session=ort.DEFAULT_SPEC, operators={})
+        return Made(plan=Plan(name="baseline", precision="fp32"), folder=converted, built=built)
+
+    def answers(self, made: Made, split: str, rows: Labelled, encoder: Encoder) -> Logits:
+        """A model's answers to a split. They depend on the CPU as well (8-bit products saturate on some)."""
+        model = made.folder / convert.RAW if made.plan.name == "baseline" else made.model
+        ingredients = {
+            "model": [made.folder.name, model.name],
+            "rows": rows.digest(),
+            "host": self._host_key(),
+            "tools": self._tools,
+            "code": code_digest(evaluate, ort, encode),
+        }
+
+        def build(work: Path) -> None:
+            session = ort.Session(model, made.built.session)
+            samples = encoder.samples(rows.texts)
+
+            def tick(done: int) -> None:
+                self._progress.update(done, len(samples))
+
+            logits = evaluate.answers(session, samples, threads=self._threads, tick=tick)
+            np.save(work / "logits.npy", logits, allow_pickle=False)
+
+        self._progress.stage("verify", f"{made.plan.name}, {len(rows)} {split} rows")
+        folder = self._cache.produce("evaluate", ingredients, build)
+        logits: Logits = np.load(folder / "logits.npy", allow_pickle=False)
+        return logits
+
+    def measured(self, made: Made, baseline: Made, shapes: tuple[tuple[int, int, int], ...]) -> measure.Measured:
+        """A candidate's latency, memory and useful batch size on this machine."""
+        fp32 = baseline.folder / convert.RAW
+        model = fp32 if made.plan.name == "baseline" else made.model
+        ingredients = {
+            "model": [made.folder.name, model.name],
+            "fp32": baseline.folder.name,
+            "shapes": shapes,
+            "host": self._host_key(),
+            "tools": self._tools,
+            "code": code_digest(measure, ort),
+        }
+
+        def build(work: Path) -> None:
+            spec = made.built.session
+            figures = measure.measure(model, spec, fp32, baseline.built.session, shapes)
+            (work / "measured.json").write_bytes(msgspec.json.encode(figures))
+
+        self._progress.stage("measure", made.plan.name)
+        folder = self._cache.produce("measure", ingredients, build)
+        return msgspec.json.decode((folder / "measured.json").read_bytes(), type=measure.Measured)
+
+    def _host_key(self) -> list[Any]:
+        return [describe(self._host), sorted(self._host.cpu_flags)]

@@ -1,0 +1,94 @@
+"""A tiny BERT made in code and sentences that it learns in seconds: the whole workshop without a download."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+GOOD = ("great", "lovely", "fine", "warm", "bright", "happy")
+BAD = ("awful", "dull", "cold", "broken", "sad", "poor")
+FILLER = ("the", "film", "was", "a", "story", "and", "very", "plot", "scene", "actor", "ending", "music", "it", "is")
+
+RECIPE = """
+[model]
+source = "tiny"
+task = "text-classification"
+[data]
+train = "train.csv"
+validation = "val.csv"
+test = "test.csv"
+[finetune]
+method = "full"
+epochs = 2
+learning_rate = 0.002
+batch_size = 32
+max_length = 32
+threads = 1
+[accuracy]
+max_drop = 0.02
+[export]
+name = "tiny-mood"
+version = "0.1.0"
+licence = "Apache-2.0"
+"""
+
+
+def sentences(count: int, seed: int) -> list[tuple[str, str]]:
+    chance = random.Random(seed)
+    rows = []
+    for index in range(count):
+        label = ("negative", "positive")[index % 2]
+        words = chance.choices(FILLER, k=chance.randint(3, 20)) + chance.choices(GOOD if index % 2 else BAD, k=2)
+        chance.shuffle(words)
+        rows.append((f"{' '.join(words)} {seed} {index}", label))
+    return rows
+
+
+def write_csv(path: Path, rows: list[tuple[str, str]], header: tuple[str, str] = ("text", "label")) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])
+
+
+def make_model(folder: Path, *, layers: int = 2) -> None:
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertForSequenceClassification
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *FILLER, *(str(d) for d in range(10))]
+    words += [f"##{d}" for d in range(10)]
+    tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    torch.manual_seed(7)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(words),
+            hidden_size=64,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            intermediate_size=128,
+            max_position_embeddings=128,
+        )
+    )
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with recipe.toml, the tiny model and its three splits."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    folder = tmp_path_factory.mktemp("workshop")
+    make_model(folder / "tiny")
+    write_csv(folder / "train.csv", sentences(600, 1))
+    write_csv(folder / "val.csv", sentences(200, 2))
+    write_csv(folder / "test.csv", sentences(200, 3))
+    (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    return folder
