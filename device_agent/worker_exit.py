@@ -45,7 +45,7 @@ async def _exits_within(process: subprocess.Popen[bytes], limit_s: float | None)
     give_up_at = None if limit_s is None else loop.time() + limit_s
     try:
         pidfd = os.pidfd_open(process.pid) if process.poll() is None else -1
-    except OSError:  # Linux before 5.3
+    except (OSError, AttributeError):  # Linux before 5.3, or a Python built for one
         return await _polled(process, give_up_at)
     if pidfd < 0:
         return True

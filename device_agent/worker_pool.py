@@ -1,11 +1,6 @@
 """The supervisor's handle on one worker: start it, give it batches, notice its death at once, stop it.
 
-A worker is a spawned process (never forked: onnxruntime's threads and locks don't survive a fork), or, where the
-profile's ``isolation`` is ``thread``, a thread of this process that speaks the same messages over the same kind of
-socketpair. Nothing here imports numpy or onnxruntime.
-
-The worker's end of the pair is held by the worker alone, so the kernel's end-of-file is its death notice: no
-heartbeat, no polling, and every way to die looks the same.
+Nothing here imports numpy or onnxruntime. How a worker is spawned and its death noticed: worker_connection.py.
 """
 
 from __future__ import annotations
@@ -13,37 +8,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from aios_edge.errors import AiosEdgeError, BundleRefused, RuntimeUnavailable, SettingsError, WorkerLost
-from aios_edge.profile import Isolation
 from device_agent import wire
 from device_agent.values import ActivationReport, InferenceRequest
-from device_agent.worker_exit import exit_status, log_lines
+from device_agent.worker_connection import Connection, WorkerSpec
 
 log = logging.getLogger("device_agent.worker")
-
-EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that lingers longer is killed
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerSpec:
-    """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` the
-    profile's; ``slowdown`` emulates a weaker device."""
-
-    model: str
-    bundle_path: Path
-    profile: str
-    isolation: Isolation = "process"
-    intra_op_threads: int = 1
-    slowdown: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +47,7 @@ class WorkerHandle:
         self.report: ActivationReport | None = None  # of the latest activation, refused ones included
         self._on_stage = on_stage
         self._on_lost = on_lost
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._ready = False
         self._batch_id = 0
         self._turn = asyncio.Lock()
@@ -100,7 +73,7 @@ class WorkerHandle:
         if self._connection is not None:
             raise AiosEdgeError("already started", where=f"worker of {self.spec.model}", remedy="Stop it first")
         self.generation += 1
-        connection = _Connection(self.spec, self.generation, self._on_stage)
+        connection = Connection(self.spec, self.generation, self._on_stage)
         self._connection = connection
         load = wire.Load(
             bundle_path=str(self.spec.bundle_path.absolute()),
@@ -164,7 +137,7 @@ class WorkerHandle:
         if self._connection is not None:
             self._connection.kill()
 
-    def _gone(self, connection: _Connection, description: str) -> None:
+    def _gone(self, connection: Connection, description: str) -> None:
         if self._connection is connection:  # else it was stopped
             self._connection, self._ready = None, False
             log.warning("worker of %s %s", self.spec.model, description)
@@ -175,117 +148,6 @@ class WorkerHandle:
         if connection is not None:
             connection.kill()
             await connection.lost
-
-
-class _Connection:
-    """One generation of a worker: its socket, its process or thread, and the reply that is waited for."""
-
-    def __init__(self, spec: WorkerSpec, generation: int, on_stage: Callable[[str], None]) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.lost: asyncio.Future[str] = self.loop.create_future()  # how the worker ended
-        self.process: subprocess.Popen[bytes] | None = None
-        self._where = f"worker of {spec.model}"
-        self._generation = generation
-        self._on_stage = on_stage
-        self._waiting: tuple[int | None, asyncio.Future[tuple[wire.Message, memoryview]]] | None = None
-        self._ending: asyncio.Task[None] | None = None
-        self._writable = asyncio.Event()
-        self._sock, theirs = wire.pair()
-        try:
-            if spec.isolation == "process":
-                self.process = _spawn(spec, theirs)
-            else:
-                _start_thread(spec, theirs)
-                theirs = self._sock  # the thread owns its end now
-        except OSError as error:
-            self._sock.close()
-            raise RuntimeUnavailable(f"can't be started ({error.strerror})", where=self._where) from error
-        finally:
-            if theirs is not self._sock:
-                theirs.close()
-        if self.process is not None and self.process.stdout is not None:
-            log_lines(self.loop, self.process.stdout, f"worker of {spec.model} [{self.process.pid}]")
-        self.loop.add_reader(self._sock, self._on_readable)
-
-    async def ask(self, message: wire.Load | wire.Run, payload: bytes = b"") -> tuple[wire.Message, memoryview]:
-        """Send a message and wait for the reply to it, or for the worker's death."""
-        reply: asyncio.Future[tuple[wire.Message, memoryview]] = self.loop.create_future()
-        self._waiting = (message.batch_id if isinstance(message, wire.Run) else None, reply)
-        if self.lost.done() or self._ending is not None or not await self._send(message, payload):
-            raise WorkerLost(await asyncio.shield(self.lost), where=self._where)
-        return await reply
-
-    async def finish(self) -> None:
-        """Ask the worker to end and wait until it has."""
-        if self._ending is None:
-            await self._send(wire.Stop())
-        await asyncio.shield(self.lost)
-
-    def kill(self) -> None:
-        """SIGKILL for a process; a thread loses its connection."""
-        if self.process is not None and self.process.returncode is None:
-            self.process.kill()  # Popen has not reaped it, so the pid is still ours
-        if self.process is None:
-            self._end("was told to end")
-
-    async def _send(self, message: wire.Message, payload: bytes = b"") -> bool:
-        while True:
-            try:
-                wire.send(self._sock, message, payload)
-                return True
-            except BlockingIOError:
-                self._writable.clear()
-                self.loop.add_writer(self._sock, self._on_writable)
-                await self._writable.wait()
-            except OSError:  # it is gone; the end-of-file tells how
-                self._end("closed its connection")
-                return False
-
-    def _on_writable(self) -> None:
-        self.loop.remove_writer(self._sock)
-        self._writable.set()
-
-    def _on_readable(self) -> None:
-        try:
-            received = wire.receive(self._sock)
-        except BlockingIOError:
-            return
-        except (ConnectionError, OSError) as error:
-            if self.process is not None:
-                self.process.kill()  # whoever sends nonsense is not a worker any more
-            self._end(f"sent nonsense: {error}")
-            return
-        if received is None:
-            self._end("closed its connection")
-            return
-        message, payload = received
-        if isinstance(message, (wire.Load, wire.Run, wire.Stop)) or message.generation != self._generation:
-            return  # a reply of an old generation
-        if isinstance(message, wire.Loading):
-            self._on_stage(message.stage)
-        elif self._waiting is not None:
-            batch_id, reply = self._waiting
-            answered = message.batch_id if isinstance(message, wire.Done) else None
-            if answered == batch_id and not reply.done():  # else its caller has gone
-                reply.set_result((message, payload))
-
-    def _end(self, what: str) -> None:
-        if self._ending is None:
-            self.loop.remove_reader(self._sock)
-            self._on_writable()  # whoever waits to send finds the socket closed
-            self._sock.close()
-            self._ending = self.loop.create_task(self._reap(what))
-
-    async def _reap(self, what: str) -> None:
-        """Learn how the process ended (:mod:`device_agent.worker_exit`) and tell whoever waits."""
-        description = what
-        if self.process is not None:
-            description = await exit_status(self.process, grace_s=EXIT_GRACE_S, else_what=what)
-        if not self.lost.done():
-            self.lost.set_result(description)
-        if self._waiting is not None and not self._waiting[1].done():
-            self._waiting[1].set_exception(WorkerLost(description, where=self._where))
-            self._waiting[1].exception()  # its caller may be gone: not an error of ours then
 
 
 def _batch(requests: Sequence[InferenceRequest], batch_id: int, generation: int) -> tuple[wire.Run, bytes]:
@@ -316,32 +178,4 @@ def _refusal(refused: wire.Refused, spec: WorkerSpec) -> AiosEdgeError:
     return BundleRefused(refused.check, refused.detail, where=where)
 
 
-def _spawn(spec: WorkerSpec, theirs: socket.socket) -> subprocess.Popen[bytes]:
-    threads = str(spec.intra_op_threads)
-    environment = os.environ | {
-        # Libraries that start a thread per core by themselves must keep to the profile's number.
-        "OMP_NUM_THREADS": threads,
-        "OPENBLAS_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "HF_HUB_OFFLINE": "1",
-        "PYTHONFAULTHANDLER": "1",  # a native crash leaves its stack in our log
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "device_agent.worker", "--fd", str(theirs.fileno())],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        pass_fds=(theirs.fileno(),),
-        env=environment,
-        start_new_session=True,  # Ctrl-C in a terminal is for the supervisor, which drains first
-    )
-
-
-def _start_thread(spec: WorkerSpec, theirs: socket.socket) -> None:
-    from device_agent.worker import serve  # numpy and onnxruntime: only where the profile asks for a thread
-
-    def body() -> None:
-        with theirs:
-            serve(theirs)
-
-    threading.Thread(target=body, name=f"worker-{spec.model}", daemon=True).start()
+__all__ = ["BatchResult", "WorkerHandle", "WorkerSpec"]

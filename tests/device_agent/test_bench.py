@@ -48,7 +48,7 @@ def test_bench_prints_one_document_with_all_promised_keys(tiny_bundle: Any, sens
     assert document["spread"]["p50_s"][0] <= latency["p50"] <= document["spread"]["p50_s"][1]
     shapes = [(shape["batch"], shape["length"]) for shape in document["shapes"]]
     assert shapes[0] == (document["batch"], document["length"])
-    assert len(shapes) == len(set(shapes)) > 3
+    assert len(shapes) == len(set(shapes)) > 2
 
 
 def test_bench_without_json_speaks_to_a_person(tiny_bundle: Any, sensorless: Path) -> None:
