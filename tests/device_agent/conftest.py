@@ -1,0 +1,132 @@
+"""Real agents in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@dataclass
+class AgentProcess:
+    """A running ``aios-edge agent run``; ``url`` is the TCP door the system chose."""
+
+    process: subprocess.Popen[bytes]
+    log_path: Path
+    config: Path
+    url: str = ""
+    socket_path: Path | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+            return json.loads(response.read())
+
+    def status(self) -> Any:
+        return self.get("/status")
+
+    def infer(
+        self, text: str | list[str] = "a good film", *, model: str = "tiny", **parameters: Any
+    ) -> tuple[int, dict[str, Any], dict[str, str]]:
+        """Status, document and headers of one natural request."""
+        texts = [text] if isinstance(text, str) else text
+        body = {
+            "id": "7",
+            "parameters": parameters,
+            "inputs": [{"name": "text", "datatype": "BYTES", "shape": [len(texts)], "data": texts}],
+        }
+        request = urllib.request.Request(
+            f"{self.url}/v2/models/{model}/infer", json.dumps(body).encode(), method="POST"
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return response.status, json.loads(response.read()), dict(response.headers)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read()), dict(error.headers)
+
+    def until(self, condition: Callable[[Any], Any], limit_s: float = 15.0) -> Any:
+        """Poll /status until the condition holds; its value."""
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
+            if value := condition(self.status()):
+                return value
+            time.sleep(0.01)
+        raise AssertionError(f"never happened; log:\n{self.log()}")
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        return [event["detail"] for event in self.status()["events"] if event["kind"] == kind]
+
+    def stop(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(30)
+
+
+StartAgent = Callable[..., AgentProcess]
+
+
+@pytest.fixture(scope="session")
+def agent_toml(tiny_bundle: Any) -> Callable[..., str]:
+    """Text of an agent.toml for a bundle (the tiny one by default), with more of it appended."""
+
+    def make(more: str = "", *, bundle: Path | None = None, bind: str = "127.0.0.1:0", http: str = "") -> str:
+        return (
+            f'[device]\nid = "dev"\nprofile = "x86-gateway"\nstate_dir = "state"\n'
+            f'[http]\nbind = "{bind}"\n{http}\n[[bundle]]\npath = "{bundle or tiny_bundle.path}"\n{more}\n'
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[..., str]) -> Iterator[StartAgent]:
+    """Start agents and wait until they are ready; all are ended with the module."""
+    running: list[AgentProcess] = []
+
+    def start(more: str = "", *, wait: bool = True, **options: Any) -> AgentProcess:
+        folder = tmp_path_factory.mktemp("agent")
+        config = folder / "agent.toml"
+        config.write_text(agent_toml(more, **options))
+        log_path = folder / "log"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "aios_edge.cli.main", "agent", "run", "--config", str(config)],
+                stdout=log,
+                stderr=log,
+                cwd=Path(__file__).parents[2],
+            )
+        agent = AgentProcess(process, log_path, config)
+        running.append(agent)
+        end = time.monotonic() + 40
+        while wait and time.monotonic() < end:
+            line = next((line for line in agent.log().splitlines() if "ready on " in line), None)
+            if line:
+                doors = line.split("ready on ")[1].split(", ")
+                agent.url = next((door for door in doors if door.startswith("http")), "")
+                return agent
+            if process.poll() is not None:
+                break
+            time.sleep(0.02)
+        if wait:
+            raise AssertionError(f"not ready:\n{agent.log()}")
+        return agent
+
+    yield start
+    for agent in running:
+        if agent.process.poll() is None:
+            agent.process.kill()
+            agent.process.wait()

@@ -1,0 +1,272 @@
+"""The doors of a real agent with a real worker: the protocol's clients, and everything that isn't the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+BODY = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a good film"]}]}
+
+
+@pytest.fixture(scope="module")
+def agent(start_agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    path = Path(f"/tmp/aios-{os.getpid()}-{tmp_path_factory.mktemp('s').name}.sock")
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(path))  # left behind: nobody listens
+    stale.close()
+    agent = start_agent(http=f'unix_socket = "{path}"\nmax_body_bytes = 2000000')
+    agent.socket_path = path
+    yield agent
+    assert agent.stop() == 0
+    assert not path.exists()
+
+
+def post(agent: Any, path: str, body: bytes, headers: dict[str, str] | None = None, method: str = "POST") -> Any:
+    request = urllib.request.Request(agent.url + path, body, headers or {}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=20) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def test_an_answer_says_what_happened(agent: Any) -> None:
+    status, document, _ = agent.infer(["a good film", "a bad plot"])
+    assert status == 200, document
+    outputs = {output["name"]: output["data"] for output in document["outputs"]}
+    assert outputs["label"] == ["positive", "negative"]
+    assert document["id"] == "7" and document["model_name"] == "tiny" and document["model_version"] == "1.0.0"
+    parameters = document["parameters"]
+    assert parameters["route"] == "local" and parameters["reason"] == "no_deadline"
+    assert parameters["queue_us"] >= 0 and parameters["compute_us"] > 0 and parameters["batch_size"] >= 1
+    assert "energy_j" in parameters and parameters["energy_method"]
+    assert agent.infer(timeout=5_000_000)[1]["parameters"]["reason"] == "idle"
+    assert agent.infer(timeout=5_000_000, privacy="local-only")[1]["parameters"]["reason"] == "local_only"
+
+
+def test_metadata_health_and_repository(agent: Any) -> None:
+    assert agent.get("/v2")["name"] == "aios-edge"
+    assert agent.get("/v2/health/live") == {"live": True}
+    assert agent.get("/v2/health/ready") == {"ready": True}
+    metadata = agent.get("/v2/models/tiny")
+    assert metadata == agent.get("/v2/models/tiny/versions/1.0.0")
+    assert metadata["labels"] == ["negative", "positive"] and metadata["platform"] == "onnx_onnxv1"
+    assert {tensor["name"] for tensor in metadata["inputs"]} == {"input_ids", "attention_mask"}
+    assert agent.get("/v2/models/tiny/ready")["ready"] is True
+    assert post(agent, "/v2/repository/index", b"{}") == (
+        200,
+        b'[{"name":"tiny","version":"1.0.0","state":"READY","reason":""}]',
+    )
+    assert post(agent, "/v2/repository/models/tiny/load", b"{}")[0] == 501
+
+
+def test_tritonclient_binary_and_kserve_agree(agent: Any) -> None:
+    from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+    from tritonclient import http as triton
+
+    ids = np.array([[2, 4, 30, 3], [2, 14, 28, 3]], dtype=np.int64)
+    mask = np.ones_like(ids)
+    client = triton.InferenceServerClient(agent.url.removeprefix("http://"))
+    assert client.is_server_live() and client.is_server_ready() and client.is_model_ready("tiny")
+    inputs = []
+    for name, array in (("input_ids", ids), ("attention_mask", mask)):
+        inputs.append(triton.InferInput(name, list(array.shape), "INT64"))
+        inputs[-1].set_data_from_numpy(array, binary_data=True)
+    wanted = [triton.InferRequestedOutput("logits", binary_data=True)]
+    binary = client.infer("tiny", inputs, outputs=wanted, request_id="9", timeout=5_000_000)
+    assert binary.get_response()["id"] == "9"
+    client.close()
+
+    async def ask() -> Any:
+        rest = InferenceRESTClient(RESTConfig(protocol="v2"))
+        assert await rest.is_server_ready(agent.url) and await rest.is_model_ready(agent.url, "tiny")
+        request = InferRequest(
+            model_name="tiny",
+            infer_inputs=[
+                InferInput("input_ids", [2, 4], "INT64", ids.tolist()),
+                InferInput("attention_mask", [2, 4], "INT64", mask.tolist()),
+            ],
+        )
+        answer = await rest.infer(agent.url, request, model_name="tiny")
+        await rest.close()
+        return answer
+
+    answer = asyncio.run(ask())
+    logits = next(output for output in answer.outputs if output.name == "logits").as_numpy()
+    np.testing.assert_allclose(binary.as_numpy("logits"), logits, atol=1e-6)
+    assert binary.as_numpy("logits").argmax(1).tolist() == [1, 0]
+
+
+def test_the_unix_socket_answers_and_belongs_to_owner_and_group(agent: Any) -> None:
+    assert stat.S_IMODE(agent.socket_path.stat().st_mode) == 0o660
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(agent.socket_path))
+        body = json.dumps(BODY).encode()
+        lines = ("POST /v2/models/tiny/infer HTTP/1.1", "Host: x", "Connection: close", f"Content-Length: {len(body)}")
+        sock.sendall("\r\n".join((*lines, "", "")).encode() + body)
+        answer = b"".join(iter(lambda: sock.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200") and b'"positive"' in answer
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "method", "expected"),
+    [
+        ("/v2/models/tiny/infer", b"", {}, "POST", 400),
+        ("/v2/models/tiny/infer", b"{", {}, "POST", 400),
+        ("/v2/models/tiny/infer", b'{"inputs": []}', {}, "POST", 400),
+        ("/v2/models/tiny/infer", b'{"inputs": 5}', {}, "POST", 400),
+        ("/v2/models/tiny/infer", b"\xff\xfe", {}, "POST", 400),
+        ("/v2/models/tiny/infer", b"[" * 100_000, {}, "POST", 400),
+        (
+            "/v2/models/tiny/infer",
+            b'{"inputs":[{"name":"text","datatype":"BYTES","shape":[2],"data":["x"]}]}',
+            {},
+            "POST",
+            400,
+        ),
+        (
+            "/v2/models/tiny/infer",
+            b'{"inputs":[{"name":"text","datatype":"FP32","shape":[1],"data":[1]}]}',
+            {},
+            "POST",
+            400,
+        ),
+        (
+            "/v2/models/tiny/infer",
+            b'{"inputs":[{"name":"who","datatype":"FP32","shape":[1],"data":[1]}]}',
+            {},
+            "POST",
+            400,
+        ),
+        (
+            "/v2/models/tiny/infer",
+            b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1],"data":[NaN]}]}',
+            {},
+            "POST",
+            400,
+        ),
+        ("/v2/models/tiny/infer", json.dumps({**BODY, "parameters": {"timeout": -1}}).encode(), {}, "POST", 400),
+        ("/v2/models/tiny/infer", json.dumps({**BODY, "parameters": {"privacy": "x"}}).encode(), {}, "POST", 400),
+        ("/v2/models/tiny/infer", b"{}", {"Inference-Header-Content-Length": "99"}, "POST", 400),
+        ("/v2/models/tiny/infer", b"{}", {"Inference-Header-Content-Length": "-1"}, "POST", 400),
+        ("/v2/models/tiny/infer", b"{}", {"Content-Encoding": "gzip"}, "POST", 415),
+        ("/v2/models/tiny/infer", b"x" * 2_000_001, {}, "POST", 413),
+        ("/v2/models/nobody/infer", b"{}", {}, "POST", 404),
+        ("/v2/models/tiny/versions/9/infer", b"{}", {}, "POST", 404),
+        ("/v2/models/tiny/infer", None, {}, "GET", 405),
+        ("/v2/health/live", b"", {}, "POST", 405),
+        ("/v2/models/tiny/nothing", None, {}, "GET", 404),
+        ("/nothing", None, {}, "GET", 404),
+    ],
+)
+def test_what_is_not_the_protocol_is_answered_with_an_error(
+    agent: Any, path: str, body: bytes | None, headers: dict[str, str], method: str, expected: int
+) -> None:
+    status, answer = post(agent, path, body, headers, method)  # type: ignore[arg-type]
+    assert status == expected, answer
+    assert json.loads(answer)["error"]
+    assert agent.infer()[0] == 200
+
+
+def raw(agent: Any, data: bytes, *, chunks: int = 0) -> bytes:
+    host, port = agent.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        answer = b""
+        try:
+            sock.sendall(data)
+            for _ in range(chunks):
+                sock.sendall(b"10000\r\n" + b"x" * 65536 + b"\r\n")
+        except OSError:
+            pass  # refused while we were still sending
+        try:
+            while data := sock.recv(65536):
+                answer += data
+        except OSError:
+            pass
+        return answer
+
+
+def test_hostile_bytes_end_in_an_error_and_not_in_the_agent(agent: Any) -> None:
+    start = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\n"
+    announced = raw(agent, start + b"Content-Length: 104857600\r\n\r\n")
+    assert announced.startswith(b"HTTP/1.1 413"), announced[:80]
+    chunked = raw(agent, start + b"Transfer-Encoding: chunked\r\n\r\n", chunks=1600)  # 100 MB, if it were read
+    assert chunked.startswith(b"HTTP/1.1 413") or chunked == b""
+    assert raw(agent, b"\x16\x03\x01\x00\xa5\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert raw(agent, start + b"Content-Length: x\r\n\r\n").startswith(b"HTTP/1.1 400")
+    assert agent.infer()[0] == 200
+    assert agent.status()["in_flight_bytes"] == 0
+
+
+def test_metrics_parse_as_prometheus_text(agent: Any) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    agent.infer(timeout=5_000_000)
+    with urllib.request.urlopen(agent.url + "/metrics") as response:
+        assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+        families = {family.name: family for family in text_string_to_metric_families(response.read().decode())}
+    samples = {
+        (sample.labels["route"], sample.labels["reason"]): sample.value
+        for sample in families["aios_requests"].samples
+        if sample.labels["status"] == "200"
+    }
+    assert samples["local", "idle"] >= 1
+    assert families["aios_request_latency_seconds"].type == "histogram"
+    assert families["aios_build_info"].samples[0].labels["profile"] == "x86-gateway"
+    for name in (
+        "aios_queue_depth",
+        "aios_batch_size",
+        "aios_worker_restarts",
+        "aios_model_ready",
+        "aios_outbox_depth",
+    ):
+        assert name in families
+
+
+def test_status_has_what_a_person_asks_first(agent: Any) -> None:
+    status = agent.status()
+    model = status["models"]["tiny"]
+    assert status["state"] == "ready" and status["emulate"] == {"slowdown": 1.0}
+    assert model["state"] == "ready" and model["queued"] == 0 and model["running"] == 0
+    assert {check["name"] for check in model["activation"]["checks"]} >= {"digest", "golden"}
+    assert "CPUExecutionProvider" in model["activation"]["providers_active"]
+    stat_line = Path(f"/proc/{model['worker_pid']}/stat").read_text()
+    assert int(stat_line.rsplit(")", 1)[1].split()[1]) == agent.process.pid
+    listing = subprocess.run(
+        [sys.executable, "-m", "aios_edge.cli.main", "agent", "status", "--url", agent.url],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "model tiny 1.0.0  ready" in listing.stdout
+
+
+def test_the_supervisor_maps_neither_numpy_nor_onnxruntime(agent: Any) -> None:
+    assert agent.infer()[0] == 200
+    maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
+    assert "numpy" not in maps and "onnxruntime" not in maps and "tokenizers" not in maps
+
+
+def test_requests_that_wait_share_batches(agent: Any) -> None:
+    answers: list[Any] = []
+    threads = [threading.Thread(target=lambda: answers.append(agent.infer())) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [status for status, _, _ in answers] == [200] * 24
