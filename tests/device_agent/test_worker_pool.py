@@ -362,3 +362,15 @@ print(",".join(sorted(set(sys.modules) & {"torch", "transformers", "optimum", "o
 def test_the_handle_loads_neither_numpy_nor_onnxruntime() -> None:
     program = "import sys, device_agent.worker_pool; sys.exit('numpy' in sys.modules or 'onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0
+
+
+def test_an_emulated_slow_device_holds_its_batch_asleep(tiny_bundle: Any) -> None:
+    async def journey() -> None:
+        worker = WorkerHandle(spec(tiny_bundle, slowdown=30.0))
+        await worker.start("quick")
+        done = (await worker.run([request(1, "good " * 2000)])).done
+        assert done.busy_s >= 0.9 * 30.0 * done.cpu_s > 0  # wall time is never less than its processor time
+        assert done.items[0].compute_s <= done.busy_s
+        await worker.stop()
+
+    asyncio.run(journey())
