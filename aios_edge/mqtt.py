@@ -11,6 +11,7 @@ code: every callback is handed to ``call``, which for asyncio is ``loop.call_soo
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import random
 import threading
@@ -60,6 +61,36 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
 
 
+class _Session:
+    """One attempt's client and who waits for its acknowledgements.
+
+    paho calls back while it holds its own locks, so ours is never held around a call into paho. An acknowledgement
+    may then come before :meth:`expect`, and waits in ``_early`` for it.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.client = client
+        self._lock = threading.Lock()
+        self._expected: dict[int, Callable[[Delivery], None] | None] = {}
+        self._early: dict[int, Delivery] = {}
+
+    def expect(self, mid: int, on_delivered: Callable[[Delivery], None] | None) -> Delivery | None:
+        """Wait for a message's acknowledgement; returns it when it is already there."""
+        with self._lock:
+            if mid in self._early:
+                return self._early.pop(mid)
+            self._expected[mid] = on_delivered
+            return None
+
+    def acknowledged(self, mid: int, delivery: Delivery) -> Callable[[Delivery], None] | None:
+        """Who waits for this message."""
+        with self._lock:
+            if mid not in self._expected:
+                self._early[mid] = delivery
+                return None
+            return self._expected.pop(mid)
+
+
 class MqttLink:
     """One connection to a broker, kept alive. Raises :class:`SettingsError` for options that can't work."""
 
@@ -79,11 +110,10 @@ class MqttLink:
         self._will = will
         self._on_state = on_state
         self._on_message = on_message
-        self._lock = threading.RLock()  # guards what follows; never held while waiting
+        self._lock = threading.RLock()  # guards what follows; never held around a call into paho
         self._state = LinkState()
-        self._client: Client | None = None
+        self._session: _Session | None = None
         self._subscriptions: dict[str, int] = {}
-        self._delivered: dict[int, Callable[[Delivery], None]] = {}
         self._packet_limit_bytes: int | None = None
         self._up_or_gone = threading.Event()  # this attempt led to something
         self._gone = threading.Event()  # this attempt is over
@@ -105,10 +135,9 @@ class MqttLink:
         """Disconnect cleanly (the broker then doesn't publish the will) and end the threads; blocks up to
         ``timeout_s``."""
         self._stopping.set()
-        with self._lock:
-            client = self._client
-        if client is not None:
-            client.disconnect()
+        session = self._session
+        if session is not None:
+            session.client.disconnect()
         self._gone.set()
         self._up_or_gone.set()
         if self._thread.is_alive():
@@ -119,27 +148,27 @@ class MqttLink:
         acknowledged it (QoS 1) or it was written (QoS 0), and not at all when the connection ends before."""
         size = len(message.payload) + len(message.topic) + 16
         with self._lock:
-            if self._client is None or not self._state.connected:
+            session, limit = self._session, self._packet_limit_bytes
+            if session is None or not self._state.connected:
                 return False
-            if self._packet_limit_bytes is not None and size > self._packet_limit_bytes:
-                # Sent anyway it would cost the connection, again and again.
-                if on_delivered is not None:
-                    delivery = Delivery(ok=False, reason=f"larger than the broker's limit {self._packet_limit_bytes}")
-                    self._call(lambda: on_delivered(delivery))
-                return True
-            info = self._client.publish(message.topic, message.payload, message.qos, message.retain)
-            if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                return False
-            if on_delivered is not None:
-                self._delivered[info.mid] = on_delivered
+        if limit is not None and size > limit:  # sent anyway it would cost the connection, again and again
+            self._tell(on_delivered, Delivery(ok=False, reason=f"larger than the broker's limit of {limit} bytes"))
             return True
+        info = session.client.publish(message.topic, message.payload, message.qos, message.retain)
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return False
+        early = session.expect(info.mid, on_delivered)
+        if early is not None:
+            self._tell(on_delivered, early)
+        return True
 
     def subscribe(self, topic_filter: str, qos: int = 1) -> None:
         """Subscribe now and after every reconnect."""
         with self._lock:
             self._subscriptions[topic_filter] = qos
-            if self._client is not None and self._state.connected:
-                self._client.subscribe(topic_filter, qos)
+            session = self._session if self._state.connected else None
+        if session is not None:
+            session.client.subscribe(topic_filter, qos)
 
     # The connecting thread.
 
@@ -180,8 +209,10 @@ class MqttLink:
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: a host name that isn't one
             self._ended(f"{address.host}:{address.port}: {error}")
             return False
+        session = _Session(client)
+        client.user_data_set(session)
         with self._lock:
-            self._client = client
+            self._session = session
         client.loop_start()
         if self._stopping.is_set():
             self._gone.set()
@@ -190,8 +221,7 @@ class MqttLink:
             self._gone.set()
         self._gone.wait()
         with self._lock:
-            self._client = None
-            self._delivered.clear()
+            self._session = None
         client.disconnect()
         client.loop_stop()
         self._ended("disconnected" if self._stopping.is_set() else self._why or "the server hung up")
@@ -227,7 +257,7 @@ class MqttLink:
 
     # paho's thread.
 
-    def _connected(self, client: Client, _data: Any, _flags: Any, code: ReasonCode, properties: Any) -> None:
+    def _connected(self, client: Client, session: _Session, _flags: Any, code: ReasonCode, properties: Any) -> None:
         if code.value >= _FAILURE:
             old = code.value == _UNACCEPTABLE_PROTOCOL
             self._why = "the broker doesn't speak this MQTT version" if old else f"the broker refused: {code}"
@@ -235,27 +265,27 @@ class MqttLink:
             return
         protocol = "5" if client.protocol == MQTTv5 else "3.1.1"
         with self._lock:
-            if client is not self._client:
+            if session is not self._session:
                 return  # this attempt was given up
             self._packet_limit_bytes = getattr(properties, "MaximumPacketSize", None)
             self._set(LinkState(connected=True, protocol=protocol, reason=None, connects=self._state.connects + 1))
-            for topic_filter, qos in self._subscriptions.items():
-                client.subscribe(topic_filter, qos)
+            subscriptions = tuple(self._subscriptions.items())
+        for topic_filter, qos in subscriptions:
+            client.subscribe(topic_filter, qos)
         self._up_or_gone.set()
 
-    def _disconnected(self, client: Client, _data: Any, _flags: Any, code: ReasonCode, _properties: Any) -> None:
-        if client is self._client:  # not one that was given up
+    def _disconnected(
+        self, _client: Client, session: _Session, _flags: Any, code: ReasonCode, _properties: Any
+    ) -> None:
+        if session is self._session:  # not one that was given up
             self._why = self._why or f"connection lost: {code}"
             self._gone.set()
             self._up_or_gone.set()
 
-    def _acknowledged(self, _client: Client, _data: Any, mid: int, code: ReasonCode, _properties: Any) -> None:
-        with self._lock:  # publish() holds it until the callback is registered
-            on_delivered = self._delivered.pop(mid, None)
-        if on_delivered is not None:
-            refused = code.value >= _FAILURE
-            delivery = Delivery(ok=not refused, reason=str(code) if refused else None)
-            self._call(lambda: on_delivered(delivery))
+    def _acknowledged(self, _client: Client, session: _Session, mid: int, code: ReasonCode, _more: Any) -> None:
+        refused = code.value >= _FAILURE
+        delivery = Delivery(ok=not refused, reason=str(code) if refused else None)
+        self._tell(session.acknowledged(mid, delivery), delivery)
 
     def _received(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
         on_message = self._on_message
@@ -263,12 +293,20 @@ class MqttLink:
             got = Publication(
                 topic=message.topic, payload=bytes(message.payload), qos=message.qos, retain=message.retain
             )
-            self._call(lambda: on_message(got))
+            self._hand_over(lambda: on_message(got))
 
     def _subscribed(self, _client: Client, _data: Any, _mid: int, codes: list[ReasonCode], _properties: Any) -> None:
         refused = [str(code) for code in codes if code.value >= _FAILURE]
         if refused:
             self._set(msgspec.structs.replace(self._state, reason=f"subscription refused: {refused[0]}"))
+
+    def _tell(self, on_delivered: Callable[[Delivery], None] | None, delivery: Delivery) -> None:
+        if on_delivered is not None:
+            self._hand_over(lambda: on_delivered(delivery))
+
+    def _hand_over(self, function: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the caller's event loop is closed: nobody is left to tell
+            self._call(function)
 
     def _set(self, state: LinkState) -> None:
         with self._lock:
@@ -277,7 +315,7 @@ class MqttLink:
             self._state = state
             on_state = self._on_state
             if on_state is not None:
-                self._call(lambda: on_state(state))
+                self._hand_over(lambda: on_state(state))
 
 
 class MqttListener:

@@ -97,7 +97,14 @@ def _safely(look: Callable[[], list[Check]]) -> list[Check]:
         return look()
     except Exception as error:
         name = look.__name__.strip("_")
-        return [Check(name=name, state="gap", detail=f"could not be checked: {type(error).__name__}: {error}")]
+        return [
+            Check(
+                name=name,
+                state="gap",
+                detail=f"could not be checked: {type(error).__name__}: {error}",
+                remedy="Report it, with this line",
+            )
+        ]
 
 
 def _python() -> list[Check]:
