@@ -64,7 +64,7 @@ def agents(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         url, late_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{late_port}"
         first = AgentProcess(url, config("first", port, f'unix_socket = "{socket}"'), folder / "first")
         running.enter_context(first)
-        cloud = f'[[cloud]]\nname = "cloud"\nurl = "{url}"\n[emulate]\nslowdown = 2000.0'
+        cloud = f'[[cloud]]\nname = "cloud"\nurl = "{url}"\n[emulate]\nslowdown = 4000.0'
         running.enter_context(AgentProcess(late_url, config("late", late_port, cloud), folder / "late"))
         yield {"http": url, "unix": f"unix://{socket}", "late": late_url}
 
@@ -103,9 +103,9 @@ def test_our_client(door: str, agents: dict[str, str], sentences: list[str], exp
 
 
 def test_the_cloud_route(agents: dict[str, str], sentences: list[str], expected: list[tuple[str, float]]) -> None:
-    client = Client(agents["late"])
+    client = Client(agents["late"], timeout_s=60.0)
     client.classify(MODEL, sentences[:1])  # now the device knows how slow it is
-    answers = [client.classify(MODEL, [text], deadline_s=0.5)[0] for text in sentences]
+    answers = [client.classify(MODEL, [text], deadline_s=0.2)[0] for text in sentences]
     assert {answer.route for answer in answers} == {"cloud"}
     assert {answer.reason for answer in answers} == {"predicted_late"}
     agree([(answer.label, answer.score) for answer in answers], expected)
