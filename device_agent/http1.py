@@ -39,8 +39,6 @@ class _Parse:
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
-        if len(self.body) + len(body) > MAX_RESPONSE_BYTES:
-            raise RemoteError(f"the response is longer than {MAX_RESPONSE_BYTES} bytes")
         self.body += body
 
     def on_message_complete(self) -> None:
@@ -68,7 +66,9 @@ class HttpClient:
             try:
                 self._tls = ssl.create_default_context(cafile=ca)
             except (OSError, ssl.SSLError) as error:
-                raise SettingsError(f"the CA file can't be used ({error})", where=ca, remedy="Give a PEM file") from error
+                raise SettingsError(
+                    f"the CA file can't be used ({error})", where=ca, remedy="Give a PEM file"
+                ) from error
         self._idle: list[_Connection] = []
 
     async def request(
@@ -119,6 +119,8 @@ class HttpClient:
                     break
                 received = True
                 parser.feed_data(data)
+                if len(parse.body) > MAX_RESPONSE_BYTES:
+                    raise RemoteError(f"the answer is longer than {MAX_RESPONSE_BYTES} bytes", where=self.url)
             if not parse.complete:
                 if reused and not received:
                     raise _Stale

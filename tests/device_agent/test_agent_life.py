@@ -1,0 +1,229 @@
+"""Faults and ends of a real agent: a killed worker, a lost cloud, SIGTERM with work waiting, refusals at the start."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SLOW = "[emulate]\nslowdown = 250.0"  # a batch takes a tenth of a second or more
+
+
+@pytest.fixture(scope="module")
+def small_batches(make_bundle: Any) -> Path:
+    """The tiny model, one request a batch: a queue builds up."""
+    path: Path = make_bundle(max_batch_size=1).path
+    return path
+
+
+def in_flight(status: Any) -> int:
+    model = status["models"]["tiny"]
+    count: int = model["queued"] + model["running"]
+    return count
+
+
+def test_a_killed_worker_costs_no_request_and_comes_back(start_agent: Any, small_batches: Path) -> None:
+    agent = start_agent(SLOW, bundle=small_batches)
+    with ThreadPoolExecutor(12) as pool:
+        futures = [pool.submit(agent.infer, "a good film") for _ in range(12)]
+        status = agent.until(lambda status: status if in_flight(status) >= 8 else None)
+        pid = status["models"]["tiny"]["worker_pid"]
+        os.kill(pid, signal.SIGKILL)
+        killed_at = time.monotonic()
+        answers = [future.result() for future in futures]
+    assert [code for code, _, _ in answers] == [200] * 12
+    reasons = [document["parameters"]["reason"] for _, document, _ in answers]
+    assert reasons.count("retried") == 1, "one batch of one was in the worker's hands"
+    model = agent.status()["models"]["tiny"]
+    assert model["state"] == "ready" and model["worker_pid"] != pid and model["restarts"] == 1
+    (crash,), (back,) = agent.events("worker_crashed"), agent.events("worker_recovered")
+    assert "SIGKILL" in crash["how"] and crash["in_flight"] == 1
+    assert back["away_s"] < 3.0 and time.monotonic() - killed_at < 10
+    assert agent.status()["totals"] == {"local": 12}
+    assert agent.stop() == 0
+
+
+def test_a_worker_killed_while_idle_comes_back_by_itself(start_agent: Any) -> None:
+    agent = start_agent()
+    pid = agent.status()["models"]["tiny"]["worker_pid"]
+    os.kill(pid, signal.SIGKILL)
+    agent.until(lambda status: status["models"]["tiny"]["restarts"] == 1 and status["state"] == "ready")
+    assert agent.infer()[0] == 200
+    assert agent.stop() == 0
+
+
+def test_sigterm_answers_what_waits_and_exits_0(start_agent: Any, small_batches: Path) -> None:
+    agent = start_agent(SLOW, bundle=small_batches)
+    with ThreadPoolExecutor(10) as pool:
+        futures = [pool.submit(agent.infer, "a bad film") for _ in range(10)]
+        agent.until(lambda status: in_flight(status) >= 8)
+        worker = agent.status()["models"]["tiny"]["worker_pid"]
+        agent.process.send_signal(signal.SIGTERM)
+        assert [future.result()[0] for future in futures] == [200] * 10
+    assert agent.process.wait(20) == 0
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_late_requests_are_refused_with_retry_after(start_agent: Any, small_batches: Path) -> None:
+    agent = start_agent(SLOW, bundle=small_batches)
+    code, document, headers = agent.infer(timeout=1_000)
+    assert code in (503, 504) and document["error"]
+    code, document, headers = agent.infer(timeout=15_000)
+    assert code == 503 and int(headers["retry-after"]) >= 1, document
+    assert "cloud" in document["error"]
+    assert agent.infer()[0] == 200
+    assert agent.stop() == 0
+
+
+def test_overflow_goes_to_the_cloud_until_the_breaker_opens(start_agent: Any, small_batches: Path) -> None:
+    cloud = start_agent(bundle=small_batches)
+    device = start_agent(
+        f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n[policy]\nbreaker_backoff_s = 0.2\n{SLOW}', bundle=small_batches
+    )
+    device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
+    unhurried = device.infer()[1]
+    code, document, _ = device.infer(timeout=40_000)
+    assert code == 200, document
+    assert document["parameters"]["route"] == "cloud" and document["parameters"]["reason"] == "predicted_late"
+    assert document["model_name"] == "tiny" and document["id"] == "7"
+    assert document["outputs"] == unhurried["outputs"], "the same answer on every route"
+    code, document, _ = device.infer(timeout=40_000, privacy="local-only")
+    assert code == 503, "what must stay here stays here"
+
+    cloud.process.kill()
+    cloud.process.wait()
+    codes = [device.infer(timeout=40_000)[0] for _ in range(6)]
+    assert set(codes) <= {503, 504}
+    (opened,) = device.events("breaker_opened")
+    assert opened["endpoint"] == "c" and opened["failures"] == 3
+    assert device.status()["cloud"]["c"]["breaker"] == "open"
+    assert device.infer()[0] == 200
+    assert device.stop() == 0
+
+
+def test_a_cloud_that_comes_later_is_found_and_one_that_does_not_fit_is_not_used(
+    start_agent: Any, make_bundle: Any
+) -> None:
+    other = start_agent(bundle=make_bundle(labels=("positive", "negative")).path)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        device = start_agent(
+            f'[[cloud]]\nname = "misfit"\nurl = "{other.url}"\n'
+            f'[[cloud]]\nname = "away"\nurl = "http://127.0.0.1:{closed.getsockname()[1]}"\n'
+        )
+        device.until(lambda status: "labels" in (status["cloud"]["misfit"]["models"]["tiny"]["reason"] or ""))
+        device.until(lambda status: "connect" in (status["cloud"]["away"]["models"]["tiny"]["reason"] or ""))
+        port = closed.getsockname()[1]
+    later = start_agent(bind=f"127.0.0.1:{port}")
+    device.until(lambda status: status["cloud"]["away"]["models"]["tiny"]["usable"])
+    assert not device.status()["cloud"]["misfit"]["models"]["tiny"]["usable"]
+    assert {event["endpoint"] for event in device.events("cloud_mismatch")} == {"misfit"}
+    for agent in (device, later, other):
+        assert agent.stop() == 0
+
+
+def test_a_client_that_goes_away_frees_its_place(start_agent: Any, small_batches: Path) -> None:
+    agent = start_agent("[emulate]\nslowdown = 4000.0", bundle=small_batches)
+    host, port = agent.url.removeprefix("http://").split(":")
+    body = json.dumps({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["x"]}]}).encode()
+    head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    clients = []
+    for _ in range(6):
+        clients.append(socket.create_connection((host, int(port))))
+        clients[-1].sendall(head + body)
+    agent.until(lambda status: status["models"]["tiny"]["queued"] >= 4)
+    for client in clients:
+        client.close()
+    agent.until(lambda status: in_flight(status) <= 1 and status["in_flight"] == 0, limit_s=1.0)
+    agent.process.kill()
+
+
+def test_a_flood_without_deadlines_is_bounded_by_the_queue(start_agent: Any, small_batches: Path) -> None:
+    agent = start_agent(f"[policy]\nqueue_limit = 4\n{SLOW}", bundle=small_batches)
+    codes: list[int] = []
+    threads = [threading.Thread(target=lambda: codes.append(agent.infer()[0])) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(codes) == 12 and set(codes) == {200, 503}
+    assert agent.stop() == 0
+
+
+def agent_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "aios_edge.cli.main", "agent", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def test_a_busy_port_is_named_before_anything_starts(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (tmp_path / "agent.toml").write_text(agent_toml(bind=f"127.0.0.1:{port}"))
+        result = agent_command("run", "--config", str(tmp_path / "agent.toml"))
+    assert result.returncode == 1
+    assert f"port {port}" in result.stderr and "another port" in result.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_a_refused_bundle_is_exit_3_with_the_name_of_the_check(
+    tmp_path: Path, tiny_copy: Path, agent_toml: Callable[..., str]
+) -> None:
+    data = bytearray((tiny_copy / "model.onnx.data").read_bytes())
+    data[100] ^= 1
+    (tiny_copy / "model.onnx.data").write_bytes(bytes(data))
+    (tmp_path / "agent.toml").write_text(agent_toml(bundle=tiny_copy))
+    for command in ("run", "check"):
+        result = agent_command(command, "--config", str(tmp_path / "agent.toml"))
+        assert result.returncode == 3, result.stderr
+        assert "[digest]" in result.stderr
+
+
+def test_one_refused_bundle_leaves_the_others_serving(start_agent: Any, tiny_copy: Path, tiny_bundle: Any) -> None:
+    (tiny_copy / "extra.bin").write_bytes(b"x")
+    agent = start_agent(f'[[bundle]]\npath = "{tiny_copy}"\n')
+    status = agent.status()
+    assert status["state"] == "degraded" and agent.infer()[0] == 200
+    assert status["refused"][0]["state"] == "refused"
+    assert agent.stop() == 0
+
+
+def test_check_reports_and_serves_nothing(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
+    (tmp_path / "agent.toml").write_text(agent_toml())
+    result = agent_command("check", "--config", str(tmp_path / "agent.toml"), "--json")
+    assert result.returncode == 0, result.stderr
+    (report,) = json.loads(result.stdout)["activations"]
+    assert report["model"] == "tiny" and all(check["passed"] for check in report["checks"])
+
+
+def test_an_unreachable_broker_is_no_reason_not_to_serve(start_agent: Any) -> None:
+    agent = start_agent('[mqtt]\nurl = "mqtt://127.0.0.1:1"\ninterval_s = 0.2')
+    status = agent.status()
+    assert status["state"] == "ready" and not status["mqtt"]["link"]["connected"]
+    agent.until(lambda status: status["mqtt"]["outbox"]["depth"] >= 2)
+    assert agent.infer()[0] == 200
+    assert agent.stop() == 0
+
+
+def test_a_misspelt_key_is_exit_2(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
+    (tmp_path / "agent.toml").write_text(agent_toml().replace("state_dir", "state_dri"))
+    result = agent_command("check", "--config", str(tmp_path / "agent.toml"))
+    assert result.returncode == 2 and "Did you mean 'state_dir'?" in result.stderr

@@ -1,0 +1,245 @@
+"""The cloud client against servers that behave, misbehave and vanish, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from aios_edge.errors import RemoteError
+from aios_edge.manifest import TensorSpec
+from device_agent.cloud import CloudPool
+from device_agent.cloud_fit import ModelShape, misfit
+from device_agent.http1 import HttpClient
+from device_agent.round_trip import RoundTrip
+from device_agent.settings import CloudEndpoint, Policy
+from device_agent.values import Cloud, InferenceRequest, Reason
+
+SHAPE = ModelShape(
+    name="m",
+    version="1.0.0",
+    inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1,)),),
+    outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1,)),),
+    labels=("a", "b"),
+    natural_inputs=("text",),
+)
+METADATA = {
+    "name": "r",
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1]}],
+}
+ANSWER = {"model_name": "r", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [2.0]}]}
+
+
+class Server:
+    """A scripted server: ``reply`` gives the raw answer to each inference."""
+
+    def __init__(self, metadata: Any = METADATA) -> None:
+        self.metadata = metadata
+        self.seen: list[tuple[str, dict[str, str], bytes]] = []
+        self.connections = 0
+        self.reply: Callable[[], bytes | None] = lambda: http(200, ANSWER)
+        self.url = ""
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                first, *lines = head.decode().split("\r\n")
+                headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines if line)}
+                body = await reader.readexactly(int(headers.get("content-length", 0)))
+                self.seen.append((first, headers, body))
+                reply = http(200, self.metadata) if first.startswith("GET") else self.reply()
+                if reply is None:
+                    await asyncio.sleep(30)
+                    return
+                writer.write(reply)
+                await writer.drain()
+                if b"connection: close" in reply:
+                    return
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return
+        finally:
+            writer.close()
+
+
+def http(status: int, document: Any, more: str = "") -> bytes:
+    body = json.dumps(document).encode()
+    return f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n{more}\r\n".encode() + body
+
+
+@asynccontextmanager
+async def serving(server: Server) -> Any:
+    listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    try:
+        yield server
+    finally:
+        listener.close()
+
+
+def request(timeout_s: float | None = 5.0) -> InferenceRequest:
+    body = {
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}],
+        "parameters": {"timeout": 1, "priority": 2},
+    }
+    now = time.monotonic()
+    return InferenceRequest(
+        request_id=1,
+        model="m",
+        body=json.dumps(body).encode(),
+        json_length=None,
+        client_id=None,
+        priority=0,
+        deadline_at=None if timeout_s is None else now + timeout_s,
+        local_only=False,
+        arrived_at=now,
+        cost_hint_bytes=3,
+    )
+
+
+GO = Cloud(Reason.PREDICTED_LATE, "c")
+
+
+def drive(scenario: Callable[[Server, CloudPool, list[Any]], Awaitable[None]], server: Server, **endpoint: Any) -> None:
+    async def main() -> None:
+        async with serving(server):
+            events: list[Any] = []
+            settings = CloudEndpoint(name="c", url=server.url, model_map={"m": "r:3"}, **endpoint)
+            pool = CloudPool((settings,), Policy(breaker_backoff_s=0.05), lambda kind, **_: events.append(kind))
+            pool.add(SHAPE)
+            pool.start()
+            try:
+                await asyncio.wait_for(scenario(server, pool, events), 20)
+            finally:
+                await pool.stop()
+
+    asyncio.run(main())
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():  # noqa: ASYNC110 - a condition in the code under test
+        await asyncio.sleep(0.005)
+
+
+def usable(pool: CloudPool, natural: bool = False) -> bool:
+    return pool.best("m", time.monotonic(), natural=natural) is not None
+
+
+def test_forwards_under_the_mapped_name_with_our_key_and_the_time_that_is_left(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("secret\n")
+
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        assert not usable(pool, natural=True), "a server that takes tensors only gets no text"
+        for _ in range(3):
+            answer = await pool.infer(GO, request(5.0), "m")
+            assert answer is not None and answer.status == 200 and answer.remote_body is not None
+        document = json.loads(answer.remote_body)
+        assert document["model_name"] == "m" and document["outputs"] == ANSWER["outputs"]
+        assert document["parameters"] == {"route": "cloud", "reason": "predicted_late"}
+        first, headers, body = server.seen[-1]
+        assert first == "POST /v2/models/r/versions/3/infer HTTP/1.1"
+        assert headers["authorization"] == "Bearer secret"
+        parameters = json.loads(body)["parameters"]
+        assert parameters["priority"] == 2 and 4_000_000 < parameters["timeout"] <= 5_000_000
+        assert server.connections == 1, "connections are kept"
+
+    drive(scenario, Server(), bearer_file=tmp_path / "key")
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda: http(500, {"error": "x"}),
+        lambda: http(503, {"error": "full"}),
+        lambda: b"not http at all\r\n\r\n",
+        lambda: http(200, {"outputs": 5}),
+        lambda: http(200, [1]),
+        lambda: b"HTTP/1.1 200 X\r\ncontent-length: 100\r\nconnection: close\r\n\r\n{",
+        lambda: None,
+    ],
+    ids=["500", "503", "nonsense", "no outputs", "a list", "cut off", "silence"],
+)
+def test_every_way_to_fail_opens_the_breaker_and_a_probe_brings_it_back(reply: Any) -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        good, server.reply = server.reply, reply
+        for _ in range(3):
+            assert usable(pool)
+            assert await pool.infer(GO, request(0.2), "m") is None
+        assert not usable(pool) and "breaker_opened" in events
+        server.reply = good
+        await until(lambda: usable(pool))
+        assert pool.endpoints["c"].breaker.state == "half_open"
+        answer = await pool.infer(GO, request(), "m")
+        assert answer is not None and answer.status == 200
+        assert pool.endpoints["c"].breaker.state == "closed" and events[-1] == "breaker_closed"
+
+    drive(scenario, Server())
+
+
+def test_a_clients_mistake_is_passed_on_and_does_not_count_against_the_cloud() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        server.reply = lambda: http(400, {"error": "bad shape"})
+        for _ in range(5):
+            answer = await pool.infer(GO, request(), "m")
+            assert answer is not None and answer.status == 400 and "bad shape" in (answer.error or "")
+        assert usable(pool)
+
+    drive(scenario, Server())
+
+
+def test_a_kept_connection_that_the_server_closed_costs_no_failure() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        server.reply = lambda: http(200, ANSWER, "x-y: connection: close\r\n")  # closes without saying so
+        for _ in range(4):
+            assert await pool.infer(GO, request(), "m") is not None
+        assert pool.endpoints["c"].breaker.failures == 0
+
+    drive(scenario, Server())
+
+
+def test_fit_compares_names_datatypes_and_label_order() -> None:
+    def why(**changes: Any) -> str | None:
+        return misfit(SHAPE, json.dumps({**METADATA, **changes}).encode())
+
+    assert why() is None and why(labels=["a", "b"]) is None
+    assert "labels" in (why(labels=["b", "a"]) or "")
+    assert "no input 'x'" in (why(inputs=[]) or "")
+    assert "FP16" in (why(outputs=[{"name": "y", "datatype": "FP16", "shape": [1]}]) or "")
+    assert "metadata" in (misfit(SHAPE, b"<html>") or "")
+
+
+def test_round_trip_learns_and_forgets_what_grew_old() -> None:
+    trip = RoundTrip().pinged(0.002, 0.0)
+    assert trip.predict(0.0)[0] == 0.002
+    for second in range(20):
+        trip = trip.observed(0.5, float(second))
+    expected_s, safe_s = trip.predict(19.0)
+    assert 0.45 < expected_s <= safe_s
+    assert trip.predict(60.0)[0] < 0.01, "an endpoint that was slow a minute ago gets its chance"
+    assert msgspec.structs.asdict(trip)["floor_s"] == 0.002
+
+
+def test_a_response_without_end_is_refused() -> None:
+    async def main() -> None:
+        server = Server()
+        piece = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
+        server.reply = lambda: b"HTTP/1.1 200 X\r\ntransfer-encoding: chunked\r\n\r\n" + piece * 66
+        async with serving(server):
+            client = HttpClient(server.url)
+            with pytest.raises(RemoteError, match="longer than"):
+                await client.request("POST", "/", timeout_s=20)
+            client.close()
+
+    asyncio.run(main())
