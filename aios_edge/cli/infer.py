@@ -164,7 +164,9 @@ def _table_rows(content: str, path: Path, delimiter: str) -> Iterator[tuple[int,
         for row in reader:
             yield reader.line_num, row
     except csv.Error as error:
-        raise DataError(f"line {reader.line_num}: {error}", where=str(path), remedy="Fix the line's quotes") from error
+        raise DataError(
+            f"line {reader.reader.line_num}: {error}", where=str(path), remedy="Fix the line's quotes"
+        ) from error
 
 
 def _json_rows(content: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -25,18 +25,22 @@ LOCAL_ONLY = "local-only"
 MAX_TIMEOUT_US = 2**53  # some 285 years; beyond it a double can't count microseconds
 
 
+#: In place of JSON that wasn't sent (msgspec has no optional Raw).
+ABSENT = msgspec.Raw(b"")
+
+
 class TensorEnvelope(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One tensor of a request or response. ``data`` is None when the data follow as binary."""
+    """One tensor of a request or response. ``data`` is :data:`ABSENT` when the data follow as binary."""
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     parameters: Parameters | None = None
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw = ABSENT
 
     def has_json_data(self) -> bool:
         """Whether the JSON carries this tensor's data; null is none."""
-        return self.data is not None and not (memoryview(self.data).nbytes == 4 and bytes(self.data) == b"null")
+        return sent(self.data)
 
 
 class RequestedOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -48,7 +52,7 @@ class RequestedOutput(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
 class _Request(msgspec.Struct, frozen=True):
     inputs: tuple[TensorEnvelope, ...]
-    outputs: msgspec.Raw | None = None
+    outputs: msgspec.Raw = ABSENT
     id: str | None = None
     parameters: Parameters | None = None
 
@@ -115,6 +119,11 @@ _parameters_decoder = msgspec.json.Decoder(Parameters | None)
 _encoder = msgspec.json.Encoder()
 
 
+def sent(raw: msgspec.Raw) -> bool:
+    """Whether there is anything but null."""
+    return bytes(memoryview(raw)[:5]) not in (b"", b"null")
+
+
 def error_body(text: str) -> bytes:
     """The body of every 4xx and 5xx answer."""
     return _encoder.encode({"error": text})
@@ -162,13 +171,13 @@ def parse_request(body: bytes | memoryview, json_length: int | None) -> Envelope
     parameters = request.parameters or {}
     return Envelope(
         inputs=request.inputs,
-        outputs=request.outputs,
+        outputs=request.outputs if sent(request.outputs) else None,
         id=request.id,
         parameters=parameters,
         priority=_priority(parameters),
         timeout_s=_timeout_s(parameters),
         local_only=_local_only(parameters),
-        cost_hint_bytes=len(tail) + sum(memoryview(i.data).nbytes for i in request.inputs if i.data),
+        cost_hint_bytes=len(tail) + sum(memoryview(tensor.data).nbytes for tensor in request.inputs),
     )
 
 

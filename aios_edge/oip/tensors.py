@@ -203,7 +203,7 @@ def _decode_tensors(envelopes: Sequence[TensorEnvelope], tail: memoryview, kind:
             raise RequestError("shared memory isn't supported", where=where, remedy="Send binary data")
         size = parameters.get("binary_data_size")
         if size is None:
-            if envelope.data is None or not envelope.has_json_data():
+            if not envelope.has_json_data():
                 raise RequestError("has neither 'data' nor 'binary_data_size'", where=where)
             array = from_json(envelope.datatype, envelope.shape, envelope.data, where)
         else:

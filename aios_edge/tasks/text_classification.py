@@ -91,9 +91,12 @@ class TextClassification:
         if logits is None or logits.ndim != 2 or logits.shape[1] != len(self._labels):
             found = "is missing" if logits is None else f"has shape {list(logits.shape)}"
             raise BundleRefused("task", f"output {self._softmax.output!r} {found}, not [N, {len(self._labels)}]")
+        table = softmax(logits, self._softmax.temperature)
+        if not np.isfinite(table).all():  # NaN has no class; -inf alone is fine, its probability is 0
+            raise BundleRefused("task", f"output {self._softmax.output!r} is NaN or infinite for an input")
         return tuple(
             Prediction(label=self._labels[best], score=float(row[best]), probabilities=tuple(row.tolist()))
-            for row, best in ((row, int(np.argmax(row))) for row in softmax(logits, self._softmax.temperature))
+            for row, best in zip(table, table.argmax(axis=1).tolist(), strict=True)
         )
 
     def prediction_tensors(self, predictions: Sequence[Prediction]) -> dict[str, Tensor]:
@@ -118,10 +121,11 @@ class TextClassification:
 
 def softmax(logits: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """softmax(logits / temperature) along the last axis; the largest is subtracted first, so nothing overflows."""
-    scaled = logits.astype(np.float64) / temperature
-    powers: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    total: NDArray[np.float64] = powers.sum(axis=-1, keepdims=True)
-    return np.divide(powers, total)
+    with np.errstate(invalid="ignore"):  # inf - inf: the NaN is the caller's to find
+        scaled = logits.astype(np.float64) / temperature
+        powers: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+        total: NDArray[np.float64] = powers.sum(axis=-1, keepdims=True)
+        return np.divide(powers, total)
 
 
 def _load_tokenizer(path: Path, max_length: int) -> Any:

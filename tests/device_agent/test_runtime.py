@@ -1,0 +1,251 @@
+"""The runtime on real onnxruntime sessions, and the provider chain on every kind of machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from aios_edge.errors import RequestError, RuntimeUnavailable
+from aios_edge.manifest import SessionSpec, TensorSpec
+from aios_edge.profile import DeviceProfile, Provider, Threads
+from device_agent import runtime as module
+from device_agent.runtime import CPU, Runtime
+
+CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+
+
+def profile(*providers: str, strict: bool = False, **threads: Any) -> DeviceProfile:
+    return DeviceProfile(
+        schema="1.0",
+        name="here",
+        title="",
+        arch="any",
+        providers=tuple(Provider(name=name, options={}) for name in providers or (CPU,)),
+        precision_preference=("fp32",),
+        quantization="none",
+        strict_providers=strict,
+        threads=Threads(**threads),
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_bundle: Any) -> Runtime:
+    return Runtime(tiny_bundle.file("model.onnx"), tiny_bundle.manifest.session, profile())
+
+
+def ids(*rows: list[int]) -> dict[str, Any]:
+    array = np.array(rows, dtype=np.int64)
+    return {"input_ids": array, "attention_mask": np.ones_like(array)}
+
+
+def test_the_sessions_tensors_are_the_manifests(tiny: Runtime, tiny_bundle: Any) -> None:
+    assert tiny.inputs == tiny_bundle.manifest.inputs
+    assert tiny.outputs == tiny_bundle.manifest.outputs
+    assert (tiny.providers_requested, tiny.providers_active, tiny.provider_reason) == ((CPU,), (CPU,), None)
+
+
+def test_a_run_gives_named_outputs(tiny: Runtime) -> None:
+    outputs = tiny.run(ids([2, 4, 3], [2, 14, 3]))
+    assert list(outputs) == ["logits"]
+    assert outputs["logits"].shape == (2, 2) and outputs["logits"].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({}, "missing input input_ids, attention_mask"),
+        ({**ids([2, 3]), "extra": np.zeros(1)}, "unknown input extra"),
+        ({name: array.astype(np.int32) for name, array in ids([2, 3]).items()}, "holds int32, the model takes INT64"),
+        ({name: array[0] for name, array in ids([2, 3]).items()}, "has shape"),
+        ({**ids([2, 3]), "attention_mask": np.ones((1, 3), dtype=np.int64)}, "the model refuses"),
+        (ids([2, 10_000]), "the model refuses"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_the_clients_fault(tiny: Runtime, inputs: Any, says: str) -> None:
+    with pytest.raises(RequestError, match=says) as caught:
+        tiny.run(inputs)
+    assert caught.value.http_status == 400
+
+
+def test_a_provider_that_is_not_installed_is_replaced_and_the_reason_kept(tiny_bundle: Any) -> None:
+    got = Runtime(tiny_bundle.file("model.onnx"), SessionSpec(), profile(TENSORRT, CUDA, CPU))
+    assert got.providers_requested == (TENSORRT, CUDA, CPU) and got.providers_active == (CPU,)
+    assert got.provider_reason is not None and TENSORRT in got.provider_reason and CUDA in got.provider_reason
+
+
+def test_a_chain_without_the_cpu_ends_there_all_the_same(tiny_bundle: Any) -> None:
+    got = Runtime(tiny_bundle.file("model.onnx"), SessionSpec(), profile(CUDA))
+    assert got.providers_active == (CPU,) and "not in this onnxruntime" in (got.provider_reason or "")
+
+
+def test_a_strict_profile_refuses_to_fall_back(tiny_bundle: Any) -> None:
+    with pytest.raises(RuntimeUnavailable, match=CUDA) as caught:
+        Runtime(tiny_bundle.file("model.onnx"), SessionSpec(), profile(CUDA, CPU, strict=True))
+    assert "[gpu]" in str(caught.value)
+    Runtime(tiny_bundle.file("model.onnx"), SessionSpec(), profile(CPU, strict=True))
+
+
+class _Ort:
+    """An onnxruntime of a GPU build: lists its providers, and some fail or silently don't start."""
+
+    __version__ = "0"
+    SessionOptions = SimpleNamespace
+
+    def __init__(self, *, raising: tuple[str, ...] = (), silent: tuple[str, ...] = ()) -> None:
+        import onnxruntime
+
+        self.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel
+        self.SessionOptions = onnxruntime.SessionOptions
+        self.asked: list[tuple[str, ...]] = []
+        self._raising, self._silent = raising, silent
+
+    def set_default_logger_severity(self, level: int) -> None:
+        """As the real one."""
+
+    def get_available_providers(self) -> list[str]:
+        return [TENSORRT, CUDA, CPU]
+
+    def InferenceSession(self, path: str, options: Any, *, providers: Any, **others: Any) -> Any:
+        names = tuple(name for name, _ in providers)
+        self.asked.append(names)
+        assert others["enable_fallback"] == 0
+        for name in names:
+            if name in self._raising:
+                raise RuntimeError(f"{name}\nhas no library")
+        active = [name for name in names if name not in self._silent]
+        active += [] if CPU in active else [CPU]
+        return SimpleNamespace(get_providers=lambda: active, get_inputs=list, get_outputs=list)
+
+
+def gpu_build(monkeypatch: pytest.MonkeyPatch, **failing: Any) -> _Ort:
+    fake = _Ort(**failing)
+    monkeypatch.setattr(module, "_onnxruntime", lambda: fake)
+    return fake
+
+
+def test_a_failing_provider_is_dropped_from_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = gpu_build(monkeypatch, raising=(TENSORRT,))
+    got = Runtime(Path("m.onnx"), SessionSpec(), profile(TENSORRT, CUDA, CPU))
+    assert fake.asked == [(TENSORRT, CUDA, CPU), (CUDA, CPU)]
+    assert got.providers_active == (CUDA, CPU)
+    assert got.provider_reason == f"{TENSORRT} failed ({TENSORRT} has no library)"
+
+
+def test_a_provider_that_silently_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_build(monkeypatch, silent=(CUDA,))
+    got = Runtime(Path("m.onnx"), SessionSpec(), profile(CUDA, CPU))
+    assert got.providers_active == (CPU,)
+    assert got.provider_reason is not None and "didn't start" in got.provider_reason
+    with pytest.raises(RuntimeUnavailable, match="didn't start"):
+        Runtime(Path("m.onnx"), SessionSpec(), profile(CUDA, CPU, strict=True))
+
+
+def test_an_implicit_cpu_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = gpu_build(monkeypatch)
+    got = Runtime(Path("m.onnx"), SessionSpec(), profile(CUDA, CPU, strict=True))
+    assert fake.asked == [(CUDA,)]  # a strict session must not list the CPU
+    assert got.provider_reason is None and got.providers_active == (CUDA, CPU)
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
+    for content in (b"", b"not a model" * 10):
+        (tmp_path / "model.onnx").write_bytes(content)
+        with pytest.raises(RuntimeUnavailable, match="can't load"):
+            Runtime(tmp_path / "model.onnx", SessionSpec(), profile())
+    with pytest.raises(RuntimeUnavailable):
+        Runtime(tmp_path / "missing.onnx", SessionSpec(), profile())
+
+
+def saved(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], initializers: Any = ()) -> Path:
+    import onnx
+    from onnx import helper
+
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(initializers))
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_session_options_reach_the_session(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    one = numpy_helper.from_array(np.ones(1, dtype=np.float32), "one")
+    nodes = [helper.make_node("Add", ["x", "one"], ["a"]), helper.make_node("Identity", ["a"], ["y"])]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 1])] for name in ("x", "y")]
+    path = saved(tmp_path / "m.onnx", nodes, ends[0], ends[1], [one])
+    written = tmp_path / "optimized.onnx"
+    entries = {"session.intra_op.allow_spinning": "1", "session.x": "7"}
+    spec = SessionSpec(graph_optimization_level="basic", disabled_optimizers=("X",), config_entries=entries)
+    options = module._options(module._onnxruntime(), spec, profile(intra_op=3, inter_op=2))
+    assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
+    assert options.graph_optimization_level.name == "ORT_ENABLE_BASIC"
+    assert options.get_session_config_entry("session.x") == "7"
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"  # the device's word counts
+    assert options.log_severity_level == 3 and not written.exists()
+    assert Runtime(path, spec, profile()).run({"x": np.zeros((2, 1), dtype=np.float32)})["y"].tolist() == [[1], [1]]
+
+
+@pytest.mark.parametrize("datatype", ["BOOL", "INT8", "UINT16", "INT32", "UINT64", "FP16", "FP32", "FP64", "BYTES"])
+@pytest.mark.parametrize("shape", [(), (2,), (0, 3)])
+def test_tensors_of_every_kind_pass_through(tmp_path: Path, datatype: str, shape: tuple[int, ...]) -> None:
+    from onnx import TensorProto, helper
+
+    from aios_edge.oip.datatypes import DTYPES
+
+    kinds = {"FP16": "FLOAT16", "FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "STRING"}
+    kind = getattr(TensorProto, kinds.get(datatype, datatype))
+    ends = [[helper.make_tensor_value_info(name, kind, list(shape))] for name in ("x", "y")]
+    runtime = Runtime(
+        saved(tmp_path / "m.onnx", [helper.make_node("Identity", ["x"], ["y"])], ends[0], ends[1]),
+        SessionSpec(),
+        profile(),
+    )
+    assert runtime.inputs == (TensorSpec(name="x", datatype=datatype, shape=shape),)
+    array = np.full(shape, "ä".encode() if datatype == "BYTES" else 1, dtype=DTYPES[datatype])
+    array.flags.writeable = False
+    answer = runtime.run({"x": array})["y"]
+    assert answer.shape == shape and answer.dtype == array.dtype and answer.tolist() == array.tolist()
+
+
+def test_without_onnxruntime_every_way_to_get_it_is_named(tiny_bundle: Any) -> None:
+    code = """
+import sys
+sys.modules["onnxruntime"] = None
+from pathlib import Path
+from aios_edge.manifest import SessionSpec
+from aios_edge.errors import MissingExtra
+from aios_edge.profile_files import load_profile
+from device_agent.runtime import Runtime
+try:
+    Runtime(Path(sys.argv[1]), SessionSpec(), load_profile("x86-gateway"))
+except MissingExtra as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, "m.onnx"], capture_output=True, text=True, check=True)
+    assert all(part in done.stdout for part in ("aios-edge[cpu]", "aios-edge[gpu]", "Jetson"))
+
+
+def test_loading_and_refusing_say_nothing_on_stdout(tiny_bundle: Any) -> None:
+    code = """
+import sys
+from pathlib import Path
+import msgspec
+from aios_edge.manifest import SessionSpec
+from aios_edge.errors import RequestError
+from aios_edge.profile import Provider
+from aios_edge.profile_files import load_profile
+from device_agent.runtime import Runtime
+profile = msgspec.structs.replace(load_profile("x86-gateway"), providers=(Provider(name="CUDAExecutionProvider"),))
+try:
+    Runtime(Path(sys.argv[1]), SessionSpec(), profile).run({})
+except RequestError:
+    pass
+"""
+    path = str(tiny_bundle.file("model.onnx"))
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
