@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from device_agent.values import Reason, Shed
+from device_agent.wire import DoneItem
 
 
 class Energy(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,4 +55,27 @@ def shed_answer(shed: Shed) -> Answer:
         reason=shed.reason,
         error=f"{text} [{shed.reason.value}]; retry after {shed.retry_after_s:.2f} s",
         retry_after_s=shed.retry_after_s,
+    )
+
+
+def local_answer(
+    item: DoneItem | None, payload: memoryview, reason: Reason, *, queue_s: float, energy: Energy | None
+) -> Answer | Shed:
+    """A worker's account of one request; ``item`` None when it gave none. ``energy`` goes with a good one only."""
+    if item is None:
+        return Answer(status=500, route="error", reason=reason, error="the worker did not answer this request")
+    if item.status == 504:  # its deadline passed between us and the worker
+        return Shed(Reason.DEADLINE_PASSED, 0.0)
+    ok = item.status == 200
+    return Answer(
+        status=item.status,
+        route="local" if ok else "error",
+        reason=reason,
+        outputs=bytes(item.outputs.of(payload)) if ok else b"",
+        binary=bytes(item.binary.of(payload)) if ok else b"",
+        error=None if ok else item.error or "the worker could not answer",
+        queue_s=queue_s,
+        compute_s=item.compute_s,
+        batch_size=item.batch_size,
+        energy=energy if ok else None,
     )

@@ -34,6 +34,8 @@ class _Parse:
     headers: dict[str, str] = field(default_factory=dict)
     body: bytearray = field(default_factory=bytearray)
     complete: bool = False
+    keep_alive: bool = False
+    parser: httptools.HttpResponseParser | None = None
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
@@ -43,6 +45,8 @@ class _Parse:
 
     def on_message_complete(self) -> None:
         self.complete = True
+        # Only here the parser still knows how this message was framed.
+        self.keep_alive = self.parser is not None and self.parser.should_keep_alive()
 
 
 _Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -105,7 +109,7 @@ class HttpClient:
         reader, writer = connection
         started = time.monotonic()
         parse = _Parse()
-        parser = httptools.HttpResponseParser(parse)
+        parser = parse.parser = httptools.HttpResponseParser(parse)
         keep = False
         received = False
         try:
@@ -128,7 +132,7 @@ class HttpClient:
                     f"the connection ended {time.monotonic() - started:.3f} s after the request, before the answer",
                     where=self.url,
                 )
-            keep = parser.should_keep_alive()
+            keep = parse.keep_alive
             return Response(parser.get_status_code(), parse.headers, bytes(parse.body))
         except httptools.HttpParserError as error:
             raise RemoteError(f"the answer is not HTTP ({error})", where=self.url) from error

@@ -11,37 +11,26 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from aios_edge.bundle.read import Bundle
 from aios_edge.errors import AiosEdgeError, BundleRefused, WorkerLost
 from device_agent import scheduler
-from device_agent.answer import Answer, Energy, shed_answer
+from device_agent.answer import Answer, Energy, local_answer, shed_answer
 from device_agent.cloud import CloudPool
+from device_agent.rehearsal import BATCHES, LIMIT_S, rehearsal_batch
 from device_agent.restart import RestartPlan
-from device_agent.router import Here, There, route
+from device_agent.router import Here, There, after_cloud_failed, next_review_at, route
 from device_agent.scheduler import Forecast, Pending
 from device_agent.service_time import ServiceTime
 from device_agent.settings import Policy
+from device_agent.ticket import Running, Ticket
 from device_agent.values import ActivationReport, Cloud, Decision, InferenceRequest, Local, Reason, Shed
 from device_agent.worker_pool import BatchResult, WorkerHandle, WorkerSpec
 
 log = logging.getLogger("device_agent.model")
 
 Emit = Callable[..., None]  # emit(kind, **detail)
-
-
-@dataclass(eq=False)
-class _Ticket:
-    """A request in the host's hands. ``verdict`` is resolved with its answer, or with a decision that replaces the
-    one it waits under."""
-
-    request: InferenceRequest
-    pending: Pending
-    reason: Reason
-    verdict: asyncio.Future[Answer | Cloud | Shed]
-    no_cloud: bool = False
-    taken_at: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,13 +42,6 @@ class Surroundings:
     emit: Emit
     energy: Callable[[float, int], Energy]  # (compute_s, batch_size) -> energy of one request
     clock: Callable[[], float] = time.monotonic
-
-
-@dataclass
-class _Running:
-    tickets: list[_Ticket] = field(default_factory=list)
-    since: float = 0.0
-    expected_s: float = 0.0
 
 
 class ModelHost:
@@ -77,8 +59,8 @@ class ModelHost:
         self.worker = WorkerHandle(spec, on_stage=self._staged, on_lost=lambda _: self._wake.set())
         self._around = around
         self._queue: list[Pending] = []
-        self._tickets: dict[int, _Ticket] = {}
-        self._running = _Running()
+        self._tickets: dict[int, Ticket] = {}
+        self._running = Running()
         self._wake = asyncio.Event()
         self._plan = RestartPlan()
         self._lost_at = 0.0
@@ -108,6 +90,10 @@ class ModelHost:
             report.latency_p95_s * self.slowdown if report.latency_p95_s is not None else None
         )
         self._plan = RestartPlan(start_s=max(report.load_s, 0.2))
+        try:
+            await self._rehearse()
+        except WorkerLost as error:  # the activation held; the serving loop brings the worker back
+            log.warning("%s: rehearsal failed: %s", self.name, error)
         self.state, self.detail = "ready", None
         self._task = asyncio.get_running_loop().create_task(self._serve(), name=f"model-{self.name}")
         return report
@@ -129,7 +115,7 @@ class ModelHost:
 
     async def infer(self, request: InferenceRequest) -> Answer:
         """Answer one request, wherever; cancelling takes it out of the queue."""
-        ticket = _Ticket(
+        ticket = Ticket(
             request=request,
             pending=Pending(
                 request_id=request.request_id,
@@ -149,7 +135,7 @@ class ModelHost:
                 if answer is not None:
                     return answer
                 ticket.no_cloud = True
-                decision = _after_cloud_failed(self._decide(ticket))
+                decision = after_cloud_failed(self._decide(ticket))
                 continue
             ticket.reason = decision.reason
             outcome = await self._wait(ticket)
@@ -159,7 +145,7 @@ class ModelHost:
 
     # The queue
 
-    async def _wait(self, ticket: _Ticket) -> Answer | Cloud | Shed:
+    async def _wait(self, ticket: Ticket) -> Answer | Cloud | Shed:
         """Queue the ticket and wait for its verdict."""
         ticket.verdict = asyncio.get_running_loop().create_future()
         self._enqueue(ticket)
@@ -168,21 +154,21 @@ class ModelHost:
         finally:
             self._forget(ticket)  # no-op once it was taken; a cancelled client frees its place
 
-    def _enqueue(self, ticket: _Ticket) -> None:
+    def _enqueue(self, ticket: Ticket) -> None:
         scheduler.insert(self._queue, ticket.pending)
         self._tickets[ticket.pending.request_id] = ticket
         self._wake.set()
         self._plan_review()
 
-    def _forget(self, ticket: _Ticket) -> None:
+    def _forget(self, ticket: Ticket) -> None:
         if self._tickets.pop(ticket.pending.request_id, None) is not None:
             self._queue.remove(ticket.pending)
 
-    def _resolve(self, ticket: _Ticket, verdict: Answer | Cloud | Shed) -> None:
+    def _resolve(self, ticket: Ticket, verdict: Answer | Cloud | Shed) -> None:
         if not ticket.verdict.done():  # a cancelled one has nobody waiting
             ticket.verdict.set_result(verdict)
 
-    def _decide(self, ticket: _Ticket, forecast: Forecast | None = None) -> Decision:
+    def _decide(self, ticket: Ticket, forecast: Forecast | None = None) -> Decision:
         """Ask the router about a ticket, waiting or not yet."""
         now = self._around.clock()
         waiting = ticket.pending.request_id in self._tickets
@@ -201,7 +187,7 @@ class ModelHost:
             there=self._there(ticket, now),
         )
 
-    def _there(self, ticket: _Ticket, now: float) -> There | None:
+    def _there(self, ticket: Ticket, now: float) -> There | None:
         if ticket.no_cloud or ticket.request.local_only:
             return None
         return self._around.cloud.best(self.name, now, natural=ticket.request.natural)
@@ -238,20 +224,9 @@ class ModelHost:
             self._review.cancel()
             self._review = None
         now = self._around.clock()
-        there = self._around.cloud.best(self.name, now, natural=False)
-        moments = [
-            at
-            for pending in self._queue
-            if pending.deadline_at is not None
-            for at in (
-                *((pending.deadline_at - there.safe_s, pending.deadline_at - there.expected_s) if there else ()),
-                pending.deadline_at,
-            )
-            if at > now
-        ]
-        if moments:
-            loop = asyncio.get_running_loop()
-            self._review = loop.call_later(min(moments) - now + 0.0002, self._review_queue)
+        at = next_review_at(self._queue, self._around.cloud.best(self.name, now, natural=False), now)
+        if at is not None:
+            self._review = asyncio.get_running_loop().call_later(at - now + 0.0002, self._review_queue)
 
     def _review_queue(self) -> None:
         self._review = None
@@ -275,7 +250,7 @@ class ModelHost:
                 self._wake.clear()
                 await self._wake.wait()
 
-    def _take(self) -> list[_Ticket]:
+    def _take(self) -> list[Ticket]:
         """The next batch, after judging each member again: no work for the dead."""
         while self._queue:
             now = self._around.clock()
@@ -298,57 +273,63 @@ class ModelHost:
                 for ticket in batch:
                     self._forget(ticket)
                     ticket.taken_at = now
-                self._running = _Running(batch, now, busy)
+                self._running = Running(batch, now, busy)
                 return batch
         return []
 
-    async def _run(self, batch: list[_Ticket]) -> None:
+    async def _run(self, batch: list[Ticket]) -> None:
         try:
             result = await self.worker.run([ticket.request for ticket in batch])
         except WorkerLost as lost:
-            self._running = _Running()
+            self._running = Running()
             self._lost(lost, batch)
             return
         finally:
             seen_s = self._around.clock() - self._running.since
-            self._running = _Running()
+            self._running = Running()
         self._plan = self._plan.served()
         self._answer(batch, result)
+        self._learn([ticket.request for ticket in batch], result, seen_s)
+
+    def _learn(self, requests: list[InferenceRequest], result: BatchResult, seen_s: float) -> None:
         done = result.done
         lengths = {item.request_id: item.length for item in done.items}
         self.service = self.service.observed(
-            [ticket.pending.cost_bytes for ticket in batch],
-            [lengths.get(ticket.pending.request_id, 0) for ticket in batch],
+            [request.cost_hint_bytes for request in requests],
+            [lengths.get(request.request_id, 0) for request in requests],
             done.busy_s,
         ).overhead(seen_s - done.busy_s)
 
-    def _answer(self, batch: list[_Ticket], result: BatchResult) -> None:
+    async def _rehearse(self) -> None:
+        """Learn what requests cost here before the first client's arrives."""
+        began = self._around.clock()
+        pair = self.bundle.manifest.preprocess.pair
+        for number, words in enumerate(BATCHES):
+            started = self._around.clock()
+            if started - began > LIMIT_S and number > 1:
+                break
+            batch = rehearsal_batch(self.name, words[: self.bundle.manifest.max_batch_size], pair=pair, now=started)
+            result = await self.worker.run(batch)
+            if number == 0:  # paid for the warm-up
+                continue
+            if number == 1:  # the activation measured the model alone: begin from what a request really takes
+                self.service = ServiceTime.prior(result.done.busy_s, max(result.done.items[0].length, 1))
+            self._learn(batch, result, self._around.clock() - started)
+
+    def _answer(self, batch: list[Ticket], result: BatchResult) -> None:
         items = {item.request_id: item for item in result.done.items}
         for ticket in batch:
             item = items.get(ticket.pending.request_id)
-            if item is None:
-                error = "the worker did not answer this request"
-                self._resolve(ticket, Answer(status=500, route="error", reason=ticket.reason, error=error))
-                continue
-            if item.status == 504:  # its deadline passed between us and the worker
-                self._resolve(ticket, Shed(Reason.DEADLINE_PASSED, 0.0))
-                continue
-            ok = item.status == 200
-            answer = Answer(
-                status=item.status,
-                route="local" if ok else "error",
-                reason=ticket.reason,
-                outputs=bytes(item.outputs.of(result.payload)) if ok else b"",
-                binary=bytes(item.binary.of(result.payload)) if ok else b"",
-                error=None if ok else item.error or "the worker could not answer",
+            answer = local_answer(
+                item,
+                result.payload,
+                ticket.reason,
                 queue_s=ticket.taken_at - ticket.request.arrived_at,
-                compute_s=item.compute_s,
-                batch_size=item.batch_size,
-                energy=self._around.energy(item.compute_s, item.batch_size) if ok else None,
+                energy=self._around.energy(item.compute_s, item.batch_size) if item else None,
             )
             self._resolve(ticket, answer)
 
-    def _lost(self, lost: WorkerLost, batch: list[_Ticket]) -> None:
+    def _lost(self, lost: WorkerLost, batch: list[Ticket]) -> None:
         """Each request of the dead batch: once more, alone, where its deadline allows; else the cloud; else 503."""
         now = self._mark_lost(lost.what, len(batch))
         for ticket in batch:
@@ -415,12 +396,3 @@ class ModelHost:
     def _staged(self, stage: str) -> None:
         log.info("%s: %s", self.name, stage)
         self.detail = stage
-
-
-def _after_cloud_failed(decision: Decision) -> Decision:
-    """The same decision, saying that the cloud was tried."""
-    if isinstance(decision, Local):
-        return Local(Reason.CLOUD_FAILED)
-    if isinstance(decision, Shed) and decision.reason is not Reason.DEADLINE_PASSED:
-        return Shed(Reason.CLOUD_FAILED, decision.retry_after_s)
-    return decision

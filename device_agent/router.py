@@ -8,9 +8,11 @@ refused otherwise. The same function decides again just before execution.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
-from device_agent.scheduler import Forecast
+from device_agent.scheduler import Forecast, Pending
 from device_agent.values import Cloud, Decision, Local, Reason, Shed
 
 LEAST_RETRY_S = 0.05
@@ -77,3 +79,27 @@ def _without_worker(
 
 def _retry_after(now: float, forecast: Forecast | None) -> float:
     return max(forecast.expected_at - now, LEAST_RETRY_S) if forecast else 5.0
+
+
+def after_cloud_failed(decision: Decision) -> Decision:
+    """The decision made anew without the cloud that failed, saying that it was tried."""
+    if isinstance(decision, Local):
+        return Local(Reason.CLOUD_FAILED)
+    if isinstance(decision, Shed) and decision.reason is not Reason.DEADLINE_PASSED:
+        return Shed(Reason.CLOUD_FAILED, decision.retry_after_s)
+    return decision
+
+
+def next_review_at(queue: Sequence[Pending], there: There | None, now: float) -> float | None:
+    """When a waiting request should be judged again: at its last chances in the cloud, and when its deadline passes."""
+    moments = [
+        at
+        for pending in queue
+        if pending.deadline_at is not None
+        for at in (
+            *((pending.deadline_at - there.safe_s, pending.deadline_at - there.expected_s) if there else ()),
+            pending.deadline_at,
+        )
+        if at > now
+    ]
+    return min(moments, default=None)

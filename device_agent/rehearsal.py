@@ -1,0 +1,42 @@
+"""Requests that a fresh worker answers before any client's.
+
+The activation's latency is that of the model alone. What a request really costs here, with decoding, tokenizing and
+encoding, and how it grows with length and batch, is seen by sending some the way clients do. They warm the path up as
+well.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from device_agent.values import InferenceRequest
+
+#: Words of each request, batch by batch: short, long, several; the first pays for the warm-up and isn't counted.
+BATCHES: tuple[tuple[int, ...], ...] = ((8,), (8,), (24,), (16,), (8,), (24,), (12, 12))
+LIMIT_S = 2.0  # emulated devices can be very slow
+
+
+def rehearsal_batch(model: str, words: tuple[int, ...], *, pair: bool, now: float) -> list[InferenceRequest]:
+    """One batch of requests with the text task's natural input."""
+    requests: list[InferenceRequest] = []
+    for count in words:
+        text = " ".join(["a", "good", "film", "with", "story"][index % 5] for index in range(count))
+        data = [[text, text]] if pair else [text]
+        inputs = [{"name": "text", "datatype": "BYTES", "shape": [1, 2] if pair else [1], "data": data}]
+        body = msgspec.json.encode({"inputs": inputs})
+        requests.append(
+            InferenceRequest(
+                request_id=0 - len(requests) - 1,  # clients' numbers are positive
+                model=model,
+                body=body,
+                json_length=None,
+                client_id=None,
+                priority=0,
+                deadline_at=None,
+                local_only=True,
+                arrived_at=now,
+                cost_hint_bytes=len(msgspec.json.encode(data)),
+                natural=True,
+            )
+        )
+    return requests

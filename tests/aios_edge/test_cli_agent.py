@@ -1,0 +1,64 @@
+"""``aios-edge agent`` as it is typed; the running daemon is tested beside its own code."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from aios_edge.cli.agent import describe
+
+
+def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "aios_edge.cli.main", "agent", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+    )
+
+
+def test_help_lists_what_works() -> None:
+    result = agent("--help")
+    assert result.returncode == 0
+    assert all(command in result.stdout for command in ("run", "check", "status"))
+
+
+def test_missing_configuration_and_files_are_wrong_usage(tmp_path: Path) -> None:
+    assert agent("run").returncode == 2
+    result = agent("run", "--config", str(tmp_path / "none.toml"))
+    assert result.returncode == 2 and "--config" in result.stderr
+
+
+def test_an_unknown_profile_is_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('[device]\nid = "d"\nprofile = "rpi55"\n[[bundle]]\npath = "b"\n')
+    result = agent("check", "--config", str(tmp_path / "agent.toml"))
+    assert result.returncode == 2 and "rpi5" in result.stderr
+
+
+def test_no_bundle_is_said_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "agent.toml").write_text('[device]\nid = "d"\nprofile = "rpi5"\n[http]\nbind = "127.0.0.1:0"\n')
+    for command in ("check", "run"):
+        result = agent(command, "--config", str(tmp_path / "agent.toml"))
+        assert result.returncode == 2 and "[[bundle]]" in result.stderr, result.stderr
+
+
+def test_status_of_nobody_is_a_failure_that_names_the_address() -> None:
+    result = agent("status", "--url", "http://127.0.0.1:1", "--json")
+    assert result.returncode == 1 and "127.0.0.1:1" in result.stderr and result.stdout == ""
+
+
+def test_status_always_names_an_emulation() -> None:
+    document = json.loads(
+        """{"device": {"group": "g", "id": "d", "profile": "rpi5"}, "state": "ready", "agent_version": "0",
+        "uptime_s": 5.0, "listen": ["http://127.0.0.1:1"], "emulate": {"slowdown": 8.0}, "refused": [],
+        "models": {}, "cloud": {"c": {"url": "u", "breaker": "open", "models":
+        {"m": {"remote": "r", "usable": false, "reason": "down"}}}}, "power": null, "power_reason": "no source",
+        "mqtt": {"link": {"connected": false, "reason": "refused"}, "outbox": {"depth": 3}, "published": 0},
+        "totals": {"local": 2}}"""
+    )
+    text = "\n".join(describe(document))
+    assert "EMULATED" in text and "x 8" in text and "breaker open" in text and "power unknown: no source" in text
