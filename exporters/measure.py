@@ -96,7 +96,7 @@ def rss_bytes(model: Path, spec: SessionSpec) -> int | None:
 
 def tokens(names: tuple[str, ...], batch: int, length: int) -> Sample:
     """A batch of plausible tensors: small token ids, no padding."""
-    ids = np.random.default_rng(0).integers(1, 50, (batch, length), dtype=np.int64)
+    ids = np.random.default_rng(0).integers(1, 20, (batch, length), dtype=np.int64)
     filled = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
     return {name: filled[name] for name in names}
 

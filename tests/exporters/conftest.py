@@ -23,7 +23,7 @@ validation = "val.csv"
 test = "test.csv"
 [finetune]
 method = "full"
-epochs = 2
+epochs = 3
 learning_rate = 0.002
 batch_size = 32
 max_length = 32

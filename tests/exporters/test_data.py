@@ -1,0 +1,141 @@
+"""Labelled data: every way it can be wrong, and splits that depend on the rows alone."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aios_edge.errors import AiosEdgeError, DataError
+from exporters.data import leaks, load_data, split_off
+from exporters.read_rows import Columns, Row, read_rows
+from exporters.recipe import ExportRecipe, parse_recipe
+
+COLUMNS = Columns(input=("text",), label="label")
+
+
+def write(path: Path, text: str | bytes) -> Path:
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def recipe(folder: Path, **data: object) -> ExportRecipe:
+    return parse_recipe({"model": {"source": "m"}, "data": {"train": "train.csv", **data}}, folder=folder)
+
+
+def table(count: int, *, start: int = 0) -> str:
+    return "text,label\n" + "".join(f"sentence {i},{'ab'[i % 2]}\n" for i in range(start, start + count))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("d.csv", 'text,label\n"a, b",x\nc,y\n'),
+        ("d.tsv", "text\tlabel\na, b\tx\nc\ty\n"),
+        ("d.jsonl", '{"text": "a, b", "label": "x"}\n\n{"text": "c", "label": "y"}\n'),
+        ("bom.csv", '\ufefftext,label\n"a, b",x\nc,y\n'),
+    ],
+)
+def test_formats_read_alike(tmp_path: Path, name: str, content: str) -> None:
+    assert read_rows(write(tmp_path / name, content), COLUMNS).rows == (Row("a, b", "x"), Row("c", "y"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("d.csv", "txt,label\na,x\n", "did you mean 'txt'? its columns are: txt, label"),
+        ("d.csv", "text,label\na,x\n ,y\nb,\n", "2 row(s) have an empty input or label (lines 3, 4)"),
+        ("d.csv", "text,label\n", "no rows"),
+        ("d.csv", b"text,label\ngood,x\ncaf\xe9,y\n", "not UTF-8 at byte 21 (line 3)"),
+        ("d.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', "line 2 is not JSON"),
+        ("d.jsonl", '{"text": "a"}\n', "no column 'label'"),
+        ("d.jsonl", "[1]\n", "not a JSON object"),
+        ("d.csv", 'text,label\n"open,x\n', "line"),
+        ("d.xlsx", "", "unknown format"),
+    ],
+)
+def test_a_bad_file_is_named_with_the_remedy(tmp_path: Path, name: str, content: str | bytes, said: str) -> None:
+    with pytest.raises(DataError) as caught:
+        read_rows(write(tmp_path / name, content), COLUMNS)
+    assert said in str(caught.value)
+    assert name in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_empty_rows_are_dropped_only_when_asked_and_counted(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.csv", "text,label\na,x\n,y\nb,y\n")
+    found = read_rows(path, Columns(input=("text",), label="label", drop_empty=True))
+    assert (len(found.rows), found.dropped) == (2, 1)
+
+
+def test_one_class_only_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", "text,label\na,x\nb,x\n")
+    with pytest.raises(DataError, match="one class only \\('x', 2 rows\\)"):
+        load_data(recipe(tmp_path))
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_a_label_unseen_in_training_is_refused_before_any_work(tmp_path: Path, split: str) -> None:
+    write(tmp_path / "train.csv", table(40))
+    write(tmp_path / "other.csv", "text,label\nq,c\nr,a\n")
+    with pytest.raises(DataError, match="the label 'c'"):
+        load_data(recipe(tmp_path, **{split: "other.csv"}))
+
+
+def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="relative to the recipe"):
+        load_data(recipe(tmp_path))
+
+
+def test_pairs_become_two_texts(tmp_path: Path) -> None:
+    rows = "\n".join(json.dumps({"a": f"p{i}", "b": f"q{i}", "label": i % 2}) for i in range(40))
+    write(tmp_path / "train.jsonl", rows)
+    data = load_data(
+        parse_recipe({"model": {"source": "m"}, "data": {"train": "train.jsonl", "input": ["a", "b"]}}, folder=tmp_path)
+    )
+    assert data.pair
+    assert data.labels == ("0", "1")
+    assert all(isinstance(text, tuple) for text in data.train.texts)
+
+
+def test_the_test_split_can_be_read_once(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", table(100))
+    data = load_data(recipe(tmp_path))
+    assert data.test.reads == 0
+    rows = data.test.read_once()
+    assert data.test.reads == 1
+    with pytest.raises(AiosEdgeError, match="twice"):
+        data.test.read_once()
+    texts = [*data.train.texts, *data.validation.texts, *rows.texts]
+    assert sorted(texts) == sorted(f"sentence {i}" for i in range(100))
+    assert leaks(data.train, rows) == 0
+
+
+def test_the_order_of_rows_does_not_move_them_between_splits(tmp_path: Path) -> None:
+    lines = table(100).splitlines()
+    write(tmp_path / "train.csv", "\n".join(lines))
+    first = load_data(recipe(tmp_path)).test.read_once()
+    body = lines[1:]
+    random.Random(1).shuffle(body)
+    write(tmp_path / "train.csv", "\n".join([lines[0], *body]))
+    assert set(load_data(recipe(tmp_path)).test.read_once().texts) == set(first.texts)
+
+
+def test_leaks_are_counted(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", table(40))
+    write(tmp_path / "test.csv", table(10, start=37))
+    data = load_data(recipe(tmp_path, test="test.csv", validation="test.csv"))
+    assert leaks(data.train, data.test.read_once()) == 3
+
+
+@settings(max_examples=60)
+@given(st.lists(st.tuples(st.text("abc", min_size=1, max_size=3), st.sampled_from("xyz")), min_size=1, max_size=60))
+def test_a_split_keeps_every_row_and_never_parts_equal_texts(pairs: list[tuple[str, str]]) -> None:
+    rows = [Row(text, label) for text, label in pairs]
+    kept, held = split_off(rows, 0.3, "test")
+    assert sorted(map(repr, (*kept, *held))) == sorted(map(repr, rows))
+    assert not {row.text for row in kept} & {row.text for row in held}

@@ -1,0 +1,201 @@
+"""The whole workshop on a tiny model: bundles, report, reuse, the test split, a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+import exporters
+from aios_edge.bundle.read import open_bundle
+from aios_edge.errors import PromiseBroken
+from aios_edge.golden import read_golden
+from aios_edge.profile_files import load_profile
+from exporters import data, ort
+from exporters.report import ExportReport
+
+pytestmark = pytest.mark.export
+
+PROFILES = ("x86-gateway", "rpi5", "jetson-orin-nano", "cloud-cpu")
+ROOT = Path(exporters.__file__).parent.parent
+
+
+class Recorder:
+    """A Progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+
+    def stage(self, name: str, detail: str = "") -> None:
+        self.events.append(f"{name} {detail}".strip())
+
+    def update(self, done: int, total: int, note: str = "") -> None:
+        assert 0 <= done <= total
+
+    def message(self, text: str) -> None:
+        self.events.append(text)
+
+
+class Run:
+    """One export and what was seen of it."""
+
+    def __init__(self, report: ExportReport, out: Path, events: list[str]) -> None:
+        self.report, self.out, self.events = report, out, events
+
+
+@pytest.fixture(scope="module")
+def whole(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    out = tmp_path_factory.mktemp("out")
+    recorder = Recorder()
+    read_once = data.TestSplit.read_once
+
+    def recorded(split: data.TestSplit) -> data.Labelled:
+        recorder.events.append("TEST SPLIT READ")
+        return read_once(split)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(data.TestSplit, "read_once", recorded)
+        profiles = [load_profile(name) for name in PROFILES]
+        report = exporters.export(workshop / "recipe.toml", profiles, out, progress=recorder)
+    yield Run(report, out, recorder.events)
+
+
+def test_one_valid_bundle_per_profile(whole: Run) -> None:
+    for name in PROFILES:
+        bundle = open_bundle(whole.out / name)
+        profile = whole.report.profiles[name]
+        assert bundle.bundle_id == profile.bundle_id
+        assert bundle.manifest.labels == ("negative", "positive")
+        assert bundle.manifest.measured.accuracy > 0.9
+        assert bundle.manifest.licence == "Apache-2.0"
+        assert (bundle.path / "model.onnx.data").is_file()
+        assert sum(candidate.chosen for candidate in profile.candidates) == 1
+    assert not list(whole.out.glob(".*.part"))
+
+
+def test_each_profile_gets_its_own_candidates(whole: Run) -> None:
+    names = {name: [c.name for c in whole.report.profiles[name].candidates] for name in PROFILES}
+    assert names["x86-gateway"] == ["dynamic-s8-r7", "fp32"]
+    assert names["rpi5"] == ["dynamic-s8", "fp32"]
+    assert names["jetson-orin-nano"] == ["fp16", "qdq-s8-sym", "fp32"]
+    assert whole.report.profiles["jetson-orin-nano"].chosen == "fp16"
+    assert whole.report.profiles["cloud-cpu"].chosen == "fp32"
+    assert "unmeasured on target" in open_bundle(whole.out / "rpi5").contract.unmeasured["latency_p95_s"]
+
+
+def test_report_has_the_promised_keys(whole: Run) -> None:
+    report = json.loads((whole.out / "report.json").read_bytes())
+    assert {"baseline", "finetuned", "profiles"} <= set(report)
+    promised = {"name", "chosen", "reason", "size_bytes", "bundle_size_bytes", "metrics", "drop", "agreement",
+                "speedup", "latency_s", "latency", "rss_bytes", "measured_on"}  # fmt: skip
+    for profile in report["profiles"].values():
+        for candidate in profile["candidates"]:
+            assert promised <= set(candidate)
+            assert {"host", "cpu_flags", "matches_profile"} <= set(candidate["measured_on"])
+            assert candidate["drop"]["low"] <= candidate["drop"]["value"] <= candidate["drop"]["high"]
+            assert (candidate["test"] is not None) == candidate["chosen"]
+    int8 = report["profiles"]["rpi5"]["candidates"][0]
+    assert int8["size_bytes"] < report["baseline"]["size_bytes"] / 3
+    assert int8["agreement"] > 0.95
+
+
+def test_nothing_names_a_path_of_this_machine(whole: Run, workshop: Path) -> None:
+    for document in (*whole.out.glob("*/manifest.json"), *whole.out.glob("*/contract.json"), whole.out / "report.json"):
+        text = document.read_text(encoding="utf-8")
+        assert str(workshop) not in text
+        assert str(Path.home()) not in text or Path.home() == Path("/")
+
+
+def test_report_page_loads_nothing_and_escapes(whole: Run) -> None:
+    from exporters.report_page import page
+
+    class Check(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            assert tag not in ("script", "img", "link", "iframe")
+            assert not {"src", "href", "onload"} & {name for name, _ in attrs}
+
+    hostile = msgspec.structs.replace(whole.report, name="<script>alert(1)</script>", labels=("<img src=x>", "b"))
+    text = page(hostile)
+    Check().feed(text)
+    assert "&lt;script&gt;" in text
+    assert "<svg" in text
+    Check().feed((whole.out / "report.html").read_text(encoding="utf-8"))
+
+
+def test_golden_samples_are_repeated_exactly_here(whole: Run) -> None:
+    for name in PROFILES:
+        bundle = open_bundle(whole.out / name)
+        golden = read_golden(bundle.path / bundle.contract.golden.file)
+        assert len(golden.raw) == bundle.contract.golden.count >= 64
+        session = ort.Session(bundle.path / bundle.manifest.model, bundle.manifest.session)
+        tolerance = bundle.contract.golden.tolerance["CPUExecutionProvider"]
+        for index in range(0, len(golden.raw), 7):
+            answer = session.run(golden.sample(index))
+            assert np.abs(answer[0] - golden.shipped["logits"][index]).max() <= min(tolerance, 1e-4)
+
+
+def test_the_test_split_is_read_once_and_only_after_the_choice(whole: Run) -> None:
+    assert whole.events.count("TEST SPLIT READ") == 1
+    before = whole.events[: whole.events.index("TEST SPLIT READ")]
+    after = whole.events[whole.events.index("TEST SPLIT READ") :]
+    assert not [event for event in before if "test rows" in event]
+    assert [event for event in before if event.startswith("cloud-cpu: ")]  # the last choice is made
+    assert not [event for event in after if event.startswith(("finetune", "convert", "quantize", "measure"))]
+    met = [event.split(",")[0] for event in after if "test rows" in event]
+    chosen = {profile.chosen for profile in whole.report.profiles.values()}
+    assert set(met) == {"verify baseline", *(f"verify {name}" for name in chosen)}
+
+
+def test_a_second_profile_reuses_what_it_can(whole: Run, workshop: Path, tmp_path: Path) -> None:
+    profiles = [load_profile("rpi4")]
+    report = exporters.export(workshop / "recipe.toml", profiles, tmp_path, cache=whole.out / ".cache")
+    assert report.stages["built"] == ()
+    assert report.profiles["rpi4"].chosen == "dynamic-s8"
+    assert open_bundle(tmp_path / "rpi4").manifest.profile == "rpi4"
+
+
+def test_when_no_candidate_is_left_nothing_ships_and_the_nearest_is_named(
+    whole: Run, workshop: Path, tmp_path: Path
+) -> None:
+    profile = load_profile("rpi5")
+    tight = msgspec.structs.replace(profile.budgets, bundle_size_bytes=1000)
+    strict = msgspec.structs.replace(profile, budgets=tight)
+    cloud = load_profile("cloud-cpu")
+    with pytest.raises(PromiseBroken, match="nearest: dynamic-s8 misses the bundle size budget") as caught:
+        exporters.export(workshop / "recipe.toml", [cloud, strict], tmp_path, cache=whole.out / ".cache")
+    assert caught.value.exit_code == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+    assert json.loads((tmp_path / "report.json").read_bytes())["profiles"]["rpi5"]["chosen"] is None
+
+
+def test_a_killed_fine_tuning_resumes_to_the_same_bundle(whole: Run, workshop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "aios_edge.cli.main", "export", str(workshop / "recipe.toml")]
+    command += ["--profile", "cloud-cpu", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(out.glob(".cache/finetune/*.part/checkpoint.pt")):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not list(out.glob("*cloud-cpu*"))
+
+    recorder = Recorder()
+    resumed = exporters.export(workshop / "recipe.toml", [load_profile("cloud-cpu")], out, progress=recorder)
+    assert [event for event in recorder.events if event.startswith("resuming fine-tuning after epoch")]
+    assert resumed.finetuned == whole.report.finetuned
+    files = [(folder / "cloud-cpu/model.onnx.data").read_bytes() for folder in (out, whole.out)]
+    assert files[0] == files[1]

@@ -1,0 +1,122 @@
+"""The choice: properties that hold for every set of candidates."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aios_edge.profile import Budgets
+from exporters.select import MIN_AGREEMENT, TIE, Figures, select
+
+share = st.one_of(st.none(), st.floats(0, 1))
+size = st.one_of(st.none(), st.integers(1, 1000))
+seconds = st.one_of(st.none(), st.floats(0.001, 1))
+
+
+@st.composite
+def candidates(draw: st.DrawFn) -> list[Figures]:
+    return [
+        Figures(
+            name=f"c{index}",
+            is_fp32=draw(st.booleans()),
+            drop=draw(st.one_of(st.none(), st.floats(-0.1, 0.1))),
+            agreement=draw(share),
+            size_bytes=draw(size),
+            bundle_size_bytes=draw(size),
+            latency_p50_s=draw(seconds),
+            latency_p95_s=draw(seconds),
+            speedup=draw(st.one_of(st.none(), st.floats(0.2, 8))),
+            rss_bytes=draw(size),
+        )
+        for index in range(draw(st.integers(0, 5)))
+    ]
+
+
+budgets = st.builds(
+    Budgets,
+    latency_p95_s=st.one_of(st.none(), st.floats(0.001, 1)),
+    memory_bytes=size,
+    bundle_size_bytes=size,
+)
+
+
+def figures(name: str, **changes: object) -> Figures:
+    base: dict[str, object] = {
+        "is_fp32": False,
+        "drop": 0.0,
+        "agreement": 1.0,
+        "size_bytes": 10,
+        "bundle_size_bytes": 20,
+    }
+    timed = {"latency_p50_s": 0.01, "latency_p95_s": 0.01, "speedup": 2.0, "rss_bytes": 5}
+    return Figures(name=name, **{**base, **timed, **changes})  # type: ignore[arg-type]
+
+
+@given(candidates(), budgets, st.floats(0, 0.05), st.booleans())
+def test_every_candidate_has_a_reason_and_the_winner_keeps_every_rule(
+    found: list[Figures], limits: Budgets, max_drop: float, on_target: bool
+) -> None:
+    choice = select(found, limits, max_drop=max_drop, on_target=on_target)
+    assert set(choice.reasons) == {c.name for c in found}
+    if choice.chosen is None:
+        assert choice.remedy
+        assert choice.nearest in {c.name for c in found} or not found
+        return
+    winner = next(c for c in found if c.name == choice.chosen)
+    assert winner.drop is not None and winner.drop <= max_drop + 1e-9
+    assert winner.agreement is not None and winner.agreement >= MIN_AGREEMENT
+    assert winner.size_bytes is not None and winner.bundle_size_bytes is not None
+    assert limits.bundle_size_bytes is None or winner.bundle_size_bytes <= limits.bundle_size_bytes
+    if on_target:
+        assert winner.speedup is not None and (winner.is_fp32 or winner.speedup >= 1)
+        assert winner.latency_p95_s is not None
+        assert limits.latency_p95_s is None or winner.latency_p95_s <= limits.latency_p95_s
+        assert limits.memory_bytes is None or (winner.rss_bytes is not None and winner.rss_bytes <= limits.memory_bytes)
+    else:
+        assert "unmeasured on target" in choice.reasons[choice.chosen]
+
+
+@given(candidates(), budgets, st.floats(0, 0.05))
+def test_off_target_speed_and_memory_play_no_part(found: list[Figures], limits: Budgets, max_drop: float) -> None:
+    blind = [figures(c.name, is_fp32=c.is_fp32, drop=c.drop, agreement=c.agreement, size_bytes=c.size_bytes,
+                     bundle_size_bytes=c.bundle_size_bytes, speedup=None) for c in found]  # fmt: skip
+    one = select(found, limits, max_drop=max_drop, on_target=False)
+    assert one.chosen == select(blind, limits, max_drop=max_drop, on_target=False).chosen
+
+
+def test_the_fastest_wins_on_target_and_preference_elsewhere() -> None:
+    found = [figures("first", latency_p50_s=0.02), figures("second", latency_p50_s=0.01)]
+    assert select(found, Budgets(), max_drop=0.01, on_target=True).chosen == "second"
+    assert select(found, Budgets(), max_drop=0.01, on_target=False).chosen == "first"
+
+
+def test_a_tie_goes_to_the_smaller() -> None:
+    close = 0.01 * (1 + TIE / 2)
+    found = [figures("fast", size_bytes=20), figures("small", size_bytes=10, latency_p50_s=close)]
+    assert select(found, Budgets(), max_drop=0.01, on_target=True).chosen == "small"
+
+
+def test_slower_than_fp32_never_wins_but_fp32_may() -> None:
+    found = [figures("int8", speedup=0.9), figures("fp32", is_fp32=True, speedup=0.95, latency_p50_s=0.012)]
+    choice = select(found, Budgets(), max_drop=0.01, on_target=True)
+    assert choice.chosen == "fp32"
+    assert "slower than fp32" in choice.reasons["int8"]
+
+
+def test_a_missing_metric_never_wins() -> None:
+    found = [figures("blind", drop=None, agreement=None), figures("seen", drop=0.009)]
+    assert select(found, Budgets(), max_drop=0.01, on_target=False).chosen == "seen"
+    assert select(found[:1], Budgets(), max_drop=0.01, on_target=False).chosen is None
+
+
+def test_when_none_is_left_the_nearest_says_what_would_have_to_give() -> None:
+    found = [figures("far", drop=0.2), figures("near", drop=0.0137)]
+    choice = select(found, Budgets(), max_drop=0.01, on_target=False)
+    assert choice.chosen is None
+    assert choice.nearest == "near"
+    assert choice.remedy == "near misses max_drop by 0.37 pt; allow max_drop = 0.014"
+
+
+def test_what_is_proposed_suffices() -> None:
+    choice = select([figures("a", drop=0.0137)], Budgets(), max_drop=0.014, on_target=False)
+    assert choice.chosen == "a"
