@@ -7,17 +7,20 @@ once; the kernel releases it when its holder dies.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from aios_edge.digest import canonical_json, sha256_bytes, sha256_file
-from aios_edge.errors import ResourceError
+from aios_edge.errors import AiosEdgeError, ResourceError
+
+_NO_ROOM_BYTES = 1_000_000
 
 
 class StageCache:
@@ -56,14 +59,28 @@ class StageCache:
                 if not resumes:
                     shutil.rmtree(part, ignore_errors=True)
                 part.mkdir(exist_ok=True)
-                build(part)
-                part.rename(target)
+                with _full_disk_said(part):
+                    build(part)
+                    part.rename(target)
             self.built.append((stage, digest))
         finally:
-            with suppress(OSError):
-                target.with_suffix(".lock").unlink()
-            os.close(lock)
+            os.close(lock)  # the file stays: removing it under one who waits would let a third in beside them
         return target
+
+
+@contextmanager
+def _full_disk_said(folder: Path) -> Iterator[None]:
+    """A full disk as one error: torch, onnx and safetensors each say it with a kind of their own."""
+    try:
+        yield
+    except AiosEdgeError:
+        raise
+    except Exception as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if not full and shutil.disk_usage(folder).free > _NO_ROOM_BYTES:
+            raise
+        remedy = "Free some space or choose another place with --cache, then run the same command again"
+        raise ResourceError("the disk is full", where=str(folder.parent), remedy=remedy) from error
 
 
 def digest_of(stage: str, ingredients: dict[str, Any]) -> str:

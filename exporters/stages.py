@@ -101,13 +101,12 @@ class Stages:
         def build(work: Path) -> None:
             import torch
 
+            self._progress.stage("finetune", f"{section.method}, {len(data.train)} rows")
             torch.manual_seed(section.seed)  # a fresh head starts the same way each time
             model = source.load_torch(origin.folder, labels=data.labels if section.method != "none" else None)
             tuned = finetune.finetune(model, section, data.train, data.validation, encoder, work, self._progress)
             finetune.save_tuned(tuned, work)
 
-        detail = f"{section.method}, {len(data.train)} rows"
-        self._progress.stage("finetune", detail)
         folder = self._cache.produce("finetune", ingredients, build, resumes=True)
         return folder, finetune.load_tuned(folder)
 
@@ -124,6 +123,7 @@ class Stages:
         }
 
         def build(work: Path) -> None:
+            self._progress.stage("convert", "torch to ONNX, fused, parity with torch")
             model = source.load_torch(tuned / "model")
             convert.save_converted(convert.convert(model, identity.inputs, work), work)
             batches = verify.parity_batches(samples, encoder)
@@ -138,7 +138,6 @@ class Stages:
                     worst = max(worst, verify.check_parity(name, run, torch_run, batches))
             (work / "parity.json").write_bytes(msgspec.json.encode(worst))
 
-        self._progress.stage("convert", "torch to ONNX, fused, parity with torch")
         folder = self._cache.produce("convert", ingredients, build)
         return folder, msgspec.json.decode((folder / "parity.json").read_bytes(), type=float)
 
@@ -153,11 +152,11 @@ class Stages:
         }
 
         def build(work: Path) -> None:
+            self._progress.stage("quantize", plan.name)
             texts = data.train.texts[:: max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)]
             calibration = encoder.samples(texts[: quantize.CALIBRATION_SAMPLES])
             quantize.build(plan, converted, calibration, work)
 
-        self._progress.stage("quantize", plan.name)
         folder = self._cache.produce("quantize", ingredients, build)
         return Made(plan=plan, folder=folder, built=quantize.load_built(folder))
 
@@ -178,6 +177,7 @@ class Stages:
         }
 
         def build(work: Path) -> None:
+            self._progress.stage("verify", f"{made.plan.name}, {len(rows)} {split} rows")
             session = ort.Session(model, made.built.session)
             samples = encoder.samples(rows.texts)
 
@@ -187,7 +187,6 @@ class Stages:
             logits = evaluate.answers(session, samples, threads=self._threads, tick=tick)
             np.save(work / "logits.npy", logits, allow_pickle=False)
 
-        self._progress.stage("verify", f"{made.plan.name}, {len(rows)} {split} rows")
         folder = self._cache.produce("evaluate", ingredients, build)
         logits: Logits = np.load(folder / "logits.npy", allow_pickle=False)
         return logits
@@ -206,11 +205,11 @@ class Stages:
         }
 
         def build(work: Path) -> None:
+            self._progress.stage("measure", made.plan.name)
             spec = made.built.session
             figures = measure.measure(model, spec, fp32, baseline.built.session, shapes)
             (work / "measured.json").write_bytes(msgspec.json.encode(figures))
 
-        self._progress.stage("measure", made.plan.name)
         folder = self._cache.produce("measure", ingredients, build)
         return msgspec.json.decode((folder / "measured.json").read_bytes(), type=measure.Measured)
 

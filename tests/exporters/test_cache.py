@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
+from aios_edge.errors import ResourceError
 from exporters.cache import StageCache
 
 
@@ -22,7 +24,7 @@ def test_a_result_is_built_once_and_found_again(tmp_path: Path) -> None:
     assert again.reused and not again.built
     assert again.produce("stage", {"a": 2}, build) != first
     assert len(calls) == 2
-    assert sorted(path.name for path in (tmp_path / "stage").iterdir()) == sorted([first.name, calls[1].stem])
+    assert not list((tmp_path / "stage").glob("*.part"))
 
 
 def test_a_failed_build_leaves_no_result_and_starts_clean(tmp_path: Path) -> None:
@@ -51,3 +53,12 @@ def test_a_stage_that_resumes_finds_its_checkpoint(tmp_path: Path) -> None:
     seen = []
     cache.produce("stage", {}, lambda work: seen.append((work / "checkpoint").read_text()), resumes=True)
     assert seen == ["2"]
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    def build(work: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(ResourceError, match="the disk is full"):
+        StageCache(tmp_path).produce("stage", {}, build)
+    assert [path.suffix for path in sorted((tmp_path / "stage").iterdir())] == [".lock", ".part"]
