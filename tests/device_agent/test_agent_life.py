@@ -223,6 +223,36 @@ def test_an_unreachable_broker_is_no_reason_not_to_serve(start_agent: Any) -> No
     assert agent.stop() == 0
 
 
+def test_the_broker_hears_online_what_happened_and_offline(start_agent: Any) -> None:
+    from paho.mqtt import client as mqtt
+
+    from aios_edge.broker import start_broker
+
+    with start_broker() as broker:
+        heard: list[tuple[str, dict[str, Any]]] = []
+        listener = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
+        listener.on_message = lambda _c, _u, message: heard.append((message.topic, json.loads(message.payload)))
+        host, port = broker.url.removeprefix("mqtt://").split(":")
+        listener.connect(host, int(port))
+        listener.subscribe("aios/v1/default/dev/#", 1)
+        listener.loop_start()
+        agent = start_agent(f'[mqtt]\nurl = "{broker.url}"\ninterval_s = 0.2')
+        assert agent.infer()[0] == 200
+        agent.until(lambda status: status["mqtt"]["link"]["connected"] and status["mqtt"]["outbox"]["depth"] == 0)
+        assert agent.stop() == 0
+        end = time.monotonic() + 5
+        while time.monotonic() < end and not any(message.get("status") == "offline" for _, message in heard):
+            time.sleep(0.01)
+        listener.loop_stop()
+        listener.disconnect()
+    states = [message for topic, message in heard if topic.endswith("/status")]
+    assert states[-1]["status"] == "offline" and states[-1]["why"] == "stopped"
+    assert any(state["status"] == "online" and state["bundles"][0]["state"] == "ready" for state in states)
+    assert "activated" in [message["kind"] for topic, message in heard if topic.endswith("/event")]
+    counted = [message["requests"]["answered"] for topic, message in heard if topic.endswith("/telemetry")]
+    assert sum(counted) == 1
+
+
 def test_a_misspelt_key_is_exit_2(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
     (tmp_path / "agent.toml").write_text(agent_toml().replace("state_dir", "state_dri"))
     result = agent_command("check", "--config", str(tmp_path / "agent.toml"))
