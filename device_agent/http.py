@@ -117,7 +117,8 @@ class HttpApp:
                 return _only(method == "POST", "POST") or Reply(body=self._desk.repository_index())
             case ["v2", "repository", "models", _, "load" | "unload" as action]:
                 return _only(method == "POST", "POST") or Reply(
-                    status=501, body=error_body(f"{action} is not available in this version: list bundles in agent.toml")
+                    status=501,
+                    body=error_body(f"{action} is not available in this version: list bundles in agent.toml"),
                 )
             case ["metrics"]:
                 return _only(read, "GET") or Reply(

@@ -137,7 +137,9 @@ def load_settings(path: Path | str) -> Settings:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise SettingsError(f"can't be read ({reason})", where=str(path), remedy="Check the path given to --config") from error
+        raise SettingsError(
+            f"can't be read ({reason})", where=str(path), remedy="Check the path given to --config"
+        ) from error
     return parse_settings(text, where=str(path), base=path.absolute().parent)
 
 
@@ -222,7 +224,11 @@ def _check_values(settings: Settings, where: str) -> None:
     for name in ("id", "group"):
         value = getattr(settings.device, name)
         if not value or any(character in value for character in "+#/\0"):
-            fail(f"device.{name}", f"{value!r} can't be a level of an MQTT topic", "Leave out + # / and don't leave it empty")
+            fail(
+                f"device.{name}",
+                f"{value!r} can't be a level of an MQTT topic",
+                "Leave out + # / and don't leave it empty",
+            )
     if settings.http.bind:
         try:
             host, _ = split_bind(settings.http.bind)
@@ -268,4 +274,6 @@ def read_secret(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError("a secret's file can't be read", where=str(path), remedy="Check path and permissions") from error
+        raise SettingsError(
+            "a secret's file can't be read", where=str(path), remedy="Check path and permissions"
+        ) from error
