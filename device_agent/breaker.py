@@ -4,7 +4,7 @@
                                       ^------------- a check or the one probing request fails ---------------'
 
 While open, nothing is sent. When the back-off has passed the owner checks the endpoint in the background
-(:meth:`Breaker.check_due`), so that no user's request is spent on a server that isn't there. Half-open admits one
+(``check_at``), so that no user's request is spent on a server that isn't there. Half-open admits one
 request at a time; only an answered inference closes the breaker and resets the back-off.
 """
 
@@ -38,10 +38,6 @@ class Breaker(msgspec.Struct, frozen=True, kw_only=True):
     def allows(self) -> bool:
         """Whether a request may be sent now."""
         return self.state == "closed" or (self.state == "half_open" and not self.probing)
-
-    def check_due(self, now: float) -> bool:
-        """Whether the owner should check the endpoint in the background now."""
-        return self.state == "open" and self.check_at is not None and now >= self.check_at
 
     def sent(self) -> Breaker:
         """A request is on its way."""
