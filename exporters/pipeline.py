@@ -21,6 +21,7 @@ from exporters.contest import ONE_THREAD, Common, Contest, hold, latency_of, rep
 from exporters.data import Data, Labelled, leaks, load_data
 from exporters.encode import TOKENIZER
 from exporters.evaluate import metrics
+from exporters.golden_samples import COUNT
 from exporters.progress import Progress
 from exporters.recipe import ExportRecipe
 from exporters.report import REPORT_SCHEMA, Baseline, Candidate, ExportReport, Finetuned, ProfileReport, write_report
@@ -90,7 +91,7 @@ def run(
         ),
         finetuned=Finetuned(metrics=as_fp32, **msgspec.structs.asdict(tuned)),
         profiles={contest.profile.name: report_of(contest) for contest in contests},
-        warnings=(f"{data.dropped} empty rows were dropped",) if data.dropped else (),
+        warnings=_warnings(data),
         wall_s=0.0,
         stages={},
     )
@@ -158,6 +159,13 @@ def _in_order(data: Data, labels: tuple[str, ...]) -> Data:
         validation=renumber(data.validation),
         test=data.test.then(renumber),
     )
+
+
+def _warnings(data: Data) -> tuple[str, ...]:
+    found = [f"{data.dropped} empty rows were dropped"] if data.dropped else []
+    if len(data.validation) < COUNT:
+        found.append(f"only {len(data.validation)} validation rows for golden samples; {COUNT} make a good self-test")
+    return tuple(found)
 
 
 def _nothing_left(contests: Sequence[Contest]) -> PromiseBroken | None:
