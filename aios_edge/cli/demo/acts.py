@@ -42,17 +42,6 @@ class Workshop:
         candidates: Sequence[Mapping[str, Any]] = self.report["profiles"][profile]["candidates"]
         return next(candidate for candidate in candidates if candidate["chosen"])
 
-    def candidate(self, profile: str, name: str) -> Mapping[str, Any]:
-        """A candidate by name."""
-        candidates: Sequence[Mapping[str, Any]] = self.report["profiles"][profile]["candidates"]
-        return next(candidate for candidate in candidates if candidate["name"] == name)
-
-    @property
-    def fp32_size_bytes(self) -> int:
-        """Size of the fine-tuned model as plain fp32 ONNX."""
-        size: int = self.candidate(CLOUD_PROFILE, "fp32")["size_bytes"]
-        return size
-
 
 def make_bundles(plan: Plan, out: Path, source: str) -> Workshop:
     """Write data and recipe, then ``aios-edge export`` for three devices and the cloud."""

@@ -68,7 +68,7 @@ def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool) -> Su
             for row in workshop.sentences[:SHOWN_SENTENCES]:
                 (answer,) = agent.client.classify(MODEL_NAME, [row.text])
                 mark = "✓" if answer.label == row.label else "✗"
-                screen.say(f"    {mark} {answer.label:8} {answer.score:.2f} {answer.route} · {row.text[:88]}")
+                screen.say(f"    {mark} {answer.label:8} {answer.score:.2f} {answer.route} · {row.text[:56]}")
             native = acts.measure_unloaded(Sender(agent.url, MODEL_NAME, texts), plan, connections=2)
             screen.unloaded("this machine", native)
             # The window that the closed loop filled: nothing but this device's own work is in its joules.
@@ -121,12 +121,12 @@ def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool) -> Su
     return Summary(
         profile=workshop.profile,
         candidate=chosen["name"],
-        test_accuracy=chosen["test"]["accuracy"],
-        fp32_size_bytes=workshop.fp32_size_bytes,
+        test_accuracy=chosen["test"]["metrics"]["accuracy"],
+        fp32_size_bytes=workshop.report["baseline"]["size_bytes"],
         size_bytes=chosen["size_bytes"],
         speedup=chosen["speedup"],
-        accuracy_drop=chosen["test"]["drop"],
-        agreement=chosen["agreement"],
+        accuracy_drop=chosen["test"]["drop"]["value"],
+        agreement=chosen["test"]["agreement"],
         deadline_s=helped.deadline_s,
         emulated_slowdown=slowdown,
         offered=score.offered,

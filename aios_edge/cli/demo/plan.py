@@ -25,9 +25,9 @@ class Plan:
 FULL = Plan(
     finetune={
         "method": "full",
-        "epochs": 2,
+        "epochs": 3,
         "batch_size": 32,
-        "learning_rate": 5e-5,
+        "learning_rate": 1e-4,
         "max_length": 64,
         "seed": 7,
     },

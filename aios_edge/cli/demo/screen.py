@@ -39,13 +39,15 @@ class Screen:
 
     def say(self, text: str) -> None:
         """One line."""
-        self._console.print(text, highlight=False)
+        self._console.print(text, highlight=False, soft_wrap=True)
 
     def candidates(self, workshop: Workshop) -> None:
         """The table of candidates of every profile, and why each choice was made."""
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in ("profile", "candidate", "size", "accuracy (val.)", "drop", "agreement", "speed", ""):
-            table.add_column(column, justify="left" if column in ("profile", "candidate", "") else "right")
+        table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
+        for column in ("profile", "candidate", "size", "val. acc.", "drop", "agreement", "speed", ""):
+            table.add_column(
+                column, no_wrap=True, justify="left" if column in ("profile", "candidate", "") else "right"
+            )
         for profile, result in workshop.report["profiles"].items():
             for candidate in result["candidates"]:
                 table.add_row(
@@ -56,7 +58,7 @@ class Screen:
                     _points(candidate["drop"]),
                     _share(candidate["agreement"]),
                     "not measured" if candidate["speedup"] is None else f"{candidate['speedup']:.2f}x",
-                    "[green]chosen[/green]" if candidate["chosen"] else "",
+                    "[green]◀[/green]" if candidate["chosen"] else "",
                 )
         self._console.print(table)
         for profile in workshop.report["profiles"]:
