@@ -42,7 +42,7 @@ def score(outcomes: Sequence[Outcome], deadline_s: float, offline: Mapping[str, 
     answered = [outcome for outcome in outcomes if outcome.status == "answered"]
     late = [outcome for outcome in answered if outcome.latency_s > deadline_s]
     in_time = [outcome for outcome in answered if outcome.latency_s <= deadline_s]
-    hits = [o for o in in_time if o.route in offline and offline[o.route][o.text] == o.label]
+    hits = [o for o in in_time if o.label is not None and o.label == _offline_label(offline, o)]
     routes: dict[str, int] = {}
     for outcome in outcomes:
         key = f"{outcome.route}/{outcome.reason}" if outcome.status == "answered" else outcome.status
@@ -57,6 +57,11 @@ def score(outcomes: Sequence[Outcome], deadline_s: float, offline: Mapping[str, 
         cloud=sum(outcome.route == "cloud" for outcome in answered),
         routes=dict(sorted(routes.items())),
     )
+
+
+def _offline_label(offline: Mapping[str, Sequence[str]], outcome: Outcome) -> str | None:
+    labels = offline.get(outcome.route or "")
+    return labels[outcome.text] if labels is not None else None
 
 
 def quantile(values: Sequence[float], share: float) -> float:
