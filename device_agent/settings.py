@@ -21,7 +21,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-#: Options that INTERFACES promises and this version doesn't have: (table, key), key "*" for the whole table.
+#: Options of the documented format that this version doesn't have yet: (table, key), key "*" for the whole table.
 NOT_AVAILABLE = {
     ("http", "tls_cert"),
     ("http", "tls_key"),
