@@ -26,7 +26,11 @@ _MIN_ROUNDS, _MAX_ROUNDS = 5, 60
 
 
 class Timing(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds of one shape, candidate and fp32 (onnxruntime's defaults) in turn; ``speedup`` = fp32 p50 / p50."""
+    """Seconds of one shape, candidate and fp32 (onnxruntime's defaults) in turn.
+
+    ``speedup`` is the median of the rounds' own ratios: the two runs of a round are neighbours in time, so what slows
+    the machine down for a while slows both.
+    """
 
     batch: int
     length: int
@@ -122,7 +126,7 @@ def _time(candidate: Session, fp32: Session, batch: int, length: int, threads: i
         p50=p50,
         p95=float(np.quantile(seen, 0.95)),
         fp32_p50=fp32_p50,
-        speedup=fp32_p50 / p50,
+        speedup=statistics.median(slow / quick for slow, quick in zip(base, seen, strict=True)),
         samples=len(seen),
     )
 

@@ -44,7 +44,7 @@ class Screen:
     def candidates(self, workshop: Workshop) -> None:
         """The table of candidates of every profile, and why each choice was made."""
         table = Table(box=None, pad_edge=False, padding=(0, 1), header_style="bold")
-        for column in ("profile", "candidate", "size", "val. acc.", "drop", "agreement", "speed", ""):
+        for column in ("profile", "candidate", "size", "val. acc.", "drop", "agree", "speed", ""):
             table.add_column(
                 column, no_wrap=True, justify="left" if column in ("profile", "candidate", "") else "right"
             )
