@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -110,7 +111,13 @@ def _profile(name: str | None, manifest: Manifest) -> DeviceProfile:
 def _stdin_lines() -> tuple[str, ...]:
     if sys.stdin.isatty():
         raise UsageError("there is no input", remedy="Give INPUT, --file FILE, or pipe lines into standard input")
-    return tuple(_decoded(sys.stdin.buffer.read(), "standard input").splitlines())
+    return _lines(_decoded(sys.stdin.buffer.read(), "standard input"))
+
+
+def _lines(content: str) -> tuple[str, ...]:
+    """Lines as a text editor shows them. ``str.splitlines`` also breaks at U+0085, U+2028 and form feeds, which
+    stand in the middle of real sentences."""
+    return tuple(line.rstrip("\r") for line in content.removesuffix("\n").split("\n")) if content else ()
 
 
 def _parsed(text: str, manifest: Manifest, where: str) -> RawInput:
@@ -142,7 +149,7 @@ def _from_file(path: Path, columns: tuple[str, ...], manifest: Manifest) -> Iter
     except FileNotFoundError as error:
         raise UsageError("does not exist", where=str(path)) from error
     if kind == ".txt":
-        for number, line in enumerate(content.splitlines(), 1):
+        for number, line in enumerate(_lines(content), 1):
             yield _parsed(line, manifest, f"{path}, line {number}")
         return
     rows = _json_rows(content, path) if kind == ".jsonl" else _table_rows(content, path, _DELIMITERS[kind])
@@ -159,7 +166,7 @@ def _from_file(path: Path, columns: tuple[str, ...], manifest: Manifest) -> Iter
 
 def _table_rows(content: str, path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any]]]:
     # newline handling is csv's, so that a quoted field may hold line breaks
-    reader = csv.DictReader(content.splitlines(keepends=True), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             yield reader.line_num, row

@@ -56,6 +56,19 @@ def test_tables(tiny_bundle: Any, tmp_path: Path, name: str, content: str) -> No
     assert [answer["input"] for answer in got] == ['a good, "very" good\nfilm', "a bad film"]
 
 
+@pytest.mark.parametrize("name", ["in.csv", "in.txt", "stdin"])
+def test_a_sentence_with_an_odd_line_separator_stays_one_sentence(tiny_bundle: Any, tmp_path: Path, name: str) -> None:
+    sentence = "a good\x85film\u2028with\x0ca plot"
+    if name == "stdin":
+        got = answers(run(tiny_bundle, "--json", stdin=sentence + "\n"))
+    else:
+        (tmp_path / name).write_text(
+            f"{'text' + chr(10) if name.endswith('csv') else ''}{sentence}\n", encoding="utf-8"
+        )
+        got = answers(run(tiny_bundle, "--file", str(tmp_path / name), "--json"))
+    assert [answer["input"] for answer in got] == [sentence]
+
+
 def test_text_files_and_columns(tiny_bundle: Any, tmp_path: Path) -> None:
     (tmp_path / "in.txt").write_text("good\nbad\n")
     assert len(answers(run(tiny_bundle, "--file", str(tmp_path / "in.txt"), "--json"))) == 2

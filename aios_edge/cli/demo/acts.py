@@ -66,6 +66,8 @@ def offline_labels(bundle: Path, sentences: Sequence[dataset.Row], folder: Path)
     inputs = folder / "sentences.csv"
     dataset.write_rows(inputs, sentences)
     answers = run_json("infer", str(bundle), "--file", str(inputs))
+    if [answer["input"] for answer in answers] != [row.text for row in sentences]:
+        raise AiosEdgeError("aios-edge infer answered other inputs than it was given", where=str(inputs))
     return tuple(answer["label"] for answer in answers)
 
 
