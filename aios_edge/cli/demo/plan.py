@@ -15,6 +15,8 @@ class Plan:
     """
 
     finetune: dict[str, str | int | float]
+    validation_rows: int
+    test_rows: int
     load_s: float
     distinct_sentences: int
     latency_samples: int
@@ -31,6 +33,8 @@ FULL = Plan(
         "max_length": 64,
         "seed": 7,
     },
+    validation_rows=1000,
+    test_rows=2000,
     load_s=24.0,
     distinct_sentences=500,
     latency_samples=120,
@@ -49,6 +53,8 @@ FAST = Plan(
         "max_rows": 1200,
         "seed": 7,
     },
+    validation_rows=400,
+    test_rows=800,
     load_s=6.0,
     distinct_sentences=120,
     latency_samples=60,
