@@ -22,10 +22,15 @@ from exporters.stages import Made, Stages
 
 ONE_THREAD = tuple((batch, length, 1) for batch, length in SHAPES)
 
+Shape = tuple[int, int, int]  # batch, length, threads
+
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """What all profiles of one export share. ``reference``: fp32's answers to the validation rows."""
+    """What all profiles of one export share.
+
+    ``reference``: fp32's answers to the validation rows. ``shapes``: what every candidate is timed at.
+    """
 
     recipe: ExportRecipe
     data: Data
@@ -34,6 +39,7 @@ class Common:
     converted: Made
     reference: Logits
     machine: Machine
+    shapes: tuple[Shape, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +76,9 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
     match = matches(profile, common.machine)
     # Figures come from the CPU: they speak of a profile only if that is where it runs the model.
     on_target = match.ok and bool(profile.providers) and profile.providers[0].name == CPU
-    shapes = ONE_THREAD
-    if on_target and (own := _conditions(profile)) not in shapes:
+    longest = common.encoder.max_length
+    shapes = common.shapes
+    if on_target and (own := _conditions(profile, longest)) not in shapes:
         shapes = (*shapes, own)
     tried = []
     for plan in plans_for(profile):
@@ -91,7 +98,7 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
         )
     asked = common.recipe.accuracy.max_drop
     max_drop = profile.budgets.max_drop if asked is None else min(asked, profile.budgets.max_drop)
-    figures = [_figures(t, profile, on_target=on_target) for t in tried]
+    figures = [_figures(t, profile, longest, on_target=on_target) for t in tried]
     return Contest(
         profile=profile,
         tried=tuple(tried),
@@ -126,12 +133,19 @@ def latency_of(measured: Measured) -> Latency | None:
     return Latency(p50=timing.p50, p95=timing.p95) if timing else None
 
 
-def _conditions(profile: DeviceProfile) -> tuple[int, int, int]:
-    return profile.budgets.latency_batch, profile.budgets.latency_length, profile.threads.intra_op
+def shapes_within(positions: int) -> tuple[Shape, ...]:
+    """The usual shapes that a model of so many positions can take; where there is none, one request of that length."""
+    return tuple(shape for shape in ONE_THREAD if shape[1] <= positions) or ((1, positions, 1),)
 
 
-def _figures(tried: Tried, profile: DeviceProfile, *, on_target: bool) -> Figures:
-    timing = tried.measured.timing(*_conditions(profile)) if on_target else None
+def _conditions(profile: DeviceProfile, longest: int) -> Shape:
+    """The profile's shape; its length cut to the longest input, as an agent does when it checks the budget."""
+    budgets = profile.budgets
+    return budgets.latency_batch, min(budgets.latency_length, longest), profile.threads.intra_op
+
+
+def _figures(tried: Tried, profile: DeviceProfile, longest: int, *, on_target: bool) -> Figures:
+    timing = tried.measured.timing(*_conditions(profile, longest)) if on_target else None
     return Figures(
         name=tried.made.plan.name,
         is_fp32=tried.made.plan.precision == "fp32",

@@ -29,6 +29,7 @@ class Converted(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[str, ...]
     layers: int
     fused: bool
+    gelu: bool
     operators: dict[str, int]
 
 
@@ -40,13 +41,18 @@ def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
     _export(model, inputs, work / RAW)
     config = model.config
     fused = config.model_type in FUSED_TYPES
+    gelu = "gelu" in str(getattr(config, "hidden_act", ""))
     counts = graph.operator_counts(work / RAW)
     if fused:
         ort.fuse_bert(work / RAW, work / FUSED, heads=config.num_attention_heads, hidden=config.hidden_size)
         counts = graph.operator_counts(work / FUSED)
-        graph.check_fusion(counts, layers=config.num_hidden_layers, where="convert")
+        graph.check_fusion(counts, layers=config.num_hidden_layers, where="convert", gelu=gelu)
     return Converted(
-        inputs=inputs, layers=int(getattr(config, "num_hidden_layers", 0)), fused=fused, operators=dict(counts)
+        inputs=inputs,
+        layers=int(getattr(config, "num_hidden_layers", 0)),
+        fused=fused,
+        gelu=gelu,
+        operators=dict(counts),
     )
 
 

@@ -96,6 +96,9 @@ def load_data(recipe: ExportRecipe) -> Data:
         test = TestSplit(lambda: _encode(read_rows(test_path, columns).rows, index, test_path))
     else:
         rows, held_out = split_off(rows, TEST_SHARE, "test")
+        if not held_out:
+            what = "has too few different texts of a class to split a test split off"
+            raise DataError(what, where=str(train_path), remedy="Give more rows of each class, or a test file")
         test = TestSplit(lambda: _encode(held_out, index, train_path))
     if section.validation is not None:
         validation_path = recipe.path(section.validation)
@@ -144,10 +147,12 @@ def _place(text: RawInput, purpose: str) -> bytes:
 
 
 def _limit(rows: Sequence[Row], max_rows: int | None) -> tuple[Row, ...]:
-    """At most that many rows, the classes in proportion; which ones is fixed by the texts."""
+    """About that many rows, the classes in proportion, none of them lost; which ones is fixed by the texts."""
     if max_rows is None or len(rows) <= max_rows:
         return tuple(rows)
-    return split_off(rows, max_rows / len(rows), "max_rows")[1]
+    kept = split_off(rows, max_rows / len(rows), "max_rows")[1]
+    found = {row.label for row in kept}  # a class with a single text is never split
+    return kept + tuple(row for row in rows if row.label not in found)
 
 
 def _label_order(rows: Sequence[Row], path: Path) -> tuple[str, ...]:
@@ -157,7 +162,7 @@ def _label_order(rows: Sequence[Row], path: Path) -> tuple[str, ...]:
         only = next(iter(counts))
         remedy = "Classification needs rows of at least two classes; check label in [data]"
         raise DataError(f"has one class only ('{only}', {counts[only]} rows)", where=str(path), remedy=remedy)
-    if all(label.lstrip("-").isdecimal() for label in counts):
+    if all(label.removeprefix("-").isdecimal() for label in counts):
         return tuple(sorted(counts, key=lambda label: (int(label), label)))
     return tuple(sorted(counts))
 

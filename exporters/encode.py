@@ -18,11 +18,12 @@ TOKENIZER = "tokenizer.json"
 
 
 class Encoder:
-    """The task's own encoder behind two calls. ``root`` holds the tokenizer."""
+    """The task's own encoder behind two calls. ``root`` holds the tokenizer; ``max_length`` is in tokens."""
 
     def __init__(self, manifest: Manifest, root: Path) -> None:
         self._task = task_for(manifest, root)
         self._pad_id = manifest.preprocess.pad_id
+        self.max_length = manifest.preprocess.max_length
 
     def samples(self, texts: Iterable[RawInput]) -> list[Sample]:
         """Each text as a batch of one."""

@@ -65,11 +65,12 @@ def measure(
         if threads not in sessions:
             sessions[threads] = Session(model, spec, threads=threads), Session(fp32, fp32_spec, threads=threads)
     timings = tuple(_time(*sessions[threads], batch, length, threads) for batch, length, threads in conditions)
-    one = sessions[conditions[0][2]][0]
-    per_item = {batch: _per_item(one, batch) for batch in BATCH_SIZES}
+    _, length, threads = conditions[0]
+    one = sessions[threads][0]
+    per_item = {batch: _per_item(one, batch, length) for batch in BATCH_SIZES}
     return Measured(
         timings=timings,
-        rss_bytes=rss_bytes(model, spec),
+        rss_bytes=rss_bytes(model, spec, length),
         max_batch_size=useful_batch_size(per_item),
         per_item_s={str(batch): cost for batch, cost in per_item.items()},
     )
@@ -85,11 +86,21 @@ def useful_batch_size(per_item_s: dict[int, float]) -> int:
     return best
 
 
-def rss_bytes(model: Path, spec: SessionSpec) -> int | None:
-    """Resident memory of a fresh process with only this model in it; None where /proc doesn't say."""
+def rss_bytes(model: Path, spec: SessionSpec, length: int) -> int | None:
+    """Resident memory of a fresh process with only this model in it, after requests of ``length`` tokens.
+
+    None where /proc doesn't say.
+    """
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-    command = [sys.executable, "-m", "exporters.measure_rss", str(model), msgspec.json.encode(spec).decode()]
+    command = [
+        sys.executable,
+        "-m",
+        "exporters.measure_rss",
+        str(model),
+        msgspec.json.encode(spec).decode(),
+        str(length),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -131,7 +142,7 @@ def _time(candidate: Session, fp32: Session, batch: int, length: int, threads: i
     )
 
 
-def _per_item(session: Session, batch: int, *, length: int = 32) -> float:
+def _per_item(session: Session, batch: int, length: int) -> float:
     inputs = tokens(session.input_names, batch, length)
     times: list[float] = []
     end = time.perf_counter() + _BUDGET_S / 4

@@ -1,4 +1,4 @@
-"""``python -m exporters.measure_rss MODEL SESSION_JSON``: resident bytes of a process that serves one model.
+"""``python -m exporters.measure_rss MODEL SESSION_JSON LENGTH``: resident bytes of a process that serves one model.
 
 Loads what an agent's worker loads (numpy, onnxruntime, tokenizers) and nothing of the workshop.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     """Print VmRSS in bytes after a few requests, or nothing where /proc doesn't say."""
     session = Session(Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=SessionSpec))
     for _ in range(_RUNS):
-        session.run(tokens(session.input_names, 1, 32))
+        session.run(tokens(session.input_names, 1, int(sys.argv[3])))
     for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
         if line.startswith("VmRSS:"):
             print(int(line.split()[1]) * 1024)

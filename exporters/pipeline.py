@@ -17,7 +17,7 @@ from aios_edge.host import inspect_host
 from aios_edge.profile import DeviceProfile
 from exporters import convert, quantize, ship
 from exporters.cache import StageCache
-from exporters.contest import ONE_THREAD, Common, Contest, hold, latency_of, report_of
+from exporters.contest import Common, Contest, hold, latency_of, report_of, shapes_within
 from exporters.data import Data, Labelled, leaks, load_data
 from exporters.encode import TOKENIZER
 from exporters.evaluate import metrics
@@ -25,7 +25,7 @@ from exporters.golden_samples import COUNT
 from exporters.progress import Progress
 from exporters.recipe import ExportRecipe
 from exporters.report import REPORT_SCHEMA, Baseline, Candidate, ExportReport, Finetuned, ProfileReport, write_report
-from exporters.source import Source, locate, own_labels
+from exporters.source import Source, check_vocabulary, locate, own_labels
 from exporters.stages import Stages, tool_versions
 
 #: Checkpoint with optimizer state, best model, graphs and candidates, as a multiple of the source's weights.
@@ -48,6 +48,7 @@ def run(
         data = _in_order(data, own_labels(source, data.labels))
     _check_disk(source, cache)
     tokenizer = stages.tokenizer(source)
+    check_vocabulary(source, tokenizer / TOKENIZER)
     identity = stages.identity(source, data.labels, pair=data.pair)
     encoder = stages.encoder(identity, tokenizer)
 
@@ -56,7 +57,8 @@ def run(
     converted_folder, parity = stages.convert(tuned_folder, identity, samples, encoder)
     converted = stages.baseline(converted_folder)
     reference = stages.answers(converted, "validation", data.validation, encoder)
-    cost = stages.measured(converted, converted, ONE_THREAD[:1])
+    shapes = shapes_within(source.max_length)
+    cost = stages.measured(converted, converted, shapes[:1])
     common = Common(
         recipe=recipe,
         data=data,
@@ -65,6 +67,7 @@ def run(
         converted=converted,
         reference=reference,
         machine=machine,
+        shapes=shapes,
     )
     contests = [hold(profile, common, stages) for profile in profiles]
     for contest in contests:

@@ -107,7 +107,8 @@ def _offline(converted: Path, model: Path, work: Path) -> SessionSpec:
     graph.save(graph.load(optimized), work)
     facts = convert.load_converted(converted)
     if facts.fused:
-        graph.check_fusion(graph.operator_counts(work / graph.MODEL), layers=facts.layers, where="quantize")
+        counts = graph.operator_counts(work / graph.MODEL)
+        graph.check_fusion(counts, layers=facts.layers, where="quantize", gelu=facts.gelu)
     return _OFFLINE
 
 

@@ -31,6 +31,7 @@ _FILES = (
     "sentencepiece.bpe.model",
     "spiece.model",
 )
+_WEIGHTS_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,8 @@ def locate(recipe: ExportRecipe) -> Source:
 def load_torch(folder: Path, *, labels: tuple[str, ...] | None = None) -> Any:
     """The model as ``AutoModelForSequenceClassification``, eager attention (the form that the fusion knows).
 
-    With ``labels`` a head of that many outputs is made where the folder has none.
+    With ``labels`` a head of that many outputs is made where the folder has none. Raises :class:`RecipeError` when
+    anything else is missing: transformers would fill it with random numbers and say so only in its log.
     """
     with offline():
         from transformers import AutoModelForSequenceClassification, logging
@@ -95,10 +97,24 @@ def load_torch(folder: Path, *, labels: tuple[str, ...] | None = None) -> Any:
                 "problem_type": "single_label_classification",
             }
         try:
-            return AutoModelForSequenceClassification.from_pretrained(folder, attn_implementation="eager", **extra)
-        except (ValueError, OSError, KeyError) as error:
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                folder, attn_implementation="eager", output_loading_info=True, **extra
+            )
+        except Exception as error:  # transformers, torch and safetensors share no root
             remedy = "Use a source that transformers can load for text classification"
             raise RecipeError(f"can't be loaded ({error})", where=folder.name, remedy=remedy) from error
+    # Mismatched ones are names, or in other versions (name, shape, shape).
+    mismatched = (entry if isinstance(entry, str) else entry[0] for entry in loading["mismatched_keys"])
+    absent = {*loading["missing_keys"], *mismatched}
+    prefix = f"{model.base_model_prefix}."
+    if labels is not None:  # a head, and the pooler that feeds it, are made by fine-tuning
+        absent = {name for name in absent if name.startswith(prefix) and not name.startswith(f"{prefix}pooler.")}
+    if absent:
+        part = " of its encoder" if labels is not None else ""
+        named = ", ".join(sorted(absent)[:_WEIGHTS_NAMED]) + (" …" if len(absent) > _WEIGHTS_NAMED else "")
+        remedy = "Give a folder whose config.json and weights belong together"
+        raise RecipeError(f"lacks weights{part} ({named})", where=folder.name, remedy=remedy)
+    return model
 
 
 def tokenizer_json(folder: Path) -> bytes:
@@ -124,6 +140,20 @@ def tokenizer_json(folder: Path) -> bytes:
     tokenizer.no_truncation()
     text: str = tokenizer.to_str()
     return text.encode()
+
+
+def check_vocabulary(source: Source, tokenizer: Path) -> None:
+    """Raise :class:`RecipeError` when the tokenizer has ids beyond the model's embedding table.
+
+    The first text with such a token would end the training, or a request on a device, inside torch or onnxruntime.
+    """
+    from tokenizers import Tokenizer
+
+    known = source.config.get("vocab_size")
+    highest = max(Tokenizer.from_file(str(tokenizer)).get_vocab(with_added_tokens=True).values(), default=0)
+    if isinstance(known, int) and highest >= known:
+        what = f"the tokenizer gives ids up to {highest}, the model knows {known} tokens"
+        raise RecipeError(what, where=source.name, remedy="Give the tokenizer that the model was trained with")
 
 
 def own_labels(source: Source, labels: tuple[str, ...]) -> tuple[str, ...]:

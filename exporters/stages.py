@@ -13,8 +13,9 @@ import msgspec
 import numpy as np
 
 from aios_edge.host import Host, describe
+from aios_edge.tasks import text_classification
 from aios_edge.version import __version__
-from exporters import convert, encode, evaluate, finetune, graph, measure, ort, quantize, source, verify
+from exporters import convert, encode, evaluate, finetune, graph, measure, measure_rss, ort, quantize, source, verify
 from exporters.bundle import Identity, draft, text_input
 from exporters.cache import StageCache, code_digest
 from exporters.data import Data, Labelled
@@ -95,7 +96,7 @@ class Stages:
             "labels": data.labels,
             "finetune": {**msgspec.to_builtins(section), "threads": None},
             "tools": self._tools,
-            "code": code_digest(finetune, source, encode),
+            "code": code_digest(finetune, source, encode, text_classification),
         }
 
         def build(work: Path) -> None:
@@ -173,7 +174,7 @@ class Stages:
             "rows": rows.digest(),
             "host": self._host_key(),
             "tools": self._tools,
-            "code": code_digest(evaluate, ort, encode),
+            "code": code_digest(evaluate, ort, encode, text_classification),
         }
 
         def build(work: Path) -> None:
@@ -201,7 +202,7 @@ class Stages:
             "shapes": shapes,
             "host": self._host_key(),
             "tools": self._tools,
-            "code": code_digest(measure, ort),
+            "code": code_digest(measure, measure_rss, ort),
         }
 
         def build(work: Path) -> None:

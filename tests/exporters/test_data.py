@@ -139,3 +139,31 @@ def test_a_split_keeps_every_row_and_never_parts_equal_texts(pairs: list[tuple[s
     kept, held = split_off(rows, 0.3, "test")
     assert sorted(map(repr, (*kept, *held))) == sorted(map(repr, rows))
     assert not {row.text for row in kept} & {row.text for row in held}
+
+
+def test_an_empty_test_split_is_said_before_the_training(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", "text,label\na,x\na,x\nb,y\n")
+    write(tmp_path / "val.csv", "text,label\nc,x\nd,y\n")
+    with pytest.raises(DataError, match="test split"):
+        load_data(recipe(tmp_path, validation="val.csv"))
+
+
+def test_a_limit_on_rows_keeps_every_class(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", table(100) + "rare,c\n")
+    write(tmp_path / "val.csv", table(20, start=200))
+    made = parse_recipe(
+        {
+            "model": {"source": "m"},
+            "data": {"train": "train.csv", "validation": "val.csv", "test": "val.csv"},
+            "finetune": {"max_rows": 20},
+        },
+        folder=tmp_path,
+    )
+    train = load_data(made).train
+    assert set(train.labels) == {0, 1, 2}
+    assert len(train) <= 21
+
+
+def test_labels_that_only_look_like_numbers_are_words(tmp_path: Path) -> None:
+    write(tmp_path / "train.csv", "text,label\n" + "".join(f"s {i},{'--1' if i % 2 else '2'}\n" for i in range(40)))
+    assert load_data(recipe(tmp_path)).labels == ("--1", "2")
