@@ -130,6 +130,13 @@ class FrontDesk:
         self, host: ModelHost, envelope: Envelope, body: bytes, json_length: int | None, arrived_at: float
     ) -> InferenceRequest:
         timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._policy.default_deadline_s
+        rows = max((tensor.shape[0] for tensor in envelope.inputs if tensor.shape), default=1)
+        if rows > self._policy.max_rows:
+            raise RequestError(
+                f"has {rows} rows, at most {self._policy.max_rows} are taken at once",
+                status=413,
+                remedy="Send smaller batches, or raise policy.max_rows",
+            )
         tensors = {tensor.name for tensor in host.bundle.manifest.inputs}
         return InferenceRequest(
             request_id=next(self._numbers),

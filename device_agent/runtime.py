@@ -73,6 +73,11 @@ class Runtime:
         self.inputs = tuple(_spec(node, model_path) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, model_path) for node in self._session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]
+        #: Input -> the names of its free dimensions; equal names mean equal sizes, and onnxruntime doesn't ask for it.
+        self._free = {
+            node.name: tuple(dim if isinstance(dim, str) else None for dim in node.shape)
+            for node in self._session.get_inputs()
+        }
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the model once. BYTES are object arrays of ``bytes``, in and out.
@@ -81,6 +86,7 @@ class Runtime:
         the model refuses; :class:`RuntimeUnavailable` when the runtime itself fails.
         """
         check_inputs(self.inputs, inputs)
+        check_sizes(self._free, inputs)
         feeds = {name: _texts(name, array) if array.dtype.hasobject else array for name, array in inputs.items()}
         try:
             values = self._session.run(self._output_names, feeds)
@@ -166,6 +172,19 @@ def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any
         fits = all(wanted in (-1, found) for wanted, found in zip(spec.shape, array.shape, strict=False))
         if array.ndim != len(spec.shape) or not fits:
             raise RequestError(f"has shape {list(array.shape)}, the model takes {list(spec.shape)}", where=where)
+
+
+def check_sizes(free: Mapping[str, tuple[str | None, ...]], inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Free dimensions of one name have one size; raises :class:`RequestError` (400).
+
+    onnxruntime broadcasts what doesn't fit where it can, and answers a question that nobody asked.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, array in inputs.items():
+        for dim, size in zip(free[name], array.shape, strict=True):
+            if dim is not None and (seen := sizes.setdefault(dim, (size, name)))[0] != size:
+                what = f"has {size} in the dimension '{dim}', where {seen[1]!r} has {seen[0]}"
+                raise RequestError(what, where=f"input {name!r}", remedy="Give tensors of matching shapes")
 
 
 def _onnxruntime() -> Any:

@@ -11,6 +11,7 @@ import difflib
 import sys
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -81,6 +82,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """``[policy]``: limits and habits of admission and routing."""
 
     queue_limit: int = 256  # requests waiting per model; beyond it: cloud, else 503
+    max_rows: int = 4096  # of one request; more would keep everyone else waiting
     in_flight_bytes: int = 128 * 1024 * 1024  # request bodies in memory, all models and routes together
     default_deadline_s: float | None = None  # for requests without a timeout; none: they may wait
     breaker_failures: int = 3  # cloud failures in a row until its breaker opens
@@ -263,10 +265,18 @@ def _check_values(settings: Settings, where: str) -> None:
     for cloud in settings.cloud:
         if names.count(cloud.name) > 1:
             fail("cloud.name", f"{cloud.name!r} appears twice", "Give each [[cloud]] its own name")
-        if not cloud.url.startswith(("http://", "https://")):
+        if not _is_http_url(cloud.url):
             fail(f"cloud.{cloud.name}.url", f"{cloud.url!r} is not an http(s) URL", "Write http://host:port")
     if settings.mqtt and settings.mqtt.password_file and not settings.mqtt.username:
         fail("mqtt.password_file", "a password needs a username", "Set mqtt.username")
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none, half an IPv6 address
+        return False
 
 
 def read_secret(path: Path) -> str:

@@ -125,6 +125,8 @@ def _decoded(activated: Activated, job: Job) -> _Work:
     for name, tensor in request.inputs.items():  # arrays don't tell BF16 from UINT16
         if datatypes.get(name, tensor.datatype) != tensor.datatype:
             raise RequestError(f"is {tensor.datatype}, the model takes {datatypes[name]}", where=f"input {name!r}")
+        if not tensor.array.size:  # some kernels of onnxruntime divide by the number of rows, which ends the process
+            raise RequestError("the tensor is empty", where=f"input {name!r}", remedy="Send at least one element")
     return _Work(
         request_id=job.request_id,
         request=request,
@@ -141,7 +143,7 @@ def _signature(tensors: Tensors) -> object:
 
 
 def _within(works: list[_Work], max_batch_size: int) -> Iterable[list[_Work]]:
-    """Groups of at most ``max_batch_size`` rows; a single request that is larger than that runs as it came."""
+    """Groups of at most ``max_batch_size`` rows; a single request that is larger than that stays alone."""
     group: list[_Work] = []
     rows = 0
     for work in works:
@@ -164,7 +166,7 @@ def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
     started_at = time.perf_counter()
     tensors = [work.tensors or {} for work in works]
     if len(works) == 1:
-        outputs = [dict(activated.runtime.run(tensors[0]))]
+        outputs = [_run_rows(activated, tensors[0])]
     else:
         joined = {name: np.concatenate([each[name] for each in tensors]) for name in tensors[0]}
         outputs = _split(activated.runtime.run(joined), [_rows(work) for work in works])
@@ -183,6 +185,22 @@ def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
         )
         for work, output in zip(works, outputs, strict=True)
     ]
+
+
+def _run_rows(activated: Activated, tensors: Tensors) -> dict[str, NDArray[np.generic]]:
+    """One request's tensors in runs of at most ``max_batch_size`` rows: the memory of a run grows with its rows, and
+    one request must not cost the worker its life. A model without free rows runs once."""
+    manifest = activated.bundle.manifest
+    step = manifest.max_batch_size
+    rows = {array.shape[0] if array.ndim else 0 for array in tensors.values()}
+    free = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
+    if not free or len(rows) != 1 or max(rows) <= step:
+        return dict(activated.runtime.run(tensors))
+    parts = [
+        activated.runtime.run({name: array[start : start + step] for name, array in tensors.items()})
+        for start in range(0, max(rows), step)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _split(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, NDArray[np.generic]]]:

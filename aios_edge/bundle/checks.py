@@ -62,7 +62,7 @@ def _decode(data: bytes, path: Path, check: str, supported: str) -> dict[str, An
     """The JSON object, its schema version judged before anything else in it."""
     try:
         document = msgspec.json.decode(data, type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleRefused(check, f"is not a JSON object ({error})", where=str(path)) from error
     schema = document.get("schema")
     match = re.fullmatch(r"(\d{1,6})\.(\d{1,6})", schema) if isinstance(schema, str) else None

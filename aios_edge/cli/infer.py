@@ -109,7 +109,7 @@ def _profile(name: str | None, manifest: Manifest) -> DeviceProfile:
 
 
 def _stdin_lines() -> tuple[str, ...]:
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():  # None: closed by whoever started us
         raise UsageError("there is no input", remedy="Give INPUT, --file FILE, or pipe lines into standard input")
     return _lines(_decoded(sys.stdin.buffer.read(), "standard input"))
 

@@ -66,6 +66,25 @@ def test_more_rows_than_the_largest_batch_are_split(tiny: Activated) -> None:
     assert output(answer, "label") == ["positive" if word == "good" else "negative" for word in words]
 
 
+def test_tensor_rows_beyond_the_largest_batch_are_run_in_parts(
+    tiny: Activated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [[2, 4 + number % 20, 3] for number in range(75)]
+    seen: list[int] = []
+    run_once = tiny.runtime.run
+    monkeypatch.setattr(tiny.runtime, "run", lambda inputs: seen.append(len(inputs["input_ids"])) or run_once(inputs))
+    logits = np.reshape(output(run(tiny, ids_job(1, rows))[0], "logits"), (75, 2))
+    assert seen == [32, 32, 11]
+    alone = [output(run(tiny, ids_job(1, [row]))[0], "logits") for row in rows]
+    assert np.allclose(logits, alone, atol=1e-6)
+
+
+def test_an_empty_tensor_is_refused_before_the_model_sees_it(tiny: Activated) -> None:
+    shape = {"datatype": "INT64", "shape": [0, 3], "data": []}
+    (answer,) = run(tiny, job(1, {"inputs": [{"name": name, **shape} for name in ("input_ids", "attention_mask")]}))
+    assert answer.status == 400 and answer.error is not None and "empty" in answer.error
+
+
 def test_tensors_of_equal_shape_share_a_run_and_others_run_alone(tiny: Activated) -> None:
     answers = run(tiny, ids_job(1, [[2, 4, 3]]), ids_job(2, [[2, 14, 3], [2, 5, 3]]), ids_job(3, [[2, 4, 24, 3]]))
     assert [answer.batch_size for answer in answers] == [2, 2, 1]
