@@ -21,8 +21,9 @@ from aios_edge.profile import DeviceProfile
 from exporters.encode import TOKENIZER
 from exporters.select import UNMEASURED
 
-#: Batch size for providers whose cost per item could not be measured here (a GPU): the usual sweet spot is above.
-UNMEASURED_BATCH = 8
+#: Batch sizes where the cost per item was not measured on the target: a GPU's usual sweet spot is above; a CPU gains
+#: little from batches, and an int8 model alone answers exactly as it was evaluated.
+UNMEASURED_BATCH, UNMEASURED_BATCH_CPU = 8, 1
 _OUTPUT = "logits"
 #: Metadata, contract and golden samples beside model and tokenizer; the real sizes are checked when it is written.
 DOCUMENTS_BYTES = 100_000

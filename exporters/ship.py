@@ -14,7 +14,7 @@ from aios_edge.digest import canonical_json, sha256_bytes
 from aios_edge.errors import PromiseBroken
 from aios_edge.manifest import Measured, Provenance
 from exporters import graph
-from exporters.bundle import UNMEASURED_BATCH, Identity, contract_of, manifest_of
+from exporters.bundle import UNMEASURED_BATCH, UNMEASURED_BATCH_CPU, Identity, contract_of, manifest_of
 from exporters.contest import Common, Contest
 from exporters.data import Labelled
 from exporters.encode import TOKENIZER, length_of
@@ -88,12 +88,13 @@ def write(
     rows = pick(held_out.labels, [length_of(sample) for sample in samples], margins_of(winner.logits))
     golden = record(rows, held_out, samples, common.reference, winner.logits, common.encoder)
     on_cpu = bool(contest.profile.providers) and contest.profile.providers[0].name == CPU
+    unmeasured = UNMEASURED_BATCH_CPU if on_cpu else UNMEASURED_BATCH
     manifest = manifest_of(
         identity,
         profile=contest.profile.name,
         precision=winner.made.plan.precision,
         session=winner.made.built.session,
-        max_batch_size=winner.measured.max_batch_size if on_cpu else UNMEASURED_BATCH,
+        max_batch_size=winner.measured.max_batch_size if contest.on_target else unmeasured,
         provenance=Provenance(
             source=source,
             candidate=winner.made.plan.name,

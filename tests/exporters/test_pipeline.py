@@ -93,6 +93,14 @@ def test_each_profile_gets_its_own_candidates(whole: Run) -> None:
     assert "unmeasured on target" in open_bundle(whole.out / "rpi5").contract.unmeasured["latency_p95_s"]
 
 
+def test_the_batch_size_of_another_device_is_not_taken_from_this_machine(whole: Run) -> None:
+    measured = [c.max_batch_size for c in whole.report.profiles["cloud-cpu"].candidates if c.chosen]
+    sizes = {name: open_bundle(whole.out / name).manifest.max_batch_size for name in PROFILES}
+    assert sizes["rpi5"] == 1
+    assert sizes["jetson-orin-nano"] == 8
+    assert [sizes["cloud-cpu"]] == measured
+
+
 def test_report_has_the_promised_keys(whole: Run) -> None:
     report = json.loads((whole.out / "report.json").read_bytes())
     assert {"baseline", "finetuned", "profiles"} <= set(report)
