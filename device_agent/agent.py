@@ -31,6 +31,7 @@ from device_agent.cloud import CloudPool
 from device_agent.cloud_fit import ModelShape
 from device_agent.desk import FrontDesk
 from device_agent.http import HttpApp
+from device_agent.http_protocol import DoorProtocol
 from device_agent.listen import address, open_sockets, remove_socket_file
 from device_agent.metrics import Metrics
 from device_agent.model_host import ModelHost, Surroundings
@@ -271,7 +272,7 @@ class Agent:
         app = HttpApp(self._desk, max_body_bytes=self.settings.http.max_body_bytes, record=self._record)
         return uvicorn.Config(
             app,
-            http="httptools",
+            http=DoorProtocol,
             ws="none",
             loop="asyncio",
             lifespan="off",

@@ -47,7 +47,10 @@ def pack(bundle: Bundle, zip_path: Path) -> Path:
         part.replace(zip_path)
         sync_directory(zip_path.parent)
     except OSError as error:
-        raise ResourceError(f"can't be written ({error.strerror or error})", where=str(zip_path)) from error
+        remedy = "Free some space or choose another place with --out"
+        raise ResourceError(
+            f"can't be written ({error.strerror or error})", where=str(zip_path), remedy=remedy
+        ) from error
     finally:
         if part is not None:
             part.unlink(missing_ok=True)

@@ -22,6 +22,22 @@ import pytest
 BODY = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a good film"]}]}
 
 
+def texts(count: int) -> dict[str, Any]:
+    return {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [count], "data": ["x"] * count}]}
+
+
+def tensors(ids: list[int], mask: list[int]) -> bytes:
+    shapes = {"input_ids": ids, "attention_mask": mask}
+    return json.dumps(
+        {
+            "inputs": [
+                {"name": name, "datatype": "INT64", "shape": shape, "data": [1] * (shape[0] * shape[1])}
+                for name, shape in shapes.items()
+            ]
+        }
+    ).encode()
+
+
 @pytest.fixture(scope="module")
 def agent(start_agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     path = Path(f"/tmp/aios-{os.getpid()}-{tmp_path_factory.mktemp('s').name}.sock")
@@ -166,6 +182,10 @@ def test_the_unix_socket_answers_and_belongs_to_owner_and_group(agent: Any) -> N
         ("/v2/models/tiny/infer", b"{}", {"Inference-Header-Content-Length": "-1"}, "POST", 400),
         ("/v2/models/tiny/infer", b"{}", {"Content-Encoding": "gzip"}, "POST", 415),
         ("/v2/models/tiny/infer", b"x" * 2_000_001, {}, "POST", 413),
+        ("/v2/models/tiny/infer", tensors([0, 3], [1, 3]), {}, "POST", 400),
+        ("/v2/models/tiny/infer", tensors([0, 3], [0, 3]), {}, "POST", 400),
+        ("/v2/models/tiny/infer", tensors([1, 3], [1, 1]), {}, "POST", 400),
+        ("/v2/models/tiny/infer", json.dumps(texts(4097)).encode(), {}, "POST", 413),
         ("/v2/models/nobody/infer", b"{}", {}, "POST", 404),
         ("/v2/models/tiny/versions/9/infer", b"{}", {}, "POST", 404),
         ("/v2/models/tiny/infer", None, {}, "GET", 405),
@@ -207,10 +227,43 @@ def test_hostile_bytes_end_in_an_error_and_not_in_the_agent(agent: Any) -> None:
     assert announced.startswith(b"HTTP/1.1 413"), announced[:80]
     chunked = raw(agent, start + b"Transfer-Encoding: chunked\r\n\r\n", chunks=1600)  # 100 MB, if it were read
     assert chunked.startswith(b"HTTP/1.1 413") or chunked == b""
-    assert raw(agent, b"\x16\x03\x01\x00\xa5\r\n\r\n").startswith(b"HTTP/1.1 400")
-    assert raw(agent, start + b"Content-Length: x\r\n\r\n").startswith(b"HTTP/1.1 400")
+    for junk in (
+        b"\x16\x03\x01\x00\xa5\r\n\r\n",
+        start + b"Content-Length: x\r\n\r\n",
+        start + b"Transfer-Encoding: chunked\r\n\r\nZZZ\r\nabc\r\n",
+    ):
+        answer = raw(agent, junk)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
     assert agent.infer()[0] == 200
     assert agent.status()["in_flight_bytes"] == 0
+
+
+@pytest.mark.parametrize("shape", ["one header", "many headers", "url"])
+def test_a_head_without_end_is_refused_before_it_fills_the_memory(agent: Any, shape: str) -> None:
+    head = {
+        "one header": b"GET /v2 HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 3_000_000 + b"\r\n\r\n",
+        "many headers": b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + b"X: a\r\n" * 500_000 + b"\r\n",
+        "url": b"GET /" + b"a" * 3_000_000 + b" HTTP/1.1\r\n\r\n",
+    }[shape]
+    answer = raw(agent, head)
+    assert answer == b"" or answer.startswith((b"HTTP/1.1 431", b"HTTP/1.1 400"))  # empty: the reset overtook it
+    assert agent.infer()[0] == 200
+
+
+def test_a_body_that_comes_with_its_head_is_no_head(agent: Any) -> None:
+    host, port = agent.url.removeprefix("http://").split(":")
+    body = json.dumps({"id": "x" * 150_000, **BODY}).encode()
+    request = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    with socket.create_connection((host, int(port)), timeout=10) as sock, sock.makefile("rb") as answers:
+        for _ in range(3):  # one after the other on a kept connection
+            sock.sendall(request)
+            assert b" 200 " in answers.readline()
+            length = 0
+            while (line := answers.readline()) != b"\r\n":
+                name, _, value = line.partition(b":")
+                length = int(value) if name.lower() == b"content-length" else length
+            assert json.loads(answers.read(length))["id"] == "x" * 150_000
 
 
 def test_metrics_parse_as_prometheus_text(agent: Any) -> None:
