@@ -21,7 +21,7 @@ from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import PromiseBroken
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
-from exporters import data, ort
+from exporters import data, measure, ort
 from exporters.report import ExportReport
 
 pytestmark = pytest.mark.export
@@ -65,6 +65,7 @@ def whole(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(data.TestSplit, "read_once", recorded)
+        patch.setattr(measure, "useful_batch_size", lambda per_item_s: 4)  # else a matter of chance for a tiny model
         profiles = [load_profile(name) for name in PROFILES]
         report = exporters.export(workshop / "recipe.toml", profiles, out, progress=recorder)
     yield Run(report, out, recorder.events)
@@ -94,11 +95,8 @@ def test_each_profile_gets_its_own_candidates(whole: Run) -> None:
 
 
 def test_the_batch_size_of_another_device_is_not_taken_from_this_machine(whole: Run) -> None:
-    measured = [c.max_batch_size for c in whole.report.profiles["cloud-cpu"].candidates if c.chosen]
     sizes = {name: open_bundle(whole.out / name).manifest.max_batch_size for name in PROFILES}
-    assert sizes["rpi5"] == 1
-    assert sizes["jetson-orin-nano"] == 8
-    assert [sizes["cloud-cpu"]] == measured
+    assert (sizes["cloud-cpu"], sizes["rpi5"], sizes["jetson-orin-nano"]) == (4, 1, 8)
 
 
 def test_report_has_the_promised_keys(whole: Run) -> None:
