@@ -80,8 +80,17 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
     shapes = common.shapes
     if on_target and (own := _conditions(profile, longest)) not in shapes:
         shapes = (*shapes, own)
-    tried = []
+    asked = common.recipe.accuracy.max_drop
+    max_drop = profile.budgets.max_drop if asked is None else min(asked, profile.budgets.max_drop)
+    tried: list[Tried] = []
+
+    def choose() -> Choice:
+        figures = [_figures(t, profile, longest, on_target=on_target) for t in tried]
+        return select(figures, profile.budgets, max_drop=max_drop, on_target=on_target)
+
     for plan in plans_for(profile):
+        if tried and not on_target and not common.recipe.search.exhaustive and choose().chosen:
+            break  # preference decides here, and the rest comes after the one that keeps its promises
         made = stages.candidate(plan, common.converted.folder, common.data, common.encoder)
         logits = stages.answers(made, "validation", common.data.validation, common.encoder)
         truth, labels = common.data.validation.labels, common.data.labels
@@ -96,13 +105,10 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
                 bundle_size_bytes=size + common.tokenizer_bytes + DOCUMENTS_BYTES,
             )
         )
-    asked = common.recipe.accuracy.max_drop
-    max_drop = profile.budgets.max_drop if asked is None else min(asked, profile.budgets.max_drop)
-    figures = [_figures(t, profile, longest, on_target=on_target) for t in tried]
     return Contest(
         profile=profile,
         tried=tuple(tried),
-        choice=select(figures, profile.budgets, max_drop=max_drop, on_target=on_target),
+        choice=choose(),
         max_drop=max_drop,
         on_target=on_target,
         host=Host(

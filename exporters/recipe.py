@@ -22,7 +22,7 @@ TASKS = ("text-classification",)
 METHODS = ("full", "head", "last-n", "none")
 #: Named by the recipe's format, not built yet: refused by name, never silently ignored.
 LATER_METHODS = ("lora", "dora", "adalora", "ia3", "prefix")
-LATER_TABLES = ("prune", "distill", "augment", "pretrain", "search")
+LATER_TABLES = ("prune", "distill", "augment", "pretrain")
 LATER_KEYS = {"data": ("unlabelled",)}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -68,6 +68,13 @@ class AccuracySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     max_drop: float | None = None
 
 
+class SearchSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``exhaustive`` false: where the profile's preference decides (its latency can't be measured here), candidates
+    after the first one that keeps its promises can't win and aren't built."""
+
+    exhaustive: bool = True
+
+
 class ExportSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the bundle is called. ``licence`` is that of the source weights (an SPDX id)."""
 
@@ -83,6 +90,7 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     data: DataSection
     finetune: FinetuneSection = FinetuneSection()
     accuracy: AccuracySection = AccuracySection()
+    search: SearchSection = SearchSection()
     export: ExportSection = ExportSection()
     folder: str = "."
 
@@ -112,7 +120,8 @@ def load_recipe(path: Path) -> ExportRecipe:
     except OSError as error:
         raise RecipeError(f"can't be read ({error.strerror})", where=str(path), remedy="Check the path") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"is not TOML ({error})", where=str(path)) from error
+        remedy = "Correct the place it names, and save it as UTF-8"
+        raise RecipeError(f"is not TOML ({error})", where=str(path), remedy=remedy) from error
     return parse_recipe(document, folder=path.parent, where=str(path))
 
 

@@ -99,6 +99,21 @@ def test_the_batch_size_of_another_device_is_not_taken_from_this_machine(whole: 
     assert (sizes["cloud-cpu"], sizes["rpi5"], sizes["jetson-orin-nano"]) == (4, 1, 8)
 
 
+def test_a_search_that_is_not_exhaustive_builds_only_what_can_win(workshop: Path, whole: Run, tmp_path: Path) -> None:
+    recipe = workshop / "quick.toml"
+    recipe.write_text((workshop / "recipe.toml").read_text() + "\n[search]\nexhaustive = false\n")
+    profiles = [load_profile(name) for name in ("x86-gateway", "jetson-orin-nano")]
+    report = exporters.export(recipe, profiles, tmp_path, cache=whole.out / ".cache")
+    names = {name: [c.name for c in profile.candidates] for name, profile in report.profiles.items()}
+    assert names["jetson-orin-nano"] == ["fp16"]  # the first of its preference keeps its promises
+    host = report.profiles["x86-gateway"].candidates[0].measured_on
+    if host.matches_profile:  # here the fastest wins, so all of them have to be measured
+        assert names["x86-gateway"] == ["dynamic-s8-r7", "fp32"]
+    assert {n: p.chosen for n, p in report.profiles.items()} == {
+        name: whole.report.profiles[name].chosen for name in report.profiles
+    }
+
+
 def test_report_has_the_promised_keys(whole: Run) -> None:
     report = json.loads((whole.out / "report.json").read_bytes())
     assert {"baseline", "finetuned", "profiles"} <= set(report)

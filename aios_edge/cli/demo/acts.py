@@ -47,7 +47,9 @@ def make_bundles(plan: Plan, out: Path, source: str) -> Workshop:
     """Write data and recipe, then ``aios-edge export`` for three devices and the cloud."""
     splits = dataset.split(dataset.read_package())
     dataset.write_splits(splits, out / "data", validation_rows=plan.validation_rows, test_rows=plan.test_rows)
-    recipe = write_recipe(out / "data" / "recipe.toml", source, plan.finetune, MODEL_NAME, MAX_DROP)
+    recipe = write_recipe(
+        out / "data" / "recipe.toml", source, plan.finetune, MODEL_NAME, max_drop=MAX_DROP, exhaustive=plan.exhaustive
+    )
     profile: str = run_json("profiles", "detect")["name"] or "x86-gateway"
     names = dict.fromkeys((profile, *OTHER_PROFILES, CLOUD_PROFILE))
     report = run_json(

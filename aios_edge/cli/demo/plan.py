@@ -17,6 +17,7 @@ class Plan:
     finetune: dict[str, str | int | float]
     validation_rows: int
     test_rows: int
+    exhaustive: bool
     load_s: float
     distinct_sentences: int
     latency_samples: int
@@ -35,6 +36,7 @@ FULL = Plan(
     },
     validation_rows=1000,
     test_rows=2000,
+    exhaustive=True,
     load_s=24.0,
     distinct_sentences=500,
     latency_samples=120,
@@ -44,17 +46,17 @@ FULL = Plan(
 
 FAST = Plan(
     finetune={
-        "method": "last-n",
-        "last_n": 2,
+        "method": "full",
         "epochs": 1,
         "batch_size": 32,
-        "learning_rate": 5e-4,
+        "learning_rate": 1e-4,
         "max_length": 64,
         "max_rows": 1200,
         "seed": 7,
     },
     validation_rows=400,
     test_rows=800,
+    exhaustive=False,
     load_s=6.0,
     distinct_sentences=120,
     latency_samples=60,

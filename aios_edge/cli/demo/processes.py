@@ -161,7 +161,9 @@ def kill_process(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def write_recipe(path: Path, source: str, finetune: Mapping[str, object], name: str, max_drop: float) -> Path:
+def write_recipe(
+    path: Path, source: str, finetune: Mapping[str, object], name: str, *, max_drop: float, exhaustive: bool
+) -> Path:
     """The export recipe of the demo, as a user would write it."""
     sections: Sequence[tuple[str, Mapping[str, object]]] = (
         ("model", {"source": source, "task": "text-classification"}),
@@ -177,6 +179,7 @@ def write_recipe(path: Path, source: str, finetune: Mapping[str, object], name: 
         ),
         ("finetune", finetune),
         ("accuracy", {"metric": "accuracy", "max_drop": max_drop}),
+        ("search", {"exhaustive": exhaustive}),
         ("export", {"name": name, "version": "1.0.0", "licence": "Apache-2.0"}),
     )
     path.write_text("\n".join(f"[{title}]\n{_toml(table)}" for title, table in sections), encoding="utf-8")
