@@ -134,6 +134,9 @@ class Endpoint:
                 "POST", f"{known.path}/infer", headers=headers, body=body, timeout_s=timeout_s
             )
         except asyncio.TimeoutError:
+            if timeout_s < self._settings.timeout_s:  # the deadline's: it takes longer than that
+                now = self._clock()
+                known.round_trip = known.round_trip.observed(now - started, now)
             self._failed(f"no answer within {timeout_s:.3f} s")
             return None
         except RemoteError as error:
@@ -142,6 +145,10 @@ class Endpoint:
         except asyncio.CancelledError:
             self.breaker = self.breaker.abandoned()
             raise
+        except Exception as error:  # whatever it is, a half-open breaker must get its one place back
+            log.exception("cloud %s: a request failed in an unknown way", self.name)
+            self._failed(f"{type(error).__name__}: {error}")
+            return None
         if response.status != 200 and response.status not in _PASSED_ON:
             self._failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
             return None
@@ -200,14 +207,16 @@ class Endpoint:
             if not unchecked:
                 await self._wake.wait()
                 continue
-            try:
-                for model in unchecked:
+            why: str | None = None
+            for model in unchecked:  # one that is missing there doesn't keep the others away
+                try:
                     await self._check(model)
-                pause_s, told = RECHECK_MISFIT_S, False
-            except (RemoteError, asyncio.TimeoutError) as error:
-                why = error.what if isinstance(error, RemoteError) else f"no answer within {CHECK_TIMEOUT_S:g} s"
-                for model in unchecked:
+                except (RemoteError, asyncio.TimeoutError) as error:
+                    why = error.what if isinstance(error, RemoteError) else f"no answer within {CHECK_TIMEOUT_S:g} s"
                     model.reason = why
+            if why is None:
+                pause_s, told = RECHECK_MISFIT_S, False
+            else:
                 if not told:
                     self._emit("cloud_unreachable", endpoint=self.name, why=why)
                     log.warning("cloud %s can't be reached: %s; trying again in the background", self.name, why)
@@ -219,7 +228,7 @@ class Endpoint:
     async def _probe(self) -> None:
         """The breaker is open and its pause has passed: is anybody there?"""
         try:
-            for model in self.models.values():
+            for model in [model for model in self.models.values() if model.usable]:  # the others wait their turn
                 await self._check(model)
         except (RemoteError, asyncio.TimeoutError):
             self.breaker = self.breaker.failed(self._clock(), random.random())
@@ -234,6 +243,8 @@ class Endpoint:
         response = await self._client.request("GET", model.path, headers=self._headers, timeout_s=CHECK_TIMEOUT_S)
         took_s = self._clock() - started
         if response.status != 200:
+            if response.status < 500:  # somebody is there, but without this model
+                model.usable = False
             raise RemoteError(f"HTTP {response.status} for the metadata of {model.remote}", where=self.url)
         reason, model.natural = misfit(model.shape, response.body), takes_natural(model.shape, response.body)
         if reason is None:
@@ -304,5 +315,5 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
 def _error_of(body: bytes) -> str:
     try:
         return f"the cloud says: {msgspec.json.decode(body)['error']}"
-    except (msgspec.MsgspecError, KeyError, TypeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
         return "the cloud refused the request"

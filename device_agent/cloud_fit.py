@@ -43,6 +43,9 @@ class _Metadata(msgspec.Struct, frozen=True):
     natural_inputs: tuple[_Tensor, ...] = ()
 
 
+_NOT_JSON = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)  # what decoding a stranger's bytes raises
+
+
 def misfit(ours: ModelShape, metadata: bytes) -> str | None:
     """Why the remote model can't stand in for ours; None when it can. ``metadata`` is its JSON document.
 
@@ -50,7 +53,7 @@ def misfit(ours: ModelShape, metadata: bytes) -> str | None:
     """
     try:
         theirs = msgspec.json.decode(metadata, type=_Metadata)
-    except msgspec.MsgspecError as error:
+    except _NOT_JSON as error:
         return f"its metadata is not a model's ({error})"
     for side, wanted, offered in (("input", ours.inputs, theirs.inputs), ("output", ours.outputs, theirs.outputs)):
         known = {tensor.name: tensor.datatype for tensor in offered}
@@ -68,7 +71,7 @@ def takes_natural(ours: ModelShape, metadata: bytes) -> bool:
     """Whether the remote model takes our task's natural input, so that requests with it may go there."""
     try:
         theirs = msgspec.json.decode(metadata, type=_Metadata)
-    except msgspec.MsgspecError:
+    except _NOT_JSON:
         return False
     known = {tensor.name for tensor in (*theirs.inputs, *theirs.natural_inputs)}
     return known.issuperset(ours.natural_inputs)

@@ -89,7 +89,10 @@ class HttpClient:
     async def _request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
         lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._netloc}", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
-        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        try:
+            head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        except UnicodeEncodeError as error:
+            raise RemoteError("a header can't be sent: it isn't Latin-1 text", where=self.url) from error
         while self._idle:
             connection = self._idle.pop()
             if connection[1].is_closing() or connection[0].at_eof():
@@ -134,7 +137,7 @@ class HttpClient:
                 )
             keep = parse.keep_alive
             return Response(parser.get_status_code(), parse.headers, bytes(parse.body))
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise RemoteError(f"the answer is not HTTP ({error})", where=self.url) from error
         except OSError as error:
             if reused and not received:

@@ -41,8 +41,9 @@ ANSWER = {"model_name": "r", "outputs": [{"name": "y", "datatype": "FP32", "shap
 class Server:
     """A scripted server: ``reply`` gives the raw answer to each inference."""
 
-    def __init__(self, metadata: Any = METADATA) -> None:
+    def __init__(self, metadata: Any = METADATA, *, raw_metadata: bytes | None = None) -> None:
         self.metadata = metadata
+        self.raw_metadata = raw_metadata
         self.seen: list[tuple[str, dict[str, str], bytes]] = []
         self.connections = 0
         self.reply: Callable[[], bytes | None] = lambda: http(200, ANSWER)
@@ -56,7 +57,12 @@ class Server:
                 headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines if line)}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
                 self.seen.append((first, headers, body))
-                reply = http(200, self.metadata) if first.startswith("GET") else self.reply()
+                if "/absent" in first:
+                    reply: bytes | None = http(404, {"error": "no such model"})
+                elif first.startswith("GET"):
+                    reply = self.raw_metadata or http(200, self.metadata)
+                else:
+                    reply = self.reply()
                 if reply is None:
                     await asyncio.sleep(30)
                     return
@@ -243,3 +249,71 @@ def test_a_response_without_end_is_refused() -> None:
             client.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        lambda: b'HTTP/1.1 400 X\r\ncontent-length: 15\r\n\r\n{"error":"b\xe9b"}',
+        lambda: b"HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n",
+        lambda: b'HTTP/1.1 200 X\r\ncontent-length: 16\r\n\r\n{"outputs":"\xff"}\n',
+    ],
+    ids=["an error that is not UTF-8", "another protocol", "an answer that is not UTF-8"],
+)
+def test_no_answer_keeps_the_one_place_of_a_half_open_breaker(reply: Any) -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        endpoint, good = pool.endpoints["c"], server.reply
+        endpoint.breaker = endpoint.breaker._with(state="half_open")
+        server.reply = reply
+        answer = await pool.infer(GO, request(), "m")
+        assert answer is None or answer.status == 400
+        assert not endpoint.breaker.probing
+        server.reply = good
+        await until(lambda: usable(pool))
+
+    drive(scenario, Server())
+
+
+def test_metadata_that_is_no_text_is_a_reason_and_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("device_agent.cloud.RECHECK_MISFIT_S", 0.05)
+
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        model = pool.endpoints["c"].models["m"]
+        await until(lambda: model.reason != "not checked yet")
+        assert not model.usable and "metadata" in (model.reason or "")
+        server.raw_metadata = None
+        await until(lambda: usable(pool))
+
+    drive(
+        scenario,
+        Server(raw_metadata=b'HTTP/1.1 200 X\r\ncontent-length: 40\r\n\r\n{"inputs":[{"name":"\xff","datatype":"x"}]}'),
+    )
+
+
+def test_a_model_that_the_endpoint_lacks_does_not_keep_the_others_away() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        pool.add(msgspec.structs.replace(SHAPE, name="absent"))
+        endpoint = pool.endpoints["c"]
+        endpoint.models = {"absent": endpoint.models["absent"], "m": endpoint.models["m"]}
+        await until(lambda: usable(pool))
+        assert "404" in (endpoint.models["absent"].reason or "")
+        good, server.reply = server.reply, lambda: http(500, {"error": "x"})
+        for _ in range(3):
+            assert await pool.infer(GO, request(), "m") is None
+        assert endpoint.breaker.state == "open"
+        server.reply = good
+        await until(lambda: usable(pool))
+
+    drive(scenario, Server())
+
+
+def test_a_deadline_that_the_endpoint_missed_is_learnt_from() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        server.reply = lambda: None
+        assert await pool.infer(GO, request(0.2), "m") is None
+        offer = pool.best("m", time.monotonic(), natural=False)
+        assert offer is not None and offer.expected_s > 0.1, "nobody else with such a deadline is sent there at once"
+
+    drive(scenario, Server())
