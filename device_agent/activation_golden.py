@@ -63,7 +63,24 @@ def check_outputs(bundle: Bundle, golden: Golden, outputs: Outputs, providers: S
         return _golden(False, f"{seen}; the tolerance is {tolerance:g}", worst, tolerance)
     if agreement < spec.min_agreement:
         return _golden(False, f"{seen}; promised at least {spec.min_agreement:g}", agreement, spec.min_agreement)
+    if fault := _fault_in_record(golden, max(spec.tolerance.values())):
+        return _golden(False, fault)
     return _golden(True, seen, worst, tolerance)
+
+
+def _fault_in_record(golden: Golden, tolerance: float) -> str | None:
+    """What is wrong with the recorded outputs themselves. No tolerance is smaller than what quantization moved, so
+    the fp32 model's outputs lie within the largest one of the shipped model's."""
+    for name, shipped in golden.shipped.items():
+        fp32 = golden.fp32.get(name)
+        if fp32 is None or fp32.shape != shipped.shape:
+            return f"the recorded {name} of the fp32 and the shipped model have different shapes"
+        if not (np.isfinite(shipped).all() and np.isfinite(fp32).all()):
+            return f"the recorded {name} is not finite"
+        apart = float(np.abs(shipped.astype(np.float64) - fp32.astype(np.float64)).max(initial=0.0))
+        if apart > tolerance * (1 + 1e-6):
+            return f"the recorded {name} of the fp32 and the shipped model are {apart:.3g} apart, {tolerance:g} at most"
+    return None
 
 
 def check_raw(bundle: Bundle, golden: Golden, outputs: Outputs, task: Task) -> ActivationCheck:

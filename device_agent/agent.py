@@ -21,7 +21,7 @@ import uvicorn
 
 from aios_edge.bundle.read import Bundle, open_bundle
 from aios_edge.errors import AiosEdgeError, PromiseBroken, ResourceError, SettingsError
-from aios_edge.mqtt import MqttOptions
+from aios_edge.mqtt_options import broker_address
 from aios_edge.profile_files import load_profile
 from aios_edge.telemetry import BundleStatus, Scalar, StatusBody
 from aios_edge.version import __version__
@@ -119,6 +119,14 @@ class Agent:
 
     async def check(self) -> tuple[ActivationReport, ...]:
         """Activate every bundle in a worker, serve nothing; raises for the first that is refused."""
+        if self.settings.mqtt is not None:
+            broker_address(self.settings.mqtt.options())
+        seen: dict[str, Path] = {}
+        for entry in self.settings.bundle:
+            name = self._open(entry).manifest.name
+            if name in seen:
+                raise _same_name(name, entry.path)
+            seen[name] = entry.path
         reports: list[ActivationReport] = []
         for entry in self.settings.bundle:
             host = self._host(entry, self._open(entry))
@@ -177,17 +185,7 @@ class Agent:
         options = ReporterOptions(
             group=device.group,
             device=device.id,
-            mqtt=None
-            if mqtt is None
-            else MqttOptions(
-                url=mqtt.url,
-                username=mqtt.username,
-                password_file=mqtt.password_file,
-                ca=mqtt.ca,
-                cert=mqtt.cert,
-                key=mqtt.key,
-                protocol=mqtt.protocol,
-            ),
+            mqtt=None if mqtt is None else mqtt.options(),
             interval_s=mqtt.interval_s if mqtt else 10.0,
             sample_s=min(1.0, mqtt.interval_s) if mqtt else 1.0,
             outbox_path=device.state_dir / "outbox.sqlite",
@@ -243,9 +241,7 @@ class Agent:
         bundle = self._open(entry)
         name = bundle.manifest.name
         if name in self._hosts:
-            raise SettingsError(
-                f"two bundles have the model name {name!r}", where=str(entry.path), remedy="Remove one [[bundle]]"
-            )
+            raise _same_name(name, entry.path)
         host = self._host(entry, bundle)
         self._hosts[name], self._entries[name] = host, entry
         log.info("%s %s: checking its contract on this device", name, bundle.manifest.version)
@@ -383,6 +379,10 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are the agent's."""
         yield
+
+
+def _same_name(name: str, path: Path) -> SettingsError:
+    return SettingsError(f"two bundles have the model name {name!r}", where=str(path), remedy="Remove one [[bundle]]")
 
 
 def _no_bundle() -> SettingsError:

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from aios_edge.errors import SettingsError
+from aios_edge.mqtt_options import MqttOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -70,6 +71,18 @@ class Mqtt(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float = 10.0  # length of a telemetry window
     outbox_bytes: int = 16 * 1024 * 1024  # what is kept while the broker is away
 
+    def options(self) -> MqttOptions:
+        """What the connection needs of it."""
+        return MqttOptions(
+            url=self.url,
+            username=self.username,
+            password_file=self.password_file,
+            ca=self.ca,
+            cert=self.cert,
+            key=self.key,
+            protocol=self.protocol,
+        )
+
 
 class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One ``[[bundle]]``: a directory, as ``aios-edge export`` or ``bundle unpack`` wrote it."""
@@ -89,6 +102,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     breaker_backoff_s: float = 1.0  # first pause before a probe; doubles up to breaker_backoff_max_s
     breaker_backoff_max_s: float = 30.0
     drain_s: float = 20.0  # on SIGTERM queued work has this long
+    batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
 
 
 class CloudEndpoint(msgspec.Struct, frozen=True, kw_only=True):

@@ -76,7 +76,7 @@ def judge(golden: Golden, precision: str) -> GoldenSpec:
     """
     shipped, fp32 = golden.shipped["logits"], golden.fp32["logits"]
     scale = max(1.0, float(np.abs(shipped).max()))
-    moved = float(np.abs(shipped - fp32).max()) if precision.endswith(("s8", "s8-sym")) else 0.0
+    moved = float(np.abs(shipped - fp32).max()) if precision != "fp32" else 0.0
     cpu, other = (max(share * scale, moved) for share in _TOLERANCE[precision])
     return GoldenSpec(
         count=len(golden.raw),

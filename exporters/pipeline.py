@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from aios_edge.bundle.read import Bundle
+from aios_edge.bundle.write import check_replaceable
 from aios_edge.errors import PromiseBroken, ResourceError, UsageError
 from aios_edge.host import inspect_host
 from aios_edge.profile import DeviceProfile
@@ -38,6 +39,7 @@ def run(
     """See :func:`exporters.export`."""
     started_at = time.monotonic()
     _check_profiles(profiles)
+    _check_places(profiles, out)
     store, machine = StageCache(cache), inspect_host()
     stages = Stages(recipe, store, machine, progress)
 
@@ -137,6 +139,14 @@ def _check_profiles(profiles: Sequence[DeviceProfile]) -> None:
     for profile in profiles:
         if not quantize.plans_for(profile):
             raise UsageError("has an empty precision_preference", where=f"profile {profile.name}")
+
+
+def _check_places(profiles: Sequence[DeviceProfile], out: Path) -> None:
+    """The same: a bundle must not meet somebody's files at the end of a long run."""
+    if out.exists() and not out.is_dir():
+        raise UsageError("is not a directory", where=str(out), remedy="Choose another place with --out")
+    for profile in profiles:
+        check_replaceable(out.absolute() / profile.name)
 
 
 def _check_disk(source: Source, cache: Path) -> None:

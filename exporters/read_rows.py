@@ -99,6 +99,9 @@ def _delimited(text: str, path: Path, columns: Columns) -> Iterator[tuple[int, t
     try:
         _check_columns(list(reader.fieldnames or ()), path, columns)
         for record in reader:
+            if None in record:  # the fields beyond the header's
+                what = f"line {reader.line_num} has more fields than the header"
+                raise DataError(what, where=str(path), remedy="Put quotes around texts that hold the delimiter")
             parts = tuple((record[name] or "").strip() for name in columns.input)
             yield reader.line_num, parts, (record[columns.label] or "").strip()
     except csv.Error as error:

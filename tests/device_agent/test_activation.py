@@ -141,6 +141,15 @@ def test_golden_answers_that_are_not_finite_are_refused_by_golden(tiny_copy: Pat
     assert refused.promise == "golden" and "not finite" in refused.what
 
 
+@pytest.mark.parametrize("altered", [-1.0, float("nan")])
+def test_altered_golden_outputs_of_the_fp32_model_are_refused_by_golden(tiny_copy: Path, altered: float) -> None:
+    golden = read_golden(tiny_copy / "golden.npz")
+    fp32 = {name: array * altered for name, array in golden.fp32.items()}
+    (tiny_copy / "golden.npz").write_bytes(encode_golden(dataclasses.replace(golden, fp32=fp32)))
+    rehash(tiny_copy)
+    assert refusal(tiny_copy).promise == "golden"
+
+
 def test_altered_promises_are_refused_by_promises(tiny_copy: Path) -> None:
     contract = tiny_copy / "contract.json"
     contract.write_text(contract.read_text().replace("0.06", "0.6"))

@@ -50,6 +50,7 @@ def test_formats_read_alike(tmp_path: Path, name: str, content: str) -> None:
         ("d.csv", "txt,label\na,x\n", "did you mean 'txt'? its columns are: txt, label"),
         ("d.csv", "text,label\na,x\n ,y\nb,\n", "2 row(s) have an empty input or label (lines 3, 4)"),
         ("d.csv", "text,label\n", "no rows"),
+        ("d.csv", "text,label\na,x\ntoo, many,x\n", "line 3 has more fields than the header"),
         ("d.csv", b"text,label\ngood,x\ncaf\xe9,y\n", "not UTF-8 at byte 21 (line 3)"),
         ("d.jsonl", '{"text": "a", "label": 1}\n{"text": "b"\n', "line 2 is not JSON"),
         ("d.jsonl", '{"text": "a"}\n', "no column 'label'"),
