@@ -25,8 +25,8 @@ def model_metadata(manifest: Manifest) -> ModelMetadata:
 
 def natural_tensors(manifest: Manifest) -> tuple[Tensors, Tensors]:
     """The tensors of the task's natural input and output, as :mod:`aios_edge.tasks` answers them in the worker."""
-    text = TensorMetadata(name="text", datatype="BYTES", shape=(-1, 2) if manifest.preprocess.pair else (-1,))
-    return (text,), (
+    names = ("text", "text_pair") if manifest.preprocess.pair else ("text",)
+    return tuple(TensorMetadata(name=name, datatype="BYTES", shape=(-1,)) for name in names), (
         TensorMetadata(name="label", datatype="BYTES", shape=(-1,)),
         TensorMetadata(name="score", datatype="FP32", shape=(-1,)),
         TensorMetadata(name="probabilities", datatype="FP32", shape=(-1, len(manifest.labels))),

@@ -21,8 +21,8 @@ def rehearsal_batch(model: str, words: tuple[int, ...], *, pair: bool, now: floa
     requests: list[InferenceRequest] = []
     for count in words:
         text = " ".join(["a", "good", "film", "with", "story"][index % 5] for index in range(count))
-        data = [[text, text]] if pair else [text]
-        inputs = [{"name": "text", "datatype": "BYTES", "shape": [1, 2] if pair else [1], "data": data}]
+        names = ("text", "text_pair") if pair else ("text",)
+        inputs = [{"name": name, "datatype": "BYTES", "shape": [1], "data": [text]} for name in names]
         body = msgspec.json.encode({"inputs": inputs})
         requests.append(
             InferenceRequest(
@@ -35,7 +35,7 @@ def rehearsal_batch(model: str, words: tuple[int, ...], *, pair: bool, now: floa
                 deadline_at=None,
                 local_only=True,
                 arrived_at=now,
-                cost_hint_bytes=len(msgspec.json.encode(data)),
+                cost_hint_bytes=len(names) * len(msgspec.json.encode([text])),
                 natural=True,
             )
         )

@@ -69,7 +69,7 @@ class Mqtt(msgspec.Struct, frozen=True, kw_only=True):
     protocol: Literal["auto", "5", "3.1.1"] = "auto"  # auto: 5, then 3.1.1 when the broker refuses it
     format: Literal["json"] = "json"
     interval_s: float = 10.0  # length of a telemetry window
-    outbox_bytes: int = 16 * 1024 * 1024  # what is kept while the broker is away
+    outbox_bytes: int = 16_000_000  # what is kept while the broker is away
 
     def options(self) -> MqttOptions:
         """What the connection needs of it."""
