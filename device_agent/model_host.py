@@ -13,19 +13,22 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from aios_edge.bundle.read import Bundle
 from aios_edge.errors import AiosEdgeError, BundleRefused, WorkerLost
 from device_agent import scheduler
 from device_agent.answer import Answer, Energy, local_answer, shed_answer
 from device_agent.cloud import CloudPool
 from device_agent.rehearsal import BATCHES, LIMIT_S, rehearsal_batch
-from device_agent.restart import RestartPlan
+from device_agent.restart import PATIENCE, RestartPlan
 from device_agent.router import Here, There, after_cloud_failed, next_review_at, route
 from device_agent.scheduler import Forecast, Pending
 from device_agent.service_time import ServiceTime
 from device_agent.settings import Policy
 from device_agent.ticket import Running, Ticket
 from device_agent.values import ActivationReport, Cloud, Decision, InferenceRequest, Local, Reason, Shed
+from device_agent.watched_run import run_watched
 from device_agent.worker_pool import BatchResult, WorkerHandle, WorkerSpec
 
 log = logging.getLogger("device_agent.model")
@@ -222,7 +225,6 @@ class ModelHost:
         """Wake up when a waiting request has its last chance in the cloud, and when its deadline passes."""
         if self._review:
             self._review.cancel()
-            self._review = None
         now = self._around.clock()
         at = next_review_at(self._queue, self._around.cloud.best(self.name, now, natural=False), now)
         if at is not None:
@@ -278,10 +280,10 @@ class ModelHost:
         return []
 
     async def _run(self, batch: list[Ticket]) -> None:
+        requests, expected_s = [ticket.request for ticket in batch], self._running.expected_s
         try:
-            result = await self.worker.run([ticket.request for ticket in batch])
+            result = await run_watched(self.worker, requests, self._around.policy.batch_timeout_s, expected_s)
         except WorkerLost as lost:
-            self._running = Running()
             self._lost(lost, batch)
             return
         finally:
@@ -289,16 +291,17 @@ class ModelHost:
             self._running = Running()
         self._plan = self._plan.served()
         self._answer(batch, result)
-        self._learn([ticket.request for ticket in batch], result, seen_s)
+        self._learn(requests, result, seen_s)
 
     def _learn(self, requests: list[InferenceRequest], result: BatchResult, seen_s: float) -> None:
-        done = result.done
-        lengths = {item.request_id: item.length for item in done.items}
+        lengths = {item.request_id: item.length for item in result.done.items if item.status == 200}
+        if len(lengths) < len(requests):  # a refusal is quick, and says nothing about an answer
+            return
         self.service = self.service.observed(
             [request.cost_hint_bytes for request in requests],
-            [lengths.get(request.request_id, 0) for request in requests],
-            done.busy_s,
-        ).overhead(seen_s - done.busy_s)
+            [lengths[request.request_id] for request in requests],
+            result.done.busy_s,
+        ).overhead(seen_s - result.done.busy_s)
 
     async def _rehearse(self) -> None:
         """Learn what requests cost here before the first client's arrives."""
@@ -309,7 +312,7 @@ class ModelHost:
             if started - began > LIMIT_S and number > 1:
                 break
             batch = rehearsal_batch(self.name, words[: self.bundle.manifest.max_batch_size], pair=pair, now=started)
-            result = await self.worker.run(batch)
+            result = await run_watched(self.worker, batch, self._around.policy.batch_timeout_s)
             if number == 0:  # paid for the warm-up
                 continue
             if number == 1:  # the activation measured the model alone: begin from what a request really takes
@@ -336,25 +339,22 @@ class ModelHost:
             if ticket.verdict.done():
                 continue
             if not ticket.pending.alone:
-                again = Pending(
-                    request_id=ticket.pending.request_id,
-                    priority=ticket.pending.priority,
-                    deadline_at=ticket.pending.deadline_at,
-                    cost_bytes=ticket.pending.cost_bytes,
-                    alone=True,
-                )
+                again = msgspec.structs.replace(ticket.pending, alone=True)
                 forecast = self._forecast(again, now, waiting=False)
-                deadline = again.deadline_at
-                if deadline is None or (forecast is not None and forecast.expected_at <= deadline):
+                if again.deadline_at is None or (forecast and forecast.expected_at <= again.deadline_at):
                     ticket.pending, ticket.reason = again, Reason.RETRIED
                     self._enqueue(ticket)
                     continue
-            there = self._there(ticket, now)
-            deadline = ticket.request.deadline_at
-            if there is not None and (deadline is None or now + there.expected_s <= deadline):
-                self._resolve(ticket, Cloud(Reason.WORKER_LOST, there.endpoint))
-            else:
-                self._resolve(ticket, Shed(Reason.WORKER_LOST, self._plan.expected_s))
+            self._elsewhere(ticket, now)
+
+    def _elsewhere(self, ticket: Ticket, now: float) -> None:
+        self._forget(ticket)
+        there = self._there(ticket, now)
+        deadline = ticket.request.deadline_at
+        if there is not None and (deadline is None or now + there.expected_s <= deadline):
+            self._resolve(ticket, Cloud(Reason.WORKER_LOST, there.endpoint))
+        else:
+            self._resolve(ticket, Shed(Reason.WORKER_LOST, self._plan.expected_s))
 
     def _mark_lost(self, description: str, in_flight: int) -> float:
         now = self._around.clock()
@@ -376,7 +376,7 @@ class ModelHost:
         started = self._around.clock()
         try:
             await self.worker.start("quick")
-        except AiosEdgeError as error:
+        except Exception as error:  # no descriptors left, say: whatever it is, it is tried again
             self._plan = self._plan.crashed()
             self.detail = str(error)
             if isinstance(error, BundleRefused):
@@ -384,9 +384,11 @@ class ModelHost:
             log.error("worker of %s did not come back: %s", self.name, error)
             self._lost_at = self._around.clock()
             self._review_queue()
+            if isinstance(error, BundleRefused) or self._plan.crashes > PATIENCE:
+                for ticket in list(self._tickets.values()):  # no deadline is no wish to wait for ever
+                    self._elsewhere(ticket, self._lost_at)
             return
-        now = self._around.clock()
-        self.restarts += 1
+        self.restarts, now = self.restarts + 1, self._around.clock()
         self._plan = self._plan.started(now - started)
         self.state, self.detail = "ready", None
         away_s = round(now - self._lost_at, 4)

@@ -6,6 +6,7 @@ import msgspec
 
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
+PATIENCE = 3  # crashes and failed starts in a row until nobody is kept waiting for the next
 
 
 class RestartPlan(msgspec.Struct, frozen=True, kw_only=True):

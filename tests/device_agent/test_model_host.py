@@ -1,0 +1,207 @@
+"""One model's host against a worker that does what a test wants: who is answered, when, and what is learnt."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import msgspec
+import pytest
+
+from aios_edge.errors import BundleRefused, WorkerLost
+from device_agent import wire
+from device_agent.answer import Answer, Energy
+from device_agent.cloud import CloudPool
+from device_agent.model_host import ModelHost, Surroundings
+from device_agent.rehearsal import rehearsal_batch
+from device_agent.settings import Policy
+from device_agent.values import ActivationReport, InferenceRequest
+from device_agent.worker_pool import BatchResult, WorkerSpec
+
+REPORT = ActivationReport(
+    bundle_id="b",
+    model="tiny",
+    version="1",
+    providers_requested=(),
+    providers_active=(),
+    provider_reason=None,
+    checks=(),
+    latency_p95_s=0.01,
+    rss_bytes=None,
+    load_s=0.0,
+)
+Run = Callable[[Sequence[InferenceRequest]], Awaitable[BatchResult]]
+
+
+class Worker:
+    """Stands for the handle: ``on_run`` answers batches, ``on_start`` may raise."""
+
+    def __init__(self) -> None:
+        self.ready = False
+        self.report = None
+        self.rss_bytes = None
+        self.pid = None
+        self.starts = 0
+        self.killed = asyncio.Event()
+        self.on_run: Run = self.answered
+        self.on_start: Callable[[str], None] = lambda check: None
+
+    async def start(self, check: str = "full") -> ActivationReport:
+        await asyncio.sleep(0)
+        self.on_start(check)
+        self.starts += 1
+        self.killed.clear()
+        self.ready = True
+        return REPORT
+
+    async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
+        return await self.on_run(requests)
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        self.ready = False
+
+    def kill(self) -> None:
+        self.ready = False
+        self.killed.set()
+
+    async def answered(self, requests: Sequence[InferenceRequest], status: int = 200, **changes: Any) -> BatchResult:
+        items = tuple(
+            wire.DoneItem(
+                **{
+                    "request_id": each.request_id,
+                    "status": status,
+                    "outputs": wire.Region(0, 2),
+                    "length": 5,
+                    **changes,
+                }
+            )
+            for each in requests
+        )
+        done = wire.Done(batch_id=1, generation=1, busy_s=0.01, cpu_s=0.0, rss_bytes=1, items=items)
+        return BatchResult(done=done, payload=memoryview(b"[]"))
+
+    async def hangs(self, requests: Sequence[InferenceRequest]) -> BatchResult:
+        await self.killed.wait()
+        raise WorkerLost("was killed by SIGKILL", where="worker")
+
+
+def request(number: int = 1) -> InferenceRequest:
+    (made,) = rehearsal_batch("tiny", (4,), pair=False, now=0.0)
+    return msgspec.structs.replace(made, request_id=number)
+
+
+def drive(bundle: Any, scenario: Callable[[ModelHost, Worker, list[Any]], Awaitable[None]], **policy: Any) -> None:
+    async def main() -> None:
+        events: list[Any] = []
+        rules = Policy(**policy)
+
+        def emit(kind: str, **detail: Any) -> None:
+            events.append((kind, detail))
+
+        around = Surroundings(
+            policy=rules,
+            cloud=CloudPool((), rules, emit),
+            emit=emit,
+            energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
+        )
+        host = ModelHost(WorkerSpec(model="tiny", bundle_path=bundle.path, profile="x"), bundle, around)
+        worker = Worker()
+        host.worker = worker  # type: ignore[assignment]
+        await host.activate()
+        try:
+            await asyncio.wait_for(scenario(host, worker, events), 10)
+        finally:
+            await host.stop()
+
+    asyncio.run(main())
+
+
+def test_a_batch_that_never_ends_costs_its_worker_and_not_the_model(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        async def once(requests: Sequence[InferenceRequest]) -> BatchResult:
+            worker.on_run = worker.answered
+            return await worker.hangs(requests)
+
+        worker.on_run = once
+        answer = await host.infer(request(1))
+        assert answer.status == 200 and answer.reason.value == "retried"
+        assert events[0][0] == "worker_crashed" and "0.2 s" in events[0][1]["how"]
+        assert (await host.infer(request(2))).status == 200
+
+    drive(tiny_bundle, scenario, batch_timeout_s=0.2)
+
+
+def test_a_request_that_hangs_every_worker_is_answered_too(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        worker.on_run = worker.hangs
+        answer = await host.infer(request(1))
+        assert answer.status == 503 and answer.reason.value == "worker_lost"
+
+    drive(tiny_bundle, scenario, batch_timeout_s=0.1)
+
+
+@pytest.mark.parametrize("fault", ["a region outside the payload", "an exception nobody knows"])
+def test_no_fault_of_one_batch_ends_the_serving(tiny_bundle: Any, fault: str) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        async def faulty(requests: Sequence[InferenceRequest]) -> BatchResult:
+            if fault.startswith("an exception"):
+                raise OSError("too many open files")
+            return await worker.answered(requests, outputs=wire.Region(0, 1000))
+
+        worker.on_run = faulty
+        answer = await host.infer(request(1))
+        assert answer.status == 503
+        worker.on_run = worker.answered
+        assert (await host.infer(request(2))).status == 200
+
+    drive(tiny_bundle, scenario)
+
+
+def test_a_restart_that_fails_in_an_unknown_way_is_tried_again(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        def once(check: str) -> None:
+            worker.on_start = lambda check: None
+            raise OSError("too many open files")
+
+        worker.on_start = once
+        worker.kill()
+        host._wake.set()
+        answer = await host.infer(request(1))
+        assert answer.status in (200, 503)
+        while host.state != "ready":  # noqa: ASYNC110 - a condition in the code under test
+            await asyncio.sleep(0.005)
+        assert (await host.infer(request(2))).status == 200
+
+    drive(tiny_bundle, scenario)
+
+
+def test_who_has_no_deadline_hears_that_the_worker_does_not_come_back(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        def refuse(check: str) -> None:
+            raise BundleRefused("digest", "model.onnx was altered")
+
+        worker.on_start = refuse
+        worker.kill()
+        host._wake.set()
+        answer: Answer = await host.infer(request(1))
+        assert answer.status == 503 and answer.retry_after_s
+        assert any(kind == "contract_broken" for kind, _ in events)
+
+    drive(tiny_bundle, scenario)
+
+
+def test_refused_requests_teach_nothing_about_how_long_good_ones_take(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        before = host.service.busy_s(30.0)
+
+        async def refusing(requests: Sequence[InferenceRequest]) -> BatchResult:
+            result = await worker.answered(requests, status=400, error="no", length=0)
+            return BatchResult(done=msgspec.structs.replace(result.done, busy_s=1e-5), payload=result.payload)
+
+        worker.on_run = refusing
+        for number in range(1, 60):
+            assert (await host.infer(request(number))).status == 400
+        assert host.service.busy_s(30.0) == pytest.approx(before, rel=0.01)
+
+    drive(tiny_bundle, scenario)
