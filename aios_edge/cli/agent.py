@@ -110,6 +110,8 @@ def describe(document: dict[str, Any]) -> list[str]:
     link, outbox = document["mqtt"]["link"], document["mqtt"]["outbox"]
     connection = "connected" if link["connected"] else f"not connected: {link['reason']}"
     lines.append(f"mqtt {connection}  sent {document['mqtt']['published']}  waiting {outbox['depth']}")
+    if outbox.get("error"):
+        lines.append(f"  the disk refuses what waits for the broker: {outbox['error']}")
     totals = "  ".join(f"{route} {count}" for route, count in sorted(document["totals"].items())) or "none yet"
     lines.append(f"requests {totals}")
     return lines
