@@ -86,7 +86,6 @@ class Agent:
             if self.settings.http.unix_socket is not None:
                 remove_socket_file(self.settings.http.unix_socket)
             await self._cloud.stop()
-            await asyncio.gather(*(host.stop() for host in self._hosts.values()), return_exceptions=True)
             await self._reporter.stop(why)
             log.info("stopped")
 
@@ -111,7 +110,12 @@ class Agent:
             server.should_exit = True
             for task in (activation, stopping):
                 task.cancel()
+            await asyncio.wait((doors,), timeout=self.settings.policy.drain_s)
+            # Who still waits is told so while the doors are there to say it.
+            await asyncio.gather(*(host.stop() for host in self._hosts.values()), return_exceptions=True)
             await asyncio.gather(activation, stopping, doors, return_exceptions=True)
+        if not self._stopping.is_set():
+            doors.result()  # nobody stopped them: they failed
 
     def shut_down(self) -> None:
         """Begin the orderly stop."""
@@ -279,7 +283,7 @@ class Agent:
             proxy_headers=False,
             backlog=1024,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=max(1, round(self.settings.policy.drain_s)),
+            timeout_graceful_shutdown=round(self.settings.policy.drain_s) + 2,  # to tell those who still wait
         )
 
     @contextlib.contextmanager

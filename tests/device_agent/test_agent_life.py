@@ -257,3 +257,33 @@ def test_a_misspelt_key_is_exit_2(tmp_path: Path, agent_toml: Callable[..., str]
     (tmp_path / "agent.toml").write_text(agent_toml().replace("state_dir", "state_dri"))
     result = agent_command("check", "--config", str(tmp_path / "agent.toml"))
     assert result.returncode == 2 and "Did you mean 'state_dir'?" in result.stderr
+
+
+def test_who_still_waits_when_the_drain_ends_is_told_so(start_agent: Any, small_batches: Path) -> None:
+    agent = start_agent("[emulate]\nslowdown = 1500.0\n[policy]\ndrain_s = 1.0", bundle=small_batches)
+    with ThreadPoolExecutor(10) as pool:
+        futures = [pool.submit(agent.infer, "a bad film") for _ in range(10)]
+        agent.until(lambda status: in_flight(status) >= 9)
+        agent.process.send_signal(signal.SIGTERM)
+        answers = [future.result() for future in futures]
+    refused = [(document["error"], headers) for code, document, headers in answers if code == 503]
+    assert len(refused) >= 5 and {code for code, _, _ in answers} <= {200, 503}
+    assert all("stopping" in error and int(headers["retry-after"]) >= 1 for error, headers in refused)
+    assert agent.process.wait(20) == 0
+
+
+def test_doors_that_fail_end_the_agent_with_their_error(
+    tmp_path: Path, agent_toml: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import asyncio
+
+    from device_agent.agent import Agent, _Server
+    from device_agent.settings import parse_settings
+
+    async def broken(self: Any, sockets: Any = None) -> None:
+        raise OSError("no doors today")
+
+    monkeypatch.setattr(_Server, "serve", broken)
+    agent = Agent(parse_settings(agent_toml(), where="test", base=tmp_path))
+    with pytest.raises(OSError, match="no doors today"):
+        asyncio.run(agent.run())
