@@ -15,6 +15,7 @@ import contextlib
 import queue
 import random
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -29,6 +30,7 @@ from aios_edge.mqtt_options import MqttOptions as MqttOptions
 from aios_edge.mqtt_options import broker_address
 
 CONNECT_TIMEOUT_S = 8.0
+STEADY_S = 5.0  # a connection that lasted so long was a good one
 _FAILURE = 128  # reason codes from here on say no
 _UNACCEPTABLE_PROTOCOL = 132
 
@@ -177,10 +179,12 @@ class MqttLink:
         protocol = MQTTv311 if wanted == "3.1.1" else MQTTv5
         backoff_s = self._options.backoff_min_s
         while not self._stopping.is_set():
-            connects = self._state.connects
+            connects, began = self._state.connects, time.monotonic()
             version_to_blame = self._attempt(protocol)
             if self._state.connects > connects:
-                backoff_s = self._options.backoff_min_s
+                # A broker that welcomes and then hangs up (over what we send, say) mustn't be stormed.
+                lasted = time.monotonic() - began >= STEADY_S
+                backoff_s = self._options.backoff_min_s if lasted else min(self._options.backoff_max_s, backoff_s * 2)
                 if wanted == "auto":
                     protocol = MQTTv5  # the broker that comes back may be another one
             elif version_to_blame and wanted == "auto" and protocol == MQTTv5:

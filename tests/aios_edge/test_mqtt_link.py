@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -115,6 +116,33 @@ def test_a_server_that_is_no_broker_is_said_to_be_none() -> None:
         assert seen.wait(lambda state: state.failed_attempts >= 2).reason
         link.stop()
         server.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_broker_that_accepts_and_hangs_up_is_not_stormed() -> None:
+    accepted: queue.SimpleQueue[float] = queue.SimpleQueue()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def accept_and_hang_up() -> None:
+            while True:
+                try:
+                    connection = server.accept()[0]
+                except OSError:
+                    return
+                accepted.put(time.monotonic())
+                with connection:
+                    connection.recv(1024)
+                    connection.sendall(b"\x20\x03\x00\x00\x00")  # CONNACK of MQTT 5: welcome
+
+        threading.Thread(target=accept_and_hang_up, daemon=True).start()
+        seen = Seen()
+        options = MqttOptions(url=f"mqtt://127.0.0.1:{server.getsockname()[1]}", backoff_min_s=0.05, backoff_max_s=5.0)
+        link = MqttLink(options, call=lambda function: function(), on_state=seen)
+        link.start()
+        times = [accepted.get(timeout=WAIT_S) for _ in range(6)]
+        link.stop()
+        server.shutdown(socket.SHUT_RDWR)
+    assert seen.wait(lambda state: state.connects >= 4)
+    assert times[5] - times[4] > 4 * 0.05, "the pauses grow although each attempt was welcomed"
 
 
 def test_a_restarted_broker_gets_the_link_and_its_subscriptions_back() -> None:
