@@ -70,6 +70,16 @@ def broken_promise(trial: Trial, contests: Sequence[Contest]) -> PromiseBroken |
     return None
 
 
+def _batch_size(contest: Contest) -> int:
+    """How many requests the device may run together."""
+    if contest.winner.made.plan.precision == "dynamic-s8":
+        return 1  # its scales come from the whole batch: an answer would depend on who else asked
+    if contest.on_target:
+        return contest.winner.measured.max_batch_size
+    on_cpu = bool(contest.profile.providers) and contest.profile.providers[0].name == CPU
+    return UNMEASURED_BATCH_CPU if on_cpu else UNMEASURED_BATCH
+
+
 def write(
     contest: Contest, trial: Trial, common: Common, identity: Identity, tokenizer: Path, source: str, target: Path
 ) -> Bundle:
@@ -87,14 +97,12 @@ def write(
     samples = common.encoder.samples(held_out.texts)
     rows = pick(held_out.labels, [length_of(sample) for sample in samples], margins_of(winner.logits))
     golden = record(rows, held_out, samples, common.reference, winner.logits, common.encoder)
-    on_cpu = bool(contest.profile.providers) and contest.profile.providers[0].name == CPU
-    unmeasured = UNMEASURED_BATCH_CPU if on_cpu else UNMEASURED_BATCH
     manifest = manifest_of(
         identity,
         profile=contest.profile.name,
         precision=winner.made.plan.precision,
         session=winner.made.built.session,
-        max_batch_size=winner.measured.max_batch_size if contest.on_target else unmeasured,
+        max_batch_size=_batch_size(contest),
         provenance=Provenance(
             source=source,
             candidate=winner.made.plan.name,

@@ -99,6 +99,11 @@ def test_the_batch_size_of_another_device_is_not_taken_from_this_machine(whole: 
     assert (sizes["cloud-cpu"], sizes["rpi5"], sizes["jetson-orin-nano"]) == (4, 1, 8)
 
 
+def test_a_dynamically_quantized_model_never_shares_a_batch(whole: Run) -> None:
+    manifest = open_bundle(whole.out / "x86-gateway").manifest
+    assert (manifest.precision, manifest.max_batch_size) == ("dynamic-s8", 1)  # measured as useful: 4
+
+
 def test_a_search_that_is_not_exhaustive_builds_only_what_can_win(workshop: Path, whole: Run, tmp_path: Path) -> None:
     recipe = workshop / "quick.toml"
     recipe.write_text((workshop / "recipe.toml").read_text() + "\n[search]\nexhaustive = false\n")
