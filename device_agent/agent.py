@@ -315,10 +315,10 @@ class Agent:
         if reading is None:
             return Energy(energy_j=None, method="unknown: power not sampled yet")
         if reading.active_w is None:
-            return Energy(
-                energy_j=None, method=f"unknown: {reading.active_reason or reading.reason or 'no power source'}"
-            )
-        return Energy(energy_j=reading.active_w * compute_s / max(batch_size, 1), method=reading.total_method)
+            why = reading.active_reason or reading.reason or "no power source"
+            return Energy(energy_j=None, method=f"unknown: {why}")
+        # The reading is of the last second, not of this batch: however good the sensor, the share is an estimate.
+        return Energy(energy_j=reading.active_w * compute_s / max(batch_size, 1), method="estimated")
 
     def _status_body(self) -> StatusBody:
         bundles = tuple(self._bundle_status(host) for host in self._hosts.values())

@@ -132,7 +132,7 @@ class Metrics:
             page.family(
                 "aios_inference_energy_joules_total",
                 "counter",
-                f"Energy of local inferences above idle ({power.total_method}).",
+                f"Energy of local inferences above idle, estimated from {power.total_method} power.",
                 _keyed(self._energy_j.items()),
                 one,
             )

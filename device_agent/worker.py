@@ -72,7 +72,7 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
         refuse(error.promise, error, _told(error))
     except (UsageError, MissingExtra, AiosEdgeError) as error:
         refuse("settings" if isinstance(error, UsageError) else "runtime", error, str(error))
-    except OSError:
+    except ConnectionError:  # the supervisor is gone; any other OSError is the bundle's or the disk's
         raise
     except Exception as error:  # whatever a hostile model makes the runtime raise is a refusal, not a crash loop
         refuse("load", error, f"{type(error).__name__}: {error}"[:500])

@@ -70,13 +70,12 @@ def broken_promise(trial: Trial, contests: Sequence[Contest]) -> PromiseBroken |
     return None
 
 
-def _batch_size(contest: Contest) -> int:
-    """How many requests the device may run together."""
-    if contest.winner.made.plan.precision == "dynamic-s8":
+def batch_size(precision: str, *, useful: int | None, on_cpu: bool) -> int:
+    """How many requests a device may run together; ``useful`` is what was measured on the target, or None. Pure."""
+    if precision == "dynamic-s8":
         return 1  # its scales come from the whole batch: an answer would depend on who else asked
-    if contest.on_target:
-        return contest.winner.measured.max_batch_size
-    on_cpu = bool(contest.profile.providers) and contest.profile.providers[0].name == CPU
+    if useful is not None:
+        return useful
     return UNMEASURED_BATCH_CPU if on_cpu else UNMEASURED_BATCH
 
 
@@ -102,7 +101,11 @@ def write(
         profile=contest.profile.name,
         precision=winner.made.plan.precision,
         session=winner.made.built.session,
-        max_batch_size=_batch_size(contest),
+        max_batch_size=batch_size(
+            winner.made.plan.precision,
+            useful=winner.measured.max_batch_size if contest.on_target else None,
+            on_cpu=bool(contest.profile.providers) and contest.profile.providers[0].name == CPU,
+        ),
         provenance=Provenance(
             source=source,
             candidate=winner.made.plan.name,

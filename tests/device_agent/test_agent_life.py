@@ -287,3 +287,19 @@ def test_doors_that_fail_end_the_agent_with_their_error(
     agent = Agent(parse_settings(agent_toml(), where="test", base=tmp_path))
     with pytest.raises(OSError, match="no doors today"):
         asyncio.run(agent.run())
+
+
+@pytest.mark.parametrize("method", ["measured", "estimated"])
+def test_a_requests_share_of_the_power_is_an_estimate_whatever_the_sensor(
+    tmp_path: Path, agent_toml: Callable[..., str], method: Any
+) -> None:
+    from device_agent.agent import Agent
+    from device_agent.power.reading import PowerReading
+    from device_agent.settings import parse_settings
+
+    agent = Agent(parse_settings(agent_toml(), where="test", base=tmp_path))
+    agent._reporter.last_reading = PowerReading(
+        at_s=0.0, total_w=7.0, total_method=method, total_source="x", reason=None, active_w=4.0
+    )
+    energy = agent._energy(0.5, 2)
+    assert energy.energy_j == 1.0 and energy.method == "estimated"

@@ -374,3 +374,19 @@ def test_an_emulated_slow_device_holds_its_batch_asleep(tiny_bundle: Any) -> Non
         await worker.stop()
 
     asyncio.run(journey())
+
+
+def test_a_disk_that_fails_while_loading_is_a_refusal_with_its_reason(
+    tiny_bundle: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(5, "Input/output error", "model.onnx")
+
+    monkeypatch.setattr("device_agent.worker.activate", failing)
+
+    async def main() -> None:
+        handle = WorkerHandle(spec(tiny_bundle, isolation="thread"))
+        with pytest.raises(BundleRefused, match="Input/output error"):
+            await handle.start()
+
+    asyncio.run(main())

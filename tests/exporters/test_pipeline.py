@@ -21,7 +21,7 @@ from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import PromiseBroken
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
-from exporters import data, measure, ort
+from exporters import data, measure, ort, ship
 from exporters.report import ExportReport
 
 pytestmark = pytest.mark.export
@@ -99,9 +99,17 @@ def test_the_batch_size_of_another_device_is_not_taken_from_this_machine(whole: 
     assert (sizes["cloud-cpu"], sizes["rpi5"], sizes["jetson-orin-nano"]) == (4, 1, 8)
 
 
-def test_a_dynamically_quantized_model_never_shares_a_batch(whole: Run) -> None:
-    manifest = open_bundle(whole.out / "x86-gateway").manifest
-    assert (manifest.precision, manifest.max_batch_size) == ("dynamic-s8", 1)  # measured as useful: 4
+@pytest.mark.parametrize(
+    ("precision", "useful", "on_cpu", "expected"),
+    [
+        ("dynamic-s8", 4, True, 1),  # a shared batch would change its answers
+        ("fp32", 4, True, 4),
+        ("fp32", None, True, 1),
+        ("fp16", None, False, 8),
+    ],
+)
+def test_batch_size_of_a_bundle(precision: str, useful: int | None, on_cpu: bool, expected: int) -> None:
+    assert ship.batch_size(precision, useful=useful, on_cpu=on_cpu) == expected
 
 
 def test_a_search_that_is_not_exhaustive_builds_only_what_can_win(workshop: Path, whole: Run, tmp_path: Path) -> None:
