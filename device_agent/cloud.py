@@ -89,9 +89,9 @@ class Endpoint:
 
     async def stop(self) -> None:
         """Stop checking and close idle connections."""
-        if self._task:
+        while self._task and not self._task.done():  # wait_for before Python 3.12 may swallow a cancellation
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.wait((self._task,), timeout=1.0)
         self._client.close()
 
     def status(self, now: float) -> CloudStatus:

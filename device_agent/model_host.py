@@ -107,9 +107,9 @@ class ModelHost:
         waiting = [*self._tickets.values(), *self._running.tickets]
         if self._review:
             self._review.cancel()
-        if self._task:
+        while self._task and not self._task.done():  # wait_for before Python 3.12 may swallow a cancellation
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.wait((self._task,), timeout=1.0)
         for ticket in waiting:
             self._resolve(ticket, Shed(Reason.DRAINING, 5.0))
         self._queue.clear()

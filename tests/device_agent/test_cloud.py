@@ -317,3 +317,31 @@ def test_a_deadline_that_the_endpoint_missed_is_learnt_from() -> None:
         assert offer is not None and offer.expected_s > 0.1, "nobody else with such a deadline is sent there at once"
 
     drive(scenario, Server())
+
+
+def test_a_check_that_swallows_its_cancellation_does_not_keep_the_agent_from_stopping() -> None:
+    """asyncio.wait_for before Python 3.12 does, when what it waits for ends at the same moment."""
+
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        endpoint, busy = pool.endpoints["c"], asyncio.Event()
+
+        async def stubborn(_: Any) -> None:
+            busy.set()
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                if not swallowed:
+                    swallowed.append(True)
+                    return
+                raise
+
+        swallowed: list[bool] = []
+        await until(lambda: usable(pool))
+        endpoint._check = stubborn  # type: ignore[method-assign]
+        endpoint.models["m"].usable = False
+        endpoint._wake.set()
+        await busy.wait()
+        await asyncio.wait_for(pool.stop(), 5)
+        assert swallowed
+
+    drive(scenario, Server())

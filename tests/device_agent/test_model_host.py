@@ -205,3 +205,28 @@ def test_refused_requests_teach_nothing_about_how_long_good_ones_take(tiny_bundl
         assert host.service.busy_s(30.0) == pytest.approx(before, rel=0.01)
 
     drive(tiny_bundle, scenario)
+
+
+def test_a_start_that_swallows_its_cancellation_does_not_keep_the_host_from_stopping(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        starting, swallowed = asyncio.Event(), []
+
+        async def start(check: str = "full") -> ActivationReport:
+            starting.set()
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                if swallowed:
+                    raise
+                swallowed.append(True)
+            worker.ready = True
+            return REPORT
+
+        worker.start = start  # type: ignore[method-assign]
+        worker.kill()
+        host._wake.set()
+        await starting.wait()
+        await asyncio.wait_for(host.stop(), 5)
+        assert swallowed
+
+    drive(tiny_bundle, scenario)
