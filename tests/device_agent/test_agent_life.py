@@ -247,7 +247,8 @@ def test_the_broker_hears_online_what_happened_and_offline(start_agent: Any) -> 
         listener.disconnect()
     states = [message for topic, message in heard if topic.endswith("/status")]
     assert states[-1]["status"] == "offline" and states[-1]["why"] == "stopped"
-    assert any(state["status"] == "online" and state["bundles"][0]["state"] == "ready" for state in states)
+    online = [bundle["state"] for state in states if state["status"] == "online" for bundle in state["bundles"]]
+    assert "ready" in online  # an earlier status may say loading, or know of no bundle yet
     assert "activated" in [message["kind"] for topic, message in heard if topic.endswith("/event")]
     counted = [message["requests"]["answered"] for topic, message in heard if topic.endswith("/telemetry")]
     assert sum(counted) == 1
