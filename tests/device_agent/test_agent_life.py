@@ -233,9 +233,12 @@ def test_the_broker_hears_online_what_happened_and_offline(start_agent: Any) -> 
         listener = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
         listener.on_message = lambda _c, _u, message: heard.append((message.topic, json.loads(message.payload)))
         host, port = broker.url.removeprefix("mqtt://").split(":")
+        subscribed = threading.Event()
+        listener.on_connect = lambda *_: listener.subscribe("aios/v1/default/dev/#", 1)  # after every connect
+        listener.on_subscribe = lambda *_: subscribed.set()
         listener.connect(host, int(port))
-        listener.subscribe("aios/v1/default/dev/#", 1)
         listener.loop_start()
+        assert subscribed.wait(10)
         agent = start_agent(f'[mqtt]\nurl = "{broker.url}"\ninterval_s = 0.2')
         assert agent.infer()[0] == 200
         agent.until(lambda status: status["mqtt"]["link"]["connected"] and status["mqtt"]["outbox"]["depth"] == 0)
