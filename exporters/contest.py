@@ -139,9 +139,11 @@ def latency_of(measured: Measured) -> Latency | None:
     return Latency(p50=timing.p50, p95=timing.p95) if timing else None
 
 
-def shapes_within(positions: int) -> tuple[Shape, ...]:
-    """The usual shapes that a model of so many positions can take; where there is none, one request of that length."""
-    return tuple(shape for shape in ONE_THREAD if shape[1] <= positions) or ((1, positions, 1),)
+def shapes_within(positions: int, *, exhaustive: bool = True) -> tuple[Shape, ...]:
+    """The usual shapes that a model of so many positions can take, or only the one that decides; where there is none,
+    one request of that length."""
+    wanted = ONE_THREAD if exhaustive else ONE_THREAD[:1]
+    return tuple(shape for shape in wanted if shape[1] <= positions) or ((1, positions, 1),)
 
 
 def _conditions(profile: DeviceProfile, longest: int) -> Shape:

@@ -59,7 +59,7 @@ def run(
     converted_folder, parity = stages.convert(tuned_folder, identity, samples, encoder)
     converted = stages.baseline(converted_folder)
     reference = stages.answers(converted, "validation", data.validation, encoder)
-    shapes = shapes_within(source.max_length)
+    shapes = shapes_within(source.max_length, exhaustive=recipe.search.exhaustive)
     cost = stages.measured(converted, converted, shapes[:1])
     common = Common(
         recipe=recipe,

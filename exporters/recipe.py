@@ -70,7 +70,7 @@ class AccuracySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 class SearchSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``exhaustive`` false: where the profile's preference decides (its latency can't be measured here), candidates
-    after the first one that keeps its promises can't win and aren't built."""
+    after the first one that keeps its promises can't win and aren't built, and only one shape is timed."""
 
     exhaustive: bool = True
 
