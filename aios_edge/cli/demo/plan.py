@@ -46,12 +46,13 @@ FULL = Plan(
 
 FAST = Plan(
     finetune={
-        "method": "full",
+        "method": "last-n",
+        "last_n": 3,
         "epochs": 1,
         "batch_size": 32,
-        "learning_rate": 1e-4,
+        "learning_rate": 4e-4,
         "max_length": 64,
-        "max_rows": 900,
+        "max_rows": 1200,
         "seed": 7,
     },
     validation_rows=400,
