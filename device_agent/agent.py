@@ -20,11 +20,12 @@ from pathlib import Path
 import uvicorn
 
 from aios_edge.bundle.read import Bundle, open_bundle
-from aios_edge.errors import AiosEdgeError, PromiseBroken, ResourceError, SettingsError
+from aios_edge.errors import AiosEdgeError, PromiseBroken, SettingsError
 from aios_edge.mqtt_options import broker_address
 from aios_edge.profile_files import load_profile
 from aios_edge.telemetry import BundleStatus, Scalar, StatusBody
 from aios_edge.version import __version__
+from device_agent import state_dir
 from device_agent import status as st
 from device_agent.answer import Energy
 from device_agent.cloud import CloudPool
@@ -72,8 +73,9 @@ class Agent:
         sockets = open_sockets(self.settings.http)
         self.listen = tuple(address(sock) for sock in sockets)
         why = "stopped"
+        held = contextlib.ExitStack()
         try:
-            self._make_state_dir()
+            held.enter_context(state_dir.hold(self.settings.device.state_dir))
             await self._reporter.start()
             with self._signals():
                 await self._serve(sockets)
@@ -87,6 +89,7 @@ class Agent:
                 remove_socket_file(self.settings.http.unix_socket)
             await self._cloud.stop()
             await self._reporter.stop(why)
+            held.close()
             log.info("stopped")
 
     async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
@@ -198,15 +201,6 @@ class Agent:
         return Reporter(
             options, meter=PowerMeter(self.profile.power), status_body=self._status_body, gauges=self._gauges
         )
-
-    def _make_state_dir(self) -> None:
-        path = self.settings.device.state_dir
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ResourceError(
-                f"can't be made ({error.strerror})", where=f"device.state_dir {path}", remedy="Choose a writable folder"
-            ) from error
 
     def _open(self, entry: BundleEntry) -> Bundle:
         # Digests are the worker's to check, on the files it is about to load; here only what is needed to start it.

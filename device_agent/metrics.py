@@ -46,7 +46,7 @@ class Metrics:
         if done.status < 400:
             key = (done.model, done.route)
             self._latency.setdefault(key, _Histogram(LATENCY_BUCKETS_S)).add(done.latency_s)
-        if done.batch_size is not None:
+        if done.batch_size is not None and done.status < 400:  # what was refused never ran
             self._batch.setdefault(done.model, _Histogram(BATCH_BUCKETS)).add(done.batch_size)
         if done.energy_j is not None:
             self._energy_j[done.model] += done.energy_j  # type: ignore[assignment]

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -307,3 +309,44 @@ def test_a_requests_share_of_the_power_is_an_estimate_whatever_the_sensor(
     )
     energy = agent._energy(0.5, 2)
     assert energy.energy_j == 1.0 and energy.method == "estimated"
+
+
+def test_a_second_agent_on_the_same_folder_is_refused_and_the_first_goes_on(start_agent: Any) -> None:
+    first = start_agent()
+    second = subprocess.run(
+        [sys.executable, "-m", "aios_edge.cli.main", "agent", "run", "--config", str(first.config)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert second.returncode == 1
+    assert "state_dir" in second.stderr and "in use by another agent" in second.stderr
+    assert first.infer()[0] == 200
+    first.process.kill()  # what a killed agent held is free again
+    first.process.wait()
+    config = first.config.read_text()
+    assert 'state_dir = "state"' in config
+    again = subprocess.Popen(
+        [sys.executable, "-m", "aios_edge.cli.main", "agent", "run", "--config", str(first.config)],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert again.stderr is not None
+    assert any("ready on" in line for line in again.stderr)
+    again.terminate()
+    again.stderr.read()
+    assert again.wait(30) == 0
+
+
+def test_a_refused_request_is_no_batch(start_agent: Any) -> None:
+    agent = start_agent()
+    body = {"inputs": [{"name": "txt", "datatype": "BYTES", "shape": [1], "data": ["good"]}]}
+    request = urllib.request.Request(f"{agent.url}/v2/models/tiny/infer", json.dumps(body).encode())
+    with pytest.raises(urllib.error.HTTPError) as refused, urllib.request.urlopen(request, timeout=10):
+        pass
+    refused.value.close()
+    assert refused.value.code == 400
+    assert agent.infer()[0] == 200
+    with urllib.request.urlopen(f"{agent.url}/metrics", timeout=10) as response:
+        assert 'aios_batch_size_count{model="tiny"} 1\n' in response.read().decode()
