@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,15 @@ ROOT = Path(__file__).parents[2]
 WORKSHOP = {"torch", "transformers", "optimum", "onnx", "neural-compressor", "rich"}
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+
+def interpreter_of(version: str) -> str | None:
+    """A Python of that version that really starts: on PATH, or among pyenv's (whose shims may be there but refuse)."""
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for candidate in (shutil.which(f"python{version}"), *sorted(map(str, pyenv.glob(f"{version}.*/bin/python")))):
+        if candidate and subprocess.run([candidate, "-c", ""], check=False, capture_output=True).returncode == 0:
+            return candidate
+    return None
 
 
 def environment(folder: Path, extras: str, interpreter: str = sys.executable) -> Path:
@@ -61,8 +71,8 @@ def test_a_device_install_is_small(extras: str, limit_bytes: float, tmp_path: Pa
 
 @pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13"])
 def test_the_agent_runs_on_every_supported_python(version: str, tiny_bundle: Any, tmp_path: Path) -> None:
-    interpreter = shutil.which(f"python{version}")
-    if interpreter is None or subprocess.run([interpreter, "-c", ""], check=False).returncode:
+    interpreter = interpreter_of(version)
+    if interpreter is None:
         pytest.skip(f"no Python {version} on this machine")
     python = environment(tmp_path / "venv", "cpu,text", interpreter)
     config = tmp_path / "agent.toml"
