@@ -9,8 +9,9 @@ from exporters.report import Candidate, ExportReport, ProfileReport
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1d21;background:#fff}
 table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}th,td{padding:.3rem .6rem;text-align:right;
-white-space:nowrap;border-bottom:1px solid #d7dbe0}th:first-child,td:first-child,td.text{text-align:left}td.text{white-space:normal}
-tr.chosen{background:#e4f4ea;font-weight:600}h2{margin-top:2.5rem}.note{color:#5a6370}.warn{color:#8a4b00}svg{max-width:100%}code{font-size:.9em}
+white-space:nowrap;border-bottom:1px solid #d7dbe0}th:first-child,td:first-child,td.text{text-align:left}
+td.text{white-space:normal}tr.chosen{background:#e4f4ea;font-weight:600}h2{margin-top:2.5rem}.note{color:#5a6370}.warn{color:#8a4b00}svg{max-width:100%}
+code{font-size:.9em}
 @media(prefers-color-scheme:dark){body{color:#e6e8eb;background:#15181c}tr.chosen{background:#173a26}
 th,td{border-color:#3a4048}.note{color:#9aa4b0}.warn{color:#ffb454}}
 """
