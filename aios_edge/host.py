@@ -71,6 +71,8 @@ def matches(profile: DeviceProfile, host: Host) -> Match:
     if missing := [flag for flag in profile.cpu_flags if host.cpu_flags.isdisjoint(flag.split("|"))]:
         lacking.append(f"the CPU lacks {', '.join(missing).replace('|', ' or ')}")
     match = profile.match
+    if excess := [flag for flag in match.without_cpu_flags if flag in host.cpu_flags]:
+        lacking.append(f"the CPU has {', '.join(excess)}, which this class doesn't")
     board = next((name for name in host.device_tree if any(part in name for part in match.device_tree)), None)
     if match.device_tree and board is None:
         lacking.append(f"the device tree names none of {', '.join(match.device_tree)}")

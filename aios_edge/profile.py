@@ -66,12 +66,14 @@ class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What ``detect`` looks for beyond architecture and CPU flags.
 
     ``device_tree``: any of these appears in /proc/device-tree/compatible. ``max_memory_bytes``: the machine has
-    at most that much. ``rank`` breaks ties: the more specific profile has the higher one; negative: never
-    proposed by itself (the cloud profiles).
+    at most that much. ``without_cpu_flags``: a CPU with any of these is of another class; it runs the same model at
+    another speed, so its figures would not be this class's. ``rank`` breaks ties: the more specific profile has the
+    higher one; negative: never proposed by itself (the cloud profiles).
     """
 
     device_tree: tuple[str, ...] = ()
     max_memory_bytes: int | None = None
+    without_cpu_flags: tuple[str, ...] = ()
     gpu: bool = False
     rank: int = 0
 

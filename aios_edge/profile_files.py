@@ -121,6 +121,10 @@ def profile_faults(profile: DeviceProfile) -> tuple[str, ...]:
         require(getattr(budgets, key) >= 1, f"budgets.{key}", "is less than 1")
     require(0 <= budgets.max_drop < 1, "budgets.max_drop", f"{budgets.max_drop} is not between 0 and 1")
     unique("match.device_tree", profile.match.device_tree)
+    unique("match.without_cpu_flags", profile.match.without_cpu_flags)
+    asked = {flag for entry in profile.cpu_flags for flag in entry.split("|")}
+    both = sorted(asked & set(profile.match.without_cpu_flags))
+    require(not both, "match.without_cpu_flags", f"{', '.join(both)} is in cpu_flags as well")
     memory = profile.match.max_memory_bytes
     require(memory is None or memory > 0, "match.max_memory_bytes", "is not positive")
     return tuple(faults)

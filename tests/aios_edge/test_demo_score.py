@@ -115,6 +115,9 @@ def test_a_good_run_misses_nothing() -> None:
         ("accuracy_drop", 0.011),
         ("size_bytes", 30_000_000),
         ("speedup", None),
+        ("speedup", 0.99),
+        ("cloud_share", 0.39),
+        ("cloud_share", 0.91),
         ("deadline_hit_rate_with_cloud", 0.96),
         ("shed", 31),
         ("deadline_hit_rate_without_cloud", 0.9),
@@ -126,3 +129,11 @@ def test_a_good_run_misses_nothing() -> None:
 def test_each_promise_of_the_demo_can_be_missed(field: str, value: float | None) -> None:
     (miss,) = misses(dataclasses.replace(GOOD, **{field: value}))
     assert miss.promise == field
+
+
+def test_a_cpu_with_8_bit_dot_products_is_held_to_more_speed() -> None:
+    vnni = dataclasses.replace(GOOD, profile="x86-vnni")
+    (miss,) = misses(dataclasses.replace(vnni, speedup=2.4))
+    assert miss.promise == "speedup" and "2.5 was promised on x86-vnni" in miss.said
+    assert misses(dataclasses.replace(vnni, speedup=2.6)) == ()
+    assert misses(dataclasses.replace(vnni, speedup=2.0, fast=True)) == ()  # it may have shipped fp32

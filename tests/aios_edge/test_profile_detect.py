@@ -68,6 +68,13 @@ def test_a_host_without_avx2_is_told_what_it_lacks() -> None:
     assert "avx512_vnni or avx_vnni" in lacking["x86-vnni"][0]
 
 
+def test_a_faster_class_of_cpu_does_not_speak_for_a_slower_one() -> None:
+    for name, flag in (("x86-avx512vnni", "avx512_vnni"), ("x86-avxvnni", "avx_vnni")):
+        found = matches(load_profile("x86-gateway"), captured(name))
+        assert found == (False, (f"the CPU has {flag}, which this class doesn't",))
+    assert matches(load_profile("x86-gateway"), captured("x86-avx2")).ok
+
+
 def test_a_gpu_is_asked_for_only_where_the_profile_does() -> None:
     profile = load_profile("cloud-gpu")
     host = captured("x86-avx2")

@@ -143,6 +143,11 @@ def test_a_path_is_read_as_a_file(tmp_path: Path) -> None:
         ('"mine"', '"Mine/../x"', "name: takes"),
         ("[threads]", '[power]\nsources = ["raple"]\n[threads]', "did you mean 'rapl'"),
         ("[threads]", '[power]\nsources = ["estimate"]\n[threads]', "power.estimate: is missing"),
+        (
+            "[[providers]]",
+            'cpu_flags = ["i8mm|sve"]\nmatch.without_cpu_flags = ["sve"]\n[[providers]]',
+            "match.without_cpu_flags: sve is in cpu_flags as well",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, written: str, instead: str, said: str) -> None:

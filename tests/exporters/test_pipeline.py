@@ -119,12 +119,11 @@ def test_a_search_that_is_not_exhaustive_builds_only_what_can_win(workshop: Path
     report = exporters.export(recipe, profiles, tmp_path, cache=whole.out / ".cache")
     names = {name: [c.name for c in profile.candidates] for name, profile in report.profiles.items()}
     assert names["jetson-orin-nano"] == ["fp16"]  # the first of its preference keeps its promises
-    host = report.profiles["x86-gateway"].candidates[0].measured_on
-    if host.matches_profile:  # here the fastest wins, so all of them have to be measured
-        assert names["x86-gateway"] == ["dynamic-s8-r7", "fp32"]
-    assert {n: p.chosen for n, p in report.profiles.items()} == {
-        name: whole.report.profiles[name].chosen for name in report.profiles
-    }
+    assert report.profiles["jetson-orin-nano"].chosen == whole.report.profiles["jetson-orin-nano"].chosen
+    # Where this host is of the profile's class the fastest wins, so all have to be measured. Which one that is isn't
+    # asked: a model this tiny is as fast in both forms, give or take the noise.
+    on_target = report.profiles["x86-gateway"].candidates[0].measured_on.matches_profile
+    assert names["x86-gateway"] == (["dynamic-s8-r7", "fp32"] if on_target else ["dynamic-s8-r7"])
 
 
 def test_report_has_the_promised_keys(whole: Run) -> None:
