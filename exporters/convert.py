@@ -13,28 +13,33 @@ from typing import Any
 import msgspec
 
 from aios_edge.errors import PromiseBroken
-from exporters import graph, ort
+from exporters import first_token, graph, ort
 
 OPSET = 17
+#: As torch wrote it: what anyone would run, and so the baseline of every comparison.
 RAW = "raw.onnx"
+#: The same in standard operators, without what the answer doesn't need.
+STANDARD = "standard.onnx"
 FUSED = "fused.onnx"
+GRAPHS = (RAW, STANDARD, FUSED)
 OUTPUT = "logits"
 #: Encoders whose attention onnxruntime's BERT optimizer knows; others run as converted.
 FUSED_TYPES = ("bert",)
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out; ``converted.json`` beside ``raw.onnx`` and, for fused types, ``fused.onnx``."""
+    """What came out; ``converted.json`` beside the graphs. ``one_token``: operators that see only the token read."""
 
     inputs: tuple[str, ...]
     layers: int
     fused: bool
     gelu: bool
+    one_token: int
     operators: dict[str, int]
 
 
 def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
-    """Write ``raw.onnx`` (standard operators) and ``fused.onnx``.
+    """Write ``raw.onnx``, ``standard.onnx`` and, for types that fuse, ``fused.onnx``.
 
     Raises :class:`PromiseBroken` (``conversion`` or ``fusion``).
     """
@@ -42,9 +47,11 @@ def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
     config = model.config
     fused = config.model_type in FUSED_TYPES
     gelu = "gelu" in str(getattr(config, "hidden_act", ""))
-    counts = graph.operator_counts(work / RAW)
+    one_token = first_token.rewrite(work / RAW, work / STANDARD)
+    counts = graph.operator_counts(work / STANDARD)
     if fused:
         ort.fuse_bert(work / RAW, work / FUSED, heads=config.num_attention_heads, hidden=config.hidden_size)
+        first_token.rewrite(work / FUSED, work / FUSED)  # after the fusion, which knows only whole layers
         counts = graph.operator_counts(work / FUSED)
         graph.check_fusion(counts, layers=config.num_hidden_layers, where="convert", gelu=gelu)
     return Converted(
@@ -52,6 +59,7 @@ def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
         layers=int(getattr(config, "num_hidden_layers", 0)),
         fused=fused,
         gelu=gelu,
+        one_token=one_token,
         operators=dict(counts),
     )
 

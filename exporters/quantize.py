@@ -83,12 +83,12 @@ def _dynamic_s8(plan: Plan, converted: Path, calibration: Sequence[Sample], work
 
 def _fp16(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
     # Standard operators only: TensorRT knows none of onnxruntime's fused ones, and fuses by itself.
-    graph.save(ort.to_float16(graph.load(converted / convert.RAW)), work)
+    graph.save(ort.to_float16(graph.load(converted / convert.STANDARD)), work)
     return _AT_LOAD
 
 
 def _qdq_s8_sym(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
-    source, quantized = converted / convert.RAW, work / "quantized.onnx"
+    source, quantized = converted / convert.STANDARD, work / "quantized.onnx"
     ort.quantize_static_s8(source, quantized, calibration, nodes=graph.constant_matmuls(source))
     graph.check_zero_points(quantized)
     graph.save(graph.load(quantized), work)
@@ -97,7 +97,7 @@ def _qdq_s8_sym(plan: Plan, converted: Path, calibration: Sequence[Sample], work
 
 def _best_graph(converted: Path) -> Path:
     fused = converted / convert.FUSED
-    return fused if fused.is_file() else converted / convert.RAW
+    return fused if fused.is_file() else converted / convert.STANDARD
 
 
 def _offline(converted: Path, model: Path, work: Path) -> SessionSpec:

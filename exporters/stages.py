@@ -15,7 +15,20 @@ import numpy as np
 from aios_edge.host import Host, describe
 from aios_edge.tasks import text_classification
 from aios_edge.version import __version__
-from exporters import convert, encode, evaluate, finetune, graph, measure, measure_rss, ort, quantize, source, verify
+from exporters import (
+    convert,
+    encode,
+    evaluate,
+    finetune,
+    first_token,
+    graph,
+    measure,
+    measure_rss,
+    ort,
+    quantize,
+    source,
+    verify,
+)
 from exporters.bundle import Identity, draft, text_input
 from exporters.cache import StageCache, code_digest
 from exporters.data import Data, Labelled
@@ -119,7 +132,7 @@ class Stages:
             "finetune": tuned.name,
             "inputs": identity.inputs,
             "tools": self._tools,
-            "code": code_digest(convert, graph, ort, verify),
+            "code": code_digest(convert, first_token, graph, ort, verify),
             "samples": len(samples),
         }
 
@@ -133,7 +146,7 @@ class Stages:
                 return finetune.batch_logits(model, batch)
 
             worst = 0.0
-            for name in (convert.RAW, convert.FUSED):
+            for name in convert.GRAPHS:
                 if (work / name).is_file():
                     run = ort.Session(work / name, ort.DEFAULT_SPEC, threads=self._threads).run
                     worst = max(worst, verify.check_parity(name, run, torch_run, batches))

@@ -50,7 +50,7 @@ def batches(seed: int = 0) -> list[tuple[list[int], dict[str, np.ndarray]]]:
 
 
 def test_parity_holds_on_padded_batches(model: Any, converted: Path) -> None:
-    for name in (convert.RAW, convert.FUSED):
+    for name in convert.GRAPHS:
         run = ort.Session(converted / name, SessionSpec()).run
         assert verify.check_parity(name, run, lambda b: finetune.batch_logits(model, b), batches()) < 1e-5
 
