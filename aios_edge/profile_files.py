@@ -104,6 +104,7 @@ def profile_faults(profile: DeviceProfile) -> tuple[str, ...]:
     unique("cpu_flags", profile.cpu_flags)
     for key in ("intra_op", "inter_op", "workers"):
         require(getattr(profile.threads, key) >= 1, f"threads.{key}", "is less than 1")
+    require(profile.threads.workers <= 1, "threads.workers", "more than one worker is not available in this version")
     unique("power.sources", profile.power.sources)
     for source in profile.power.sources:
         what = f"{source!r} is not one of {', '.join(POWER_SOURCES)}{_meant(source, POWER_SOURCES)}"

@@ -38,7 +38,7 @@ from device_agent.metrics import Metrics
 from device_agent.model_host import ModelHost, Surroundings
 from device_agent.power.meter import PowerMeter
 from device_agent.reporter import Reporter, ReporterOptions
-from device_agent.settings import BundleEntry, Settings
+from device_agent.settings import BundleEntry, Settings, check_model_maps
 from device_agent.values import ActivationReport, Completion
 from device_agent.window import Gauges
 from device_agent.worker_pool import WorkerSpec
@@ -134,6 +134,7 @@ class Agent:
             if name in seen:
                 raise _same_name(name, entry.path)
             seen[name] = entry.path
+        check_model_maps(self.settings, seen)
         reports: list[ActivationReport] = []
         for entry in self.settings.bundle:
             host = self._host(entry, self._open(entry))
@@ -221,6 +222,11 @@ class Agent:
     async def _activate_all(self) -> None:
         """One bundle after the other: their latency promises are measured, and shouldn't disturb each other."""
         last: AiosEdgeError | None = None
+        names: list[str] | None = None
+        with contextlib.suppress(AiosEdgeError):  # a bundle that can't be opened is refused below, when its turn comes
+            names = [self._open(entry).manifest.name for entry in self.settings.bundle]
+        if names is not None:
+            check_model_maps(self.settings, names)
         for entry in self.settings.bundle:
             try:
                 await self._activate(entry)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -283,6 +284,16 @@ def _check_values(settings: Settings, where: str) -> None:
             fail(f"cloud.{cloud.name}.url", f"{cloud.url!r} is not an http(s) URL", "Write http://host:port")
     if settings.mqtt and settings.mqtt.password_file and not settings.mqtt.username:
         fail("mqtt.password_file", "a password needs a username", "Set mqtt.username")
+
+
+def check_model_maps(settings: Settings, models: Collection[str]) -> None:
+    """Every local name of a ``[cloud.model_map]`` is a model of this device; raises :class:`SettingsError`."""
+    for cloud in settings.cloud:
+        for name in cloud.model_map:
+            if name not in models:
+                what = f"no bundle here is named '{name}'"
+                where = f"cloud.{cloud.name}.model_map"
+                raise SettingsError(what, where=where, remedy=_nearest(name, tuple(models)))
 
 
 def _is_http_url(url: str) -> bool:

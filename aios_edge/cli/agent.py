@@ -11,6 +11,8 @@ from typing import Any
 import click
 import msgspec
 
+from aios_edge.errors import PromiseBroken
+
 DEFAULT_URL = "http://127.0.0.1:8080"
 
 _config = click.option(
@@ -49,10 +51,15 @@ def check(config: Path, as_json: bool) -> None:
 
     _log_to_stderr()
     settings = load_settings(config)
-    reports = asyncio.run(_check(Agent, settings))
+    document = {"config": str(config), "profile": settings.device.profile, "activations": (), "error": None}
+    try:
+        reports = asyncio.run(_check(Agent, settings))
+    except PromiseBroken as error:
+        if as_json:
+            click.echo(msgspec.json.encode({**document, "error": str(error)}).decode())
+        raise
     if as_json:
-        document = {"config": str(config), "profile": settings.device.profile, "activations": reports}
-        click.echo(msgspec.json.encode(document).decode())
+        click.echo(msgspec.json.encode({**document, "activations": reports}).decode())
         return
     for report in reports:
         click.echo(f"{report.model} {report.version}  {report.bundle_id[:12]}  {', '.join(report.providers_active)}")

@@ -52,7 +52,7 @@ def show(path: Path, as_json: bool) -> None:
     click.echo("  promises")
     for promise in opened.contract.promises:
         basis = f"{promise.basis}, checked: {promise.check}"
-        click.echo(f"    {promise.name} {promise.op} {promise.value:g} {promise.unit} ({basis})")
+        click.echo(f"    {promise.name} {promise.op} {promise.value:.15g} {promise.unit} ({basis})")
     golden = opened.contract.golden
     click.echo(f"    {golden.count} golden samples, at least {golden.min_agreement:.1%} of them answered alike")
     for name, why in opened.contract.unmeasured.items():

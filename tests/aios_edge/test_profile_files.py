@@ -130,6 +130,7 @@ def test_a_path_is_read_as_a_file(tmp_path: Path) -> None:
         ('["dynamic-s8", "fp32"]', "[]", "precision_preference: is empty"),
         ('["dynamic-s8", "fp32"]', '["fp32", "fp32"]', "precision_preference: an entry is there twice"),
         ("intra_op = 1", "intra_op = 0", "threads.intra_op: is less than 1"),
+        ("intra_op = 1", "workers = 2", "threads.workers: more than one worker is not available"),
         ("= 0.1", "= -0.1", "budgets.latency_p95_s: -0.1 is not a positive number"),
         ("= 0.1", "= nan", "budgets.latency_p95_s"),
         ("= 0.1", "= 0.1\nmax_drop = 1.5", "budgets.max_drop"),

@@ -197,6 +197,15 @@ def test_a_refused_bundle_is_exit_3_with_the_name_of_the_check(
         result = agent_command(command, "--config", str(tmp_path / "agent.toml"))
         assert result.returncode == 3, result.stderr
         assert "[digest]" in result.stderr
+    document = json.loads(agent_command("check", "--config", str(tmp_path / "agent.toml"), "--json").stdout)
+    assert document["activations"] == [] and "[digest]" in document["error"]
+
+
+def test_a_cloud_for_a_model_nobody_has_is_refused_at_the_start(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
+    cloud = '[[cloud]]\nname = "c"\nurl = "http://127.0.0.1:1"\nmodel_map = {tinny = "t"}\n'
+    (tmp_path / "agent.toml").write_text(agent_toml() + cloud)
+    result = agent_command("run", "--config", str(tmp_path / "agent.toml"))
+    assert result.returncode == 2 and "'tinny'. Did you mean 'tiny'?" in result.stderr
 
 
 def test_one_refused_bundle_leaves_the_others_serving(start_agent: Any, tiny_copy: Path, tiny_bundle: Any) -> None:

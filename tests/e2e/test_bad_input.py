@@ -120,6 +120,7 @@ def config(folder: Path, *bundles: Path, more: str = "", http: str = 'bind = "12
         ('[mqtt]\nurl = "mqtt://x"\nusername = "u"\npassword_file = "nowhere"', "nowhere"),
         ('[[cloud]]\nname = "c"\nurl = "http://x:port"', "cloud.c.url"),
         ('[[cloud]]\nname = "c"\nurl = "http://x"\nbearer_file = "nowhere"', "nowhere"),
+        ('[[cloud]]\nname = "c"\nurl = "http://x"\nmodel_map = {tinny = "t"}', "'tinny'. Did you mean 'tiny'?"),
     ],
 )
 def test_agent_check_reads_the_whole_configuration(tiny_bundle: Any, tmp_path: Path, more: str, said: str) -> None:
