@@ -56,7 +56,7 @@ class LineProgress:
             return
         self._said_at = now
         left_s = (now - self._started_at) / done * (total - done)
-        self._say(f"{self._name}: {done}/{total}, {left_s:.0f} s left {note}".rstrip())
+        self._say(", ".join(filter(None, (f"{self._name}: {done}/{total}", f"{left_s:.0f} s left", note))))
 
     def message(self, text: str) -> None:
         """One line."""

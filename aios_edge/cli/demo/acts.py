@@ -63,14 +63,21 @@ def make_bundles(plan: Plan, out: Path, source: str) -> Workshop:
     )
 
 
-def offline_labels(bundle: Path, sentences: Sequence[dataset.Row], folder: Path) -> tuple[str, ...]:
-    """What the bundle's model says with no server in between: ``aios-edge infer``, one sentence at a time."""
+def offline_labels(
+    bundles: Mapping[str, Path], sentences: Sequence[dataset.Row], folder: Path
+) -> dict[str, tuple[str, ...]]:
+    """What each bundle's model says with no server in between: ``aios-edge infer``, one sentence at a time."""
     inputs = folder / "sentences.csv"
     dataset.write_rows(inputs, sentences)
-    answers = run_json("infer", str(bundle), "--file", str(inputs))
-    if [answer["input"] for answer in answers] != [row.text for row in sentences]:
-        raise AiosEdgeError("aios-edge infer answered other inputs than it was given", where=str(inputs))
-    return tuple(answer["label"] for answer in answers)
+
+    def labels(bundle: Path) -> tuple[str, ...]:
+        answers = run_json("infer", str(bundle), "--file", str(inputs))
+        if [answer["input"] for answer in answers] != [row.text for row in sentences]:
+            raise AiosEdgeError("aios-edge infer answered other inputs than it was given", where=str(inputs))
+        return tuple(answer["label"] for answer in answers)
+
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(bundles, pool.map(labels, bundles.values()), strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,10 +56,7 @@ def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool) -> Su
             model=MODEL_NAME,
         )
         screen.say(f"  {broker.kind} on {broker.url} · cloud on {cloud.url} with {CLOUD_PROFILE}")
-        offline = {
-            "local": acts.offline_labels(local_bundle, workshop.sentences, out),
-            "cloud": acts.offline_labels(cloud_bundle, workshop.sentences, out),
-        }
+        offline = acts.offline_labels({"local": local_bundle, "cloud": cloud_bundle}, workshop.sentences, out)
 
         with device.start(out / "edge") as agent:
             screen.say(
