@@ -36,7 +36,7 @@ def demo(out: Path, fast: bool, as_json: bool) -> None:
     from aios_edge.cli.demo.journey import run
     from aios_edge.cli.demo.plan import FAST, FULL
     from aios_edge.cli.demo.screen import Screen
-    from aios_edge.cli.demo.summary import misses
+    from aios_edge.cli.demo.summary import misses, remedy
 
     out.mkdir(parents=True, exist_ok=True)
     screen = Screen(Console(stderr=as_json))
@@ -54,5 +54,5 @@ def demo(out: Path, fast: bool, as_json: bool) -> None:
             missed[0].promise,
             "; ".join(f"{miss.promise}: {miss.said}" for miss in missed),
             where="demo",
-            remedy="On a machine that is busy with other work, run it again when it is quiet; else please report it",
+            remedy=remedy(missed),
         )

@@ -101,3 +101,11 @@ def misses(summary: Summary) -> tuple[Miss, ...]:
         ),
     )
     return tuple(Miss(promise, said) for promise, kept, said in checks if not kept)
+
+
+def remedy(missed: tuple[Miss, ...]) -> str:
+    """What to do: a busy machine breaks promises about time, never those about the model."""
+    of_the_model = {"test_accuracy", "accuracy_drop", "size_bytes"}
+    if any(miss.promise in of_the_model for miss in missed):
+        return "This does not come from a busy machine: please report it with summary.json and export/report.json"
+    return "On a machine that is busy with other work, run it again when it is quiet; else please report it"
