@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from exporters.graph import load, save_whole
+
 #: Operators that treat each token by itself when their other operands are constants of at most one dimension.
 _ELEMENTWISE = frozenset(
     ("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Erf", "Tanh", "Relu", "Sigmoid", "Gelu", "BiasGelu", "FastGelu")
@@ -21,11 +23,9 @@ _ELEMENTWISE = frozenset(
 
 def rewrite(source: Path, out: Path) -> int:
     """:func:`read_first` from file to file (below 2 GB); what it returns."""
-    import onnx
-
-    model = onnx.load(str(source))
+    model = load(source)
     passed = read_first(model)
-    onnx.save(model, str(out))
+    save_whole(model, out)
     return passed
 
 

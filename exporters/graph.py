@@ -17,7 +17,6 @@ _EXTERNAL_FROM_BYTES = 1024
 _GELU = ("BiasGelu", "Gelu", "FastGelu")
 _ATTENTION = ("Attention", "QAttention")
 _NORM = ("LayerNormalization", "SkipLayerNormalization")
-_EMBED = ("EmbedLayerNormalization", "QEmbedLayerNormalization")
 
 
 def load(path: Path) -> Any:
@@ -52,6 +51,13 @@ def save(model: Any, folder: Path) -> None:
     )
 
 
+def save_whole(model: Any, path: Path) -> None:
+    """One file, weights inside (below 2 GB): for what is only a step on the way."""
+    import onnx
+
+    onnx.save(model, str(path))
+
+
 def size_bytes(folder: Path) -> int:
     """Model and external data together."""
     return sum(path.stat().st_size for path in model_files(folder).values())
@@ -78,7 +84,6 @@ def check_fusion(counts: Counter[str], *, layers: int, where: str, gelu: bool = 
         "attention": (sum(counts[name] for name in _ATTENTION), layers),
         "GELU": (sum(counts[name] for name in _GELU), layers if gelu else 0),
         "layer norm": (sum(counts[name] for name in _NORM), 2 * layers),
-        "embedding": (sum(counts[name] for name in _EMBED), 1),
     }
     lost = [f"{name} {seen} of {wanted}" for name, (seen, wanted) in found.items() if seen < wanted]
     if lost:

@@ -77,9 +77,10 @@ def machine_note() -> str:
 
 
 def fuse_bert(model: Path, out: Path, *, heads: int, hidden: int) -> None:
-    """Write the graph with attention, embedding, GELU and layer norm fused.
+    """Write the graph with attention, GELU and layer norm fused.
 
-    SkipLayerNormalization stays apart: its CPU kernel is slower than Add + LayerNormalization. The mask stays a raw
+    SkipLayerNormalization stays apart: its CPU kernel is slower than Add + LayerNormalization. So do the embeddings:
+    the fused operator takes quantized tables with a single scale only (:mod:`exporters.tables`). The mask stays a raw
     0/1 mask, so padding may stand anywhere.
     """
     from onnxruntime.transformers.fusion_options import FusionOptions
@@ -88,6 +89,7 @@ def fuse_bert(model: Path, out: Path, *, heads: int, hidden: int) -> None:
     options = FusionOptions("bert")
     options.enable_skip_layer_norm = False
     options.enable_bias_skip_layer_norm = False
+    options.enable_embed_layer_norm = False
     options.use_raw_attention_mask(True)
     with _quiet():
         fused = optimize_model(
@@ -100,6 +102,19 @@ def fuse_bert(model: Path, out: Path, *, heads: int, hidden: int) -> None:
             use_gpu=False,
         )
     fused.save_model_to_file(str(out))
+
+
+def activations(model: Any, names: Sequence[str], samples: Sequence[Tensors]) -> Iterator[list[NDArray[Any]]]:
+    """The named tensors of an ONNX model (a proto, left as it is) for each sample."""
+    probed = type(model).FromString(model.SerializeToString())
+    for name in names:
+        probed.graph.output.append(type(model.graph.output[0])(name=name))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = _LEVELS["basic"]
+    session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for sample in samples:
+        yield session.run(list(names), sample)
 
 
 def optimize_offline(model: Path, out: Path) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 import msgspec
 
 from aios_edge.errors import ProfileError
 from aios_edge.manifest import Precision, SessionSpec
 from aios_edge.profile import DeviceProfile
-from exporters import convert, graph, ort
+from exporters import convert, equalize, graph, ort, tables
 from exporters.encode import Sample
 
 CALIBRATION_SAMPLES = 128
-_DYNAMIC_FUSED = ("MatMul", "Gather", "Attention", "EmbedLayerNormalization")
-_DYNAMIC_RAW = ("MatMul", "Gather")
+_DYNAMIC_OPERATORS = ("MatMul", "Attention")
+_LEVELS = {True: 63, False: 127}  # of an s8 weight, with and without reduce_range
 _OFFLINE = SessionSpec(graph_optimization_level="basic")
 _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.SKIP_FUSION,))
 
@@ -74,11 +74,25 @@ def _fp32(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path
 
 
 def _dynamic_s8(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
-    source = _best_graph(converted)
-    operators = _DYNAMIC_FUSED if source.name == convert.FUSED else _DYNAMIC_RAW
-    quantized = work / "quantized.onnx"
-    ort.quantize_dynamic_s8(source, quantized, operators=operators, reduce_range=plan.reduce_range)
+    model = graph.load(_best_graph(converted))
+    equalize.equalize(model, _observe(model, calibration), weight_levels=_LEVELS[plan.reduce_range])
+    equalized, quantized = work / "equalized.onnx", work / "quantized.onnx"
+    graph.save_whole(model, equalized)
+    ort.quantize_dynamic_s8(equalized, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
+    equalized.unlink()
+    model = graph.load(quantized)
+    tables.quantize_tables(model)
+    graph.save_whole(model, quantized)
     return _offline(converted, quantized, work)
+
+
+def _observe(model: Any, calibration: Sequence[Sample]) -> dict[str, equalize.Seen]:
+    names = list(equalize.products(model))
+    parts: dict[str, list[equalize.Seen]] = {name: [] for name in names}
+    for arrays in ort.activations(model, names, calibration):
+        for name, array in zip(names, arrays, strict=True):
+            parts[name].append(equalize.Seen.of(array))
+    return {name: equalize.Seen.joined(seen) for name, seen in parts.items()}
 
 
 def _fp16(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:

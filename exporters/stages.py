@@ -18,6 +18,7 @@ from aios_edge.version import __version__
 from exporters import (
     convert,
     encode,
+    equalize,
     evaluate,
     finetune,
     first_token,
@@ -27,6 +28,7 @@ from exporters import (
     ort,
     quantize,
     source,
+    tables,
     verify,
 )
 from exporters.bundle import Identity, draft, text_input
@@ -161,7 +163,7 @@ class Stages:
             "convert": converted.name,
             "plan": [plan.name, plan.precision, plan.reduce_range],
             "tools": self._tools,
-            "code": code_digest(quantize, graph, ort),
+            "code": code_digest(quantize, equalize, graph, ort, tables),
             "calibration": quantize.CALIBRATION_SAMPLES,
         }
 

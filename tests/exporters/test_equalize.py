@@ -1,0 +1,146 @@
+"""Equalized products answer the same before quantization, and lose less by it where a channel stands out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters import convert, equalize, graph, ort
+from exporters.equalize import Seen, choose_factors
+from exporters.source import load_torch
+
+pytestmark = pytest.mark.export
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def samples(count: int, seed: int) -> list[dict[str, np.ndarray]]:
+    chance = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        ids = chance.integers(4, 40, (1, int(chance.integers(3, 24))))
+        made.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)})
+    return made
+
+
+def observe(model: Any, rows: list[dict[str, np.ndarray]]) -> dict[str, Seen]:
+    names = list(equalize.products(model))
+    parts = zip(*ort.activations(model, names, rows), strict=True)
+    return {name: Seen.joined([Seen.of(array) for array in arrays]) for name, arrays in zip(names, parts, strict=True)}
+
+
+def answers(model: Any, rows: list[dict[str, np.ndarray]]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, row)[0] for row in rows])
+
+
+@pytest.fixture(scope="module")
+def converted(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a channel that reaches further than the others and that its readers weigh less, as in real ones."""
+    model = load_torch(workshop / "tiny", labels=("negative", "positive"))
+    for name, weight in model.named_parameters():
+        weight.data *= 6 if weight.dim() > 1 else 1
+        if name.endswith("LayerNorm.weight"):
+            weight.data[5] *= 20
+        elif name.endswith(("query.weight", "key.weight", "value.weight", "intermediate.dense.weight")):
+            weight.data[:, 5] /= 20
+    folder = tmp_path_factory.mktemp("converted")
+    convert.convert(model, INPUTS, folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", [convert.FUSED, convert.STANDARD])
+def test_the_answers_stay_the_same(converted: Path, name: str) -> None:
+    plain, equal = graph.load(converted / name), graph.load(converted / name)
+    assert equalize.equalize(equal, observe(equal, samples(24, 1)), weight_levels=127) >= 3
+    rows = samples(40, 2)
+    wanted = answers(plain, rows)
+    assert np.abs(answers(equal, rows) - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_a_product_loses_less_by_quantization(tmp_path: Path) -> None:
+    chance = np.random.default_rng(3)
+    weight = chance.standard_normal((32, 16)).astype(np.float32)
+    weight[7] /= 30
+    shape = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, None, None]) for name in "xy"]
+    product = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    made = helper.make_graph([product], "g", shape[:1], shape[1:], [numpy_helper.from_array(weight, "w")])
+    plain = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    equal = type(plain).FromString(plain.SerializeToString())
+    tokens = chance.standard_normal((40, 1, 12, 32)).astype(np.float32)
+    tokens[..., 7] *= 30
+    rows = [{"x": part} for part in tokens]
+    assert equalize.equalize(equal, observe(equal, rows[:20]), weight_levels=127) == 1
+    wanted, losses = answers(plain, rows[20:]), []
+    for model in (plain, equal):
+        graph.save_whole(model, tmp_path / "in.onnx")
+        ort.quantize_dynamic_s8(tmp_path / "in.onnx", tmp_path / "out.onnx", operators=("MatMul",), reduce_range=False)
+        losses.append(float(np.mean((answers(graph.load(tmp_path / "out.onnx"), rows[20:]) - wanted) ** 2)))
+    assert losses[1] < losses[0] / 10
+
+
+def test_behind_an_attention_it_costs_no_operator(converted: Path) -> None:
+    model = graph.load(converted / convert.FUSED)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    attended = {node.output[0] for node in model.graph.node if node.op_type == "Attention"}
+    rows, behind = samples(24, 1), {}
+    for name, found in observe(model, rows).items():
+        if name.split("/one_token")[0] not in attended:
+            continue
+        (node,) = equalize.products(model)[name]
+        weight = numpy_helper.to_array(weights[node.input[1]]).copy()
+        weight[3] /= 50
+        weights[node.input[1]].CopyFrom(numpy_helper.from_array(weight, node.input[1]))
+        behind[name] = replace(found, high=found.high * np.where(np.arange(found.high.shape[1]) == 3, 50, 1))
+    assert len(behind) == 2  # the last one behind the read of one token
+    before, wanted = [node.op_type for node in model.graph.node], answers(model, rows)
+    assert equalize.equalize(model, behind, weight_levels=127) == 2
+    assert [node.op_type for node in model.graph.node] == before
+    assert np.abs(answers(model, rows) - wanted).max() < 1e-4 * np.abs(wanted).max()
+
+
+def test_a_weight_that_two_products_share_stays(converted: Path) -> None:
+    model = graph.load(converted / convert.FUSED)
+    first, second = (node for node in model.graph.node if node.op_type == "MatMul" and "attention/output" in node.name)
+    assert first.input[0] in equalize.products(model)
+    second.input[1] = first.input[1]
+    assert first.input[0] not in equalize.products(model)
+
+
+def seen_of(rows: np.ndarray) -> Seen:
+    return Seen.joined([Seen.of(part) for part in np.array_split(rows.astype(np.float32), 4)])
+
+
+def test_joined_samples_keep_their_own_ranges() -> None:
+    rows = np.arange(48, dtype=np.float32).reshape(16, 3)
+    seen = seen_of(rows)
+    assert seen.low[:, 0].tolist() == [0, 12, 24, 36]
+    assert all(low <= row <= high for row, low, high in zip(
+        seen.rows[:, 0], seen.low[seen.sample, 0], seen.high[seen.sample, 0], strict=True
+    ))  # fmt: skip
+
+
+@given(st.integers(0, 1000), st.sampled_from([63, 127]), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_factors_never_enlarge_and_are_one_where_nothing_stands_out(seed: int, levels: int, free: bool) -> None:
+    chance = np.random.default_rng(seed)
+    rows, weight = chance.standard_normal((64, 32)), chance.standard_normal((32, 16)).astype(np.float32)
+    plain = choose_factors(seen_of(rows), weight, weight_levels=levels, free=False)
+    assert (plain == 1).all()
+    rows[:, 7] *= 60
+    weight[7] /= 60
+    found = choose_factors(seen_of(rows), weight, weight_levels=levels, free=free)
+    assert found.shape == (32,) and np.isfinite(found).all() and (found >= 1).all()
+    assert found.argmax() == 7 and found[7] > 5
+
+
+def test_an_activation_of_zeros_is_left_alone() -> None:
+    weight = np.ones((8, 4), dtype=np.float32)
+    assert (choose_factors(seen_of(np.zeros((16, 8))), weight, weight_levels=127, free=True) == 1).all()
