@@ -237,9 +237,7 @@ class Client:
             # was kept alive gets a second chance, a fresh one doesn't. Inference has no side effects to repeat.
             kept_alive = connection.sock is not None
             try:
-                connection.request(method, path, body, {**self._headers, **(headers or {})})
-                answer = connection.getresponse()
-                content = answer.read()
+                answer, content = self._exchange(method, path, body, {**self._headers, **(headers or {})})
             except (ConnectionError, http.client.RemoteDisconnected) as error:
                 connection.close()
                 if not kept_alive:
@@ -254,6 +252,23 @@ class Client:
                 if answer.status != 200:
                     raise self._refused(answer, content)
                 return answer, content
+
+    def _exchange(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        connection = self._connection
+        try:
+            connection.request(method, path, body, headers)
+        except (BrokenPipeError, ConnectionResetError):
+            if connection.sock is None:  # it never stood
+                raise
+            # A server that refuses a body may stop reading it, and has said why before.
+            answer = connection.getresponse()
+            content = answer.read()
+            connection.close()
+            return answer, content
+        answer = connection.getresponse()
+        return answer, answer.read()
 
     def _unreachable(self, error: Exception) -> RemoteError:
         if isinstance(error, TimeoutError):

@@ -89,7 +89,7 @@ class HttpApp:
             *reply.headers,
         ]
         if reply.status == 413:
-            headers.append((b"connection", b"close"))  # the rest of the body isn't read
+            headers.append((b"connection", b"close"))  # the rest of the body is only thrown away
         try:
             await send({"type": "http.response.start", "status": reply.status, "headers": headers})
             body = b"" if scope["method"] == "HEAD" else reply.body

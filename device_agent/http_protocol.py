@@ -2,10 +2,14 @@
 
 What isn't HTTP never reaches :class:`device_agent.http.HttpApp`; it gets ``{"error"}`` here. The parser itself takes
 heads of any length, which would let one client fill a small device's memory.
+
+A connection that is closed while its client still sends is reset, and the reset overtakes the answer. So whoever is
+refused before the end of a request is answered, and what still comes is thrown away, for a while, before the close.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -16,6 +20,9 @@ log = logging.getLogger("device_agent.http")
 
 #: Of a request line with its headers. What arrives in one piece may be longer by the size of a read.
 MAX_HEAD_BYTES = 64 * 1024
+#: How much, and how long, a refused client may go on sending until it is cut off.
+LINGER_BYTES = 256 * 1024 * 1024
+LINGER_S = 20.0
 
 
 class DoorProtocol(HttpToolsProtocol):
@@ -24,12 +31,19 @@ class DoorProtocol(HttpToolsProtocol):
     _in_head = True
     _head_bytes = 0
     _turned = False  # whether a head or a body ended within the piece of data that is being read
+    _cut_off: asyncio.TimerHandle | None = None  # set while what comes is thrown away
+    _left_bytes = LINGER_BYTES
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client; closes the connection when they can't become a request."""
+        if self.lingers:
+            self._left_bytes -= len(data)
+            if self._left_bytes < 0:
+                self.transport.close()
+            return
         self._turned = False
         super().data_received(data)
-        if self._turned or not self._in_head:
+        if self._turned or not self._in_head or self.lingers:
             return
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -42,6 +56,7 @@ class DoorProtocol(HttpToolsProtocol):
         self._in_head, self._turned = False, True
         self._head_bytes = 0
         super().on_headers_complete()
+        self.cycle.transport = _AnswerTransport(self)  # its task begins later
 
     def on_message_complete(self) -> None:
         """The body is whole; what follows is the next head."""
@@ -52,9 +67,68 @@ class DoorProtocol(HttpToolsProtocol):
         """What the parser couldn't read."""
         self._refuse(b"400 Bad Request", "this is not HTTP/1.1, or its body doesn't follow its headers")
 
+    @property
+    def lingers(self) -> bool:
+        """Whether what comes is thrown away, and nothing is sent any more."""
+        return self._cut_off is not None
+
+    def hang_up(self) -> None:
+        """Close: at once when the request is whole, else as soon as the client has stopped sending."""
+        if self._in_head:
+            self.transport.close()
+        else:
+            self._linger()
+
+    def shutdown(self) -> None:
+        """The agent stops: nobody is waited for who was answered."""
+        if self.lingers:
+            self.transport.close()
+        else:
+            super().shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed, by whomever."""
+        if self._cut_off is not None:
+            self._cut_off.cancel()
+        super().connection_lost(exc)
+
+    def _linger(self) -> None:
+        """Send nothing more, and throw away what comes until the client ends too, or sends too much or too long."""
+        if self.lingers or self.transport.is_closing():
+            return
+        self._cut_off = self.loop.call_later(LINGER_S, self.transport.close)
+        self.pipeline.clear()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True  # whatever it finds, it can't be sent any more
+            self.cycle.message_event.set()
+        try:
+            self.transport.write_eof()
+        except OSError:  # the client has gone
+            self.transport.close()
+        else:
+            self.flow.resume_reading()
+
     def _refuse(self, status: bytes, text: str) -> None:
         body = error_body(text)
         head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             self.transport.write(head % (status, len(body)) + body)
-        self.transport.close()
+        self._linger()
+
+
+class _AnswerTransport(asyncio.Transport):
+    """What an answer is written to. uvicorn closes it behind the last byte, however much of the request is to come."""
+
+    def __init__(self, door: DoorProtocol) -> None:
+        super().__init__()
+        self._door = door
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._door.lingers:  # else another request on this connection was the last that is answered
+            self._door.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._door.transport.is_closing()
+
+    def close(self) -> None:
+        self._door.hang_up()

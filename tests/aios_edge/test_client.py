@@ -275,6 +275,20 @@ def test_a_fresh_connection_that_dies_is_an_error_and_not_tried_again() -> None:
     assert len(accepted) == 1
 
 
+def test_a_refusal_is_read_although_sending_failed() -> None:
+    def refuses_before_the_body_came(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        peer.recv(65536)
+        text = b'{"error": "too long"}'
+        peer.sendall(b"HTTP/1.1 413 Too Long\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text))
+        peer.close()  # with unread bytes: a reset
+
+    with scripted(refuses_before_the_body_came) as url, Client(url, timeout_s=10) as client:
+        with pytest.raises(HttpError, match="too long") as caught:
+            client.classify("m", ["x" * 40_000_000])
+        assert caught.value.status == 413
+
+
 @pytest.mark.parametrize(
     "content",
     [
