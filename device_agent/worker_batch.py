@@ -7,9 +7,10 @@ that makes the model fail, never spoils the others: a failed group is run again 
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -234,7 +235,7 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
     for start in range(0, len(places), step):
         chunk = places[start : start + step]
         encoded = activated.task.encode([work.raw[row] for work, row in chunk])
-        predictions = activated.task.decode(activated.runtime.run(encoded))
+        predictions = activated.task.decode(activated.runtime.run(encoded), finite=False)
         lengths = activated.task.lengths(encoded)
         for (work, row), prediction, length in zip(chunk, predictions, lengths, strict=True):
             found[work.request_id, row] = prediction, length
@@ -242,11 +243,32 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
     answers: list[Answer] = []
     for work in works:
         mine = [found[work.request_id, row] for row in range(len(work.raw))]
-        tensors = activated.task.prediction_tensors([prediction for prediction, _ in mine])
+        found_here = [prediction for prediction, _ in mine]
+        tensors = activated.task.prediction_tensors(found_here)
         length = max((length for _, length in mine), default=0)
         answer = Answer(request_id=work.request_id, length=length, batch_size=len(works), compute_s=compute_s)
-        answers.append(_encoded(work, tensors, answer))
+        try:
+            _check_classes(found_here, work.request, tensors)
+        except RequestError as error:
+            answers.append(_failed(work.request_id, error))
+        else:
+            answers.append(_encoded(work, tensors, answer))
     return answers
+
+
+def _check_classes(predictions: Sequence[Prediction], request: DecodedRequest, names: Collection[str]) -> None:
+    """In JSON a missing label would be an empty one, and its score nothing at all: whoever can be told asks again."""
+    row = next((row for row, prediction in enumerate(predictions) if not math.isfinite(prediction.score)), None)
+    if row is None:
+        return
+    for output in request.wanted(names):
+        if output.name in names and not request.wants_binary(output):
+            raise RequestError(
+                f"the model's answer to row {row} is NaN, which JSON can't carry",
+                status=422,
+                where=f"output {output.name[:80]!r}",
+                remedy="Ask for it as binary data (binary_data)",
+            )
 
 
 def _sort_key(raw: RawInput) -> tuple[int, RawInput]:

@@ -6,7 +6,7 @@ A tensor's data lie in the JSON or, with ``binary_data_size``, behind it in decl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,6 +46,15 @@ class DecodedRequest:
     inputs: dict[str, Tensor]
     outputs: tuple[RequestedOutput, ...] | None = None
     binary_output: bool = False
+
+    def wanted(self, names: Iterable[str]) -> tuple[RequestedOutput, ...]:
+        """What it asks for of a model with these outputs."""
+        return self.outputs or tuple(RequestedOutput(name=name) for name in names)
+
+    def wants_binary(self, output: RequestedOutput) -> bool:
+        """Whether this output is to come as binary data; raises :class:`RequestError` for a flag that is none."""
+        flag = _flag(output.parameters, "binary_data", f"output {output.name[:80]!r}")
+        return self.binary_output if flag is None else flag
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +116,17 @@ def encode_outputs(tensors: Mapping[str, Tensor], request: DecodedRequest) -> tu
 
     Raises :class:`RequestError`: 400 for an unknown output, 422 for one that JSON can't carry.
     """
-    wanted = request.outputs or tuple(RequestedOutput(name=name) for name in tensors)
     envelopes: list[TensorEnvelope] = []
     tail: list[bytes] = []
     seen: set[str] = set()
-    for output in wanted:
+    for output in request.wanted(tensors):
         where = f"output {output.name[:80]!r}"
         if (tensor := tensors.get(output.name)) is None:
             raise RequestError("there is no such output", where=where, remedy=f"Outputs: {', '.join(tensors)}")
         if output.name in seen:
             raise RequestError("is asked for twice", where=where)
         seen.add(output.name)
-        flag = _flag(output.parameters, "binary_data", where)
-        binary = request.binary_output if flag is None else flag
+        binary = request.wants_binary(output)
         envelopes.append(_enveloped(output.name, tensor, tail, where, binary=binary, status=422))
     return _encoder.encode(envelopes), b"".join(tail)
 

@@ -15,7 +15,10 @@ from aios_edge.oip.datatypes import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One answer. ``probabilities`` are in the order of the manifest's labels; ``score`` is the label's."""
+    """One answer. ``probabilities`` are in the order of the manifest's labels; ``score`` is the label's.
+
+    Where the model's output is NaN or infinite, all of them are NaN and ``label`` is empty: there is no class.
+    """
 
     label: str
     score: float
@@ -49,8 +52,12 @@ class Task(Protocol):
     def lengths(self, inputs: Mapping[str, NDArray[Any]]) -> tuple[int, ...]:
         """The true length of each row of encoded inputs."""
 
-    def decode(self, outputs: Mapping[str, NDArray[Any]]) -> tuple[Prediction, ...]:
-        """One prediction per row of the model's outputs."""
+    def decode(self, outputs: Mapping[str, NDArray[Any]], *, finite: bool = True) -> tuple[Prediction, ...]:
+        """One prediction per row of the model's outputs.
+
+        Raises :class:`~aios_edge.errors.BundleRefused` for outputs that contradict the manifest and, with ``finite``,
+        for a row without a class.
+        """
 
     def prediction_tensors(self, predictions: Sequence[Prediction]) -> dict[str, Tensor]:
         """The natural output tensors of N predictions."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -85,18 +86,23 @@ class TextClassification:
         ends = np.where(true.any(axis=1), true.shape[1] - np.argmax(true[:, ::-1], axis=1), 0)
         return tuple(int(end) for end in ends)
 
-    def decode(self, outputs: Mapping[str, NDArray[Any]]) -> tuple[Prediction, ...]:
+    def decode(self, outputs: Mapping[str, NDArray[Any]], *, finite: bool = True) -> tuple[Prediction, ...]:
         """softmax(output / temperature) of [N, C] logits, computed in float64."""
         logits = outputs.get(self._softmax.output)
         if logits is None or logits.ndim != 2 or logits.shape[1] != len(self._labels):
             found = "is missing" if logits is None else f"has shape {list(logits.shape)}"
             raise BundleRefused("task", f"output {self._softmax.output!r} {found}, not [N, {len(self._labels)}]")
         table = softmax(logits, self._softmax.temperature)
-        if not np.isfinite(table).all():  # NaN has no class; -inf alone is fine, its probability is 0
+        # NaN has no class; -inf alone is fine, its probability is 0
+        if finite and not np.isfinite(table).all():
             raise BundleRefused("task", f"output {self._softmax.output!r} is NaN or infinite for an input")
         return tuple(
-            Prediction(label=self._labels[best], score=float(row[best]), probabilities=tuple(row.tolist()))
-            for row, best in zip(table, table.argmax(axis=1).tolist(), strict=True)
+            Prediction(
+                label=self._labels[best] if math.isfinite(row[best]) else "",
+                score=float(row[best]),
+                probabilities=tuple(row.tolist()),
+            )
+            for row, best in zip(table, table.argmax(axis=1).tolist(), strict=True)  # the best of NaN and others is NaN
         )
 
     def prediction_tensors(self, predictions: Sequence[Prediction]) -> dict[str, Tensor]:

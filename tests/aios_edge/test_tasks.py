@@ -137,6 +137,9 @@ def test_temperature_flattens(tiny_bundle: Any, task: Task) -> None:
 def test_an_output_that_is_no_number_has_no_class(task: Task, value: float) -> None:
     with pytest.raises(BundleRefused, match="NaN"):
         task.decode({"logits": np.array([[0.0, value]])})
+    known, unknown = task.decode({"logits": np.array([[0.0, 1.0], [0.0, value]])}, finite=False)
+    assert known.label == "positive" and unknown.label == ""
+    assert all(math.isnan(number) for number in (unknown.score, *unknown.probabilities))
 
 
 @pytest.mark.parametrize("outputs", [{}, {"logits": np.zeros((1, 3))}, {"logits": np.zeros(2)}])

@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 import pytest
 
+from aios_edge.oip.envelope import encode_response
+from aios_edge.oip.tensors import decode_response
 from aios_edge.profile_files import load_profile
 from device_agent.activation import Activated, activate
 from device_agent.worker_batch import Answer, Job, answer_batch
@@ -145,3 +147,40 @@ def test_outputs_are_binary_where_asked(tiny: Activated) -> None:
     assert set(tensors) == {"score", "label"}
     assert tensors["score"]["parameters"]["binary_data_size"] == len(answer.binary) == 4
     assert 0.5 < np.frombuffer(answer.binary, dtype="<f4")[0] <= 1.0
+
+
+@pytest.fixture(scope="module")
+def unsure(make_bundle: Any, tiny_bundle: Any) -> Activated:
+    """The tiny model, whose logits are NaN for a text with an unknown word."""
+    table = np.frombuffer(tiny_bundle.file("model.onnx.data").read_bytes(), dtype="<f4").copy()
+    table[2:4] = np.nan  # [UNK], the second row
+    bundle = make_bundle(files={"model.onnx.data": table.tobytes()})
+    return activate(bundle.path, load_profile("x86-gateway"), "quick", alone=False)
+
+
+def test_an_answer_that_is_no_number_is_refused_as_json_and_spoils_no_other(unsure: Activated) -> None:
+    label_only = {"outputs": [{"name": "label"}]}
+    mixed = {"outputs": [{"name": "score", "parameters": {"binary_data": True}}, {"name": "label"}]}
+    unknown = "a zebra"
+    good, *bad = run(
+        unsure,
+        text_job(1, "good"),
+        text_job(2, unknown),
+        text_job(3, "good", unknown, **label_only),
+        text_job(4, unknown, **mixed),
+    )
+    assert output(good, "label") == ["positive"]
+    assert [answer.status for answer in bad] == [422, 422, 422]
+    for answer, name in zip(bad, ("label", "label", "label"), strict=True):
+        assert answer.error is not None and f"output '{name}'" in answer.error and "binary" in answer.error
+    assert "row 1" in str(bad[1].error)
+
+
+def test_an_answer_that_is_no_number_travels_as_binary(unsure: Activated) -> None:
+    (answer,) = run(unsure, text_job(1, "a zebra", "good", parameters={"binary_data_output": True}))
+    assert answer.status == 200
+    body, length = encode_response(model_name="m", model_version="1", outputs=answer.outputs, binary=answer.binary)
+    outputs = decode_response(body, length).outputs
+    assert outputs["label"].array.tolist() == [b"", b"positive"]
+    assert np.isnan(outputs["score"].array).tolist() == [True, False]
+    assert np.isnan(outputs["probabilities"].array).tolist() == [[True, True], [False, False]]
