@@ -34,6 +34,8 @@ log = logging.getLogger("device_agent.cloud")
 CHECK_TIMEOUT_S = 3.0
 RECHECK_MISFIT_S = 60.0  # someone may have repaired the server
 _PASSED_ON = (400, 413, 422)  # the request itself is at fault: the client hears it, the endpoint is fine
+#: Parameters of every answer of ours that a server of another make doesn't give.
+_UNTOLD = dict.fromkeys(("queue_us", "compute_us", "batch_size", "energy_j", "energy_method"))
 
 Emit = Callable[..., None]
 
@@ -153,7 +155,7 @@ class Endpoint:
             self._failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
             return None
         try:
-            answer = self._answer(response, decision, known)
+            answer = self._answer(response, decision, known, request.client_id)
         except RequestError as error:
             self._failed(f"its answer is not an inference response ({error})")
             return None
@@ -166,7 +168,7 @@ class Endpoint:
             log.info("cloud %s answers again: breaker closed", self.name)
         return answer
 
-    def _answer(self, response: Response, decision: Cloud, known: _Model) -> Answer:
+    def _answer(self, response: Response, decision: Cloud, known: _Model, client_id: str | None) -> Answer:
         """Their answer under our model's name; raises :class:`RequestError` for nonsense."""
         if response.status != 200:
             error = _error_of(response.body)
@@ -176,6 +178,8 @@ class Endpoint:
             parse_json_length(response.headers.get(JSON_LENGTH_HEADER.lower())),
             model_name=known.shape.name,
             model_version=known.shape.version,
+            id=client_id,
+            defaults=_UNTOLD,
             parameters={"route": "cloud", "reason": decision.reason.value},
         )
         return Answer(

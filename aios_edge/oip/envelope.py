@@ -248,10 +248,18 @@ def rewrite_request(
 
 
 def rewrite_response(
-    body: bytes, json_length: int | None, *, model_name: str, model_version: str, parameters: dict[str, Any]
+    body: bytes,
+    json_length: int | None,
+    *,
+    model_name: str,
+    model_version: str,
+    id: str | None,
+    parameters: dict[str, Any],
+    defaults: dict[str, Any] | None = None,
 ) -> tuple[bytes, int | None]:
-    """Another server's response under our model's name, our parameters laid over its own, tensors untouched.
+    """Another server's response under our model's name and the client's id, tensors untouched.
 
+    ``parameters`` are laid over its own, ``defaults`` under them: what a server of another make doesn't tell.
     Raises :class:`RequestError` when the body isn't an inference response; the caller knows whose it was.
     """
     text, tail = split_body(body, json_length)
@@ -262,7 +270,9 @@ def rewrite_response(
         refuse_json(text, error)
     if not bytes(head.get("outputs", b"")).startswith(b"["):
         raise RequestError("the response has no list 'outputs'")
-    head |= {"model_name": model_name, "model_version": model_version, "parameters": theirs | parameters}
+    head.pop("id", None)
+    head |= {"model_name": model_name, "model_version": model_version} | ({} if id is None else {"id": id})
+    head["parameters"] = (defaults or {}) | theirs | parameters
     return _joined(head, tail, json_length is not None)
 
 

@@ -146,21 +146,29 @@ def test_a_rewritten_request_may_lose_or_gain_its_parameters() -> None:
 
 
 def test_a_response_of_another_server_gets_our_names_and_parameters() -> None:
-    head = b'{"model_name":"theirs","id":"7","parameters":{"route":"local","own":1},"outputs":[{"name":"y"}]}'
+    head = b'{"model_name":"theirs","id":"x","parameters":{"route":"local","own":1,"k":2},"outputs":[{"name":"y"}]}'
     content, length = oip.rewrite_response(
-        head + b"tail", len(head), model_name="m", model_version="2", parameters={"route": "cloud", "energy_j": None}
+        head + b"tail",
+        len(head),
+        model_name="m",
+        model_version="2",
+        id="7",
+        defaults={"own": None, "energy_j": None},
+        parameters={"route": "cloud"},
     )
     assert length is not None and content[length:] == b"tail"
     assert json.loads(content[:length]) == {
         "model_name": "m",
         "model_version": "2",
         "id": "7",
-        "parameters": {"route": "cloud", "own": 1, "energy_j": None},
+        "parameters": {"route": "cloud", "own": 1, "k": 2, "energy_j": None},
         "outputs": [{"name": "y"}],
     }
+    content, _ = oip.rewrite_response(head, None, model_name="m", model_version="2", id=None, parameters={})
+    assert "id" not in json.loads(content), "an id that the client didn't give is not the client's"
     for nonsense in (b"", b"<html>", b"{}", b'{"outputs":3}'):
         with pytest.raises(RequestError):
-            oip.rewrite_response(nonsense, None, model_name="m", model_version="2", parameters={})
+            oip.rewrite_response(nonsense, None, model_name="m", model_version="2", id=None, parameters={})
 
 
 def test_metadata_leave_out_additions_that_are_empty() -> None:

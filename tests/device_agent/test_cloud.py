@@ -102,7 +102,7 @@ def request(timeout_s: float | None = 5.0) -> InferenceRequest:
         model="m",
         body=json.dumps(body).encode(),
         json_length=None,
-        client_id=None,
+        client_id="7",
         priority=0,
         deadline_at=None if timeout_s is None else now + timeout_s,
         local_only=False,
@@ -150,7 +150,10 @@ def test_forwards_under_the_mapped_name_with_our_key_and_the_time_that_is_left(t
             assert answer is not None and answer.status == 200 and answer.remote_body is not None
         document = json.loads(answer.remote_body)
         assert document["model_name"] == "m" and document["outputs"] == ANSWER["outputs"]
-        assert document["parameters"] == {"route": "cloud", "reason": "predicted_late"}
+        assert document["id"] == "7", "a server that doesn't echo it loses it for no client"
+        unknown = ("queue_us", "compute_us", "batch_size", "energy_j", "energy_method")
+        route = {"route": "cloud", "reason": "predicted_late"}
+        assert document["parameters"] == {**dict.fromkeys(unknown), **route}
         first, headers, body = server.seen[-1]
         assert first == "POST /v2/models/r/versions/3/infer HTTP/1.1"
         assert headers["authorization"] == "Bearer secret"
