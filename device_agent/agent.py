@@ -20,7 +20,7 @@ from pathlib import Path
 import uvicorn
 
 from aios_edge.bundle.read import Bundle, open_bundle
-from aios_edge.errors import AiosEdgeError, PromiseBroken, SettingsError
+from aios_edge.errors import AiosEdgeError, PromiseBroken, SettingsError, UsageError
 from aios_edge.mqtt_options import broker_address
 from aios_edge.profile_files import load_profile
 from aios_edge.telemetry import BundleStatus, Scalar, StatusBody
@@ -39,7 +39,7 @@ from device_agent.model_host import ModelHost, Surroundings
 from device_agent.power.meter import PowerMeter
 from device_agent.reporter import Reporter, ReporterOptions
 from device_agent.settings import BundleEntry, Settings, check_model_maps
-from device_agent.values import ActivationReport, Completion
+from device_agent.values import ActivationReport, CheckedBundles, Completion, RefusedBundle
 from device_agent.window import Gauges
 from device_agent.worker_pool import WorkerSpec
 
@@ -124,27 +124,41 @@ class Agent:
         """Begin the orderly stop."""
         self._stopping.set()
 
-    async def check(self) -> tuple[ActivationReport, ...]:
-        """Activate every bundle in a worker, serve nothing; raises for the first that is refused."""
+    async def check(self) -> CheckedBundles:
+        """Activate every bundle in a worker, serve nothing; raises only for what is written wrong."""
         if self.settings.mqtt is not None:
             broker_address(self.settings.mqtt.options())
-        seen: dict[str, Path] = {}
+        if not self.settings.bundle:
+            raise _no_bundle()
+        opened: dict[str, tuple[BundleEntry, Bundle]] = {}
+        refused: dict[Path, AiosEdgeError] = {}
         for entry in self.settings.bundle:
-            name = self._open(entry).manifest.name
-            if name in seen:
-                raise _same_name(name, entry.path)
-            seen[name] = entry.path
-        check_model_maps(self.settings, seen)
+            try:
+                bundle = self._open(entry)
+            except PromiseBroken as error:
+                refused[entry.path] = error
+                continue
+            if bundle.manifest.name in opened:
+                raise _same_name(bundle.manifest.name, entry.path)
+            opened[bundle.manifest.name] = entry, bundle
+        if not refused:  # else nobody knows the name of the one that can't be read
+            check_model_maps(self.settings, opened)
         reports: list[ActivationReport] = []
-        for entry in self.settings.bundle:
-            host = self._host(entry, self._open(entry))
+        for entry, bundle in opened.values():
+            host = self._host(entry, bundle)
             try:
                 reports.append(await host.activate())
+            except UsageError:  # the profile's or the settings', not the bundle's
+                raise
+            except AiosEdgeError as error:
+                refused[entry.path] = error
             finally:
                 await host.stop()
-        if not reports:
-            raise _no_bundle()
-        return tuple(reports)
+        in_order = (entry.path for entry in self.settings.bundle if entry.path in refused)
+        return CheckedBundles(
+            activations=tuple(reports),
+            refused=tuple(RefusedBundle(path=path, error=refused[path]) for path in in_order),
+        )
 
     def status(self) -> st.AgentStatus:
         """Everything, now."""
@@ -232,7 +246,7 @@ class Agent:
                 await self._activate(entry)
             except AiosEdgeError as error:
                 last = error
-                check = error.promise if isinstance(error, PromiseBroken) else type(error).__name__
+                check = RefusedBundle(path=entry.path, error=error).check
                 log.error("%s is refused: %s", entry.path, error)
                 self._emit("bundle_refused", path=str(entry.path), check=check, detail=str(error))
                 self._refused.append(

@@ -6,8 +6,12 @@ Times named ``_at`` are seconds of one monotonic clock (``time.monotonic``); dur
 from __future__ import annotations
 
 import enum
+from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
+
+from aios_edge.errors import AiosEdgeError, PromiseBroken
 
 
 class Reason(str, enum.Enum):
@@ -115,3 +119,30 @@ class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
     latency_p95_s: float | None  # this device's own first measurement: its live baseline
     rss_bytes: int | None
     load_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusedBundle:
+    """A bundle that may not serve here, and what refused it."""
+
+    path: Path
+    error: AiosEdgeError
+
+    @property
+    def check(self) -> str:
+        """The name of the check that failed; of what broke before a check could, its kind."""
+        return self.error.promise if isinstance(self.error, PromiseBroken) else type(self.error).__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedBundles:
+    """What ``agent check`` found: every bundle is in one of the two."""
+
+    activations: tuple[ActivationReport, ...]
+    refused: tuple[RefusedBundle, ...]
+
+    @property
+    def error(self) -> AiosEdgeError | None:
+        """The first broken promise; else the first of any other errors."""
+        errors = [bundle.error for bundle in self.refused]
+        return next((error for error in errors if isinstance(error, PromiseBroken)), errors[0] if errors else None)

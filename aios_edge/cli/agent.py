@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
 
-from aios_edge.errors import PromiseBroken
+if TYPE_CHECKING:
+    from device_agent.values import CheckedBundles
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 
@@ -46,27 +48,43 @@ def run(config: Path) -> None:
 @_config
 @_as_json
 def check(config: Path, as_json: bool) -> None:
-    """Check configuration and profile, and activate every bundle without serving it."""
+    """Check configuration and profile, and activate every bundle without serving it.
+
+    Exit 3 when one is refused, after all were tried; the message names the first.
+    """
     from device_agent import Agent, load_settings
 
     _log_to_stderr()
     settings = load_settings(config)
-    document = {"config": str(config), "profile": settings.device.profile, "activations": (), "error": None}
-    try:
-        reports = asyncio.run(_check(Agent, settings))
-    except PromiseBroken as error:
-        if as_json:
-            click.echo(msgspec.json.encode({**document, "error": str(error)}).decode())
-        raise
+    found = asyncio.run(_check(Agent, settings))
     if as_json:
-        click.echo(msgspec.json.encode({**document, "activations": reports}).decode())
-        return
-    for report in reports:
-        click.echo(f"{report.model} {report.version}  {report.bundle_id[:12]}  {', '.join(report.providers_active)}")
+        refused = [
+            {"path": str(bundle.path), "check": bundle.check, "error": str(bundle.error)} for bundle in found.refused
+        ]
+        document = {
+            "config": str(config),
+            "profile": settings.device.profile,
+            "activations": found.activations,
+            "refused": refused,
+            "error": None if found.error is None else str(found.error),
+        }
+        click.echo(msgspec.json.encode(document).decode())
+    else:
+        for line in _checked(found):
+            click.echo(line)
+    if found.error is not None:
+        raise found.error
+
+
+def _checked(found: CheckedBundles) -> Iterator[str]:
+    for report in found.activations:
+        yield f"{report.model} {report.version}  {report.bundle_id[:12]}  {', '.join(report.providers_active)}"
         for done in report.checks:
-            click.echo(f"  {'ok ' if done.passed else 'NOT'}  {done.name:<16} {done.detail}")
+            yield f"  {'ok ' if done.passed else 'NOT'}  {done.name:<16} {done.detail}"
         if report.provider_reason:
-            click.echo(f"  providers: {report.provider_reason}")
+            yield f"  providers: {report.provider_reason}"
+    for bundle in found.refused:
+        yield f"refused {bundle.path}  {bundle.error}"
 
 
 @agent.command()
@@ -128,8 +146,9 @@ async def _run(agent_class: Any, settings: Any) -> None:
     await agent_class(settings).run()
 
 
-async def _check(agent_class: Any, settings: Any) -> Any:
-    return await agent_class(settings).check()
+async def _check(agent_class: Any, settings: Any) -> CheckedBundles:
+    found: CheckedBundles = await agent_class(settings).check()
+    return found
 
 
 def _log_to_stderr() -> None:

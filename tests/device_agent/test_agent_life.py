@@ -201,6 +201,28 @@ def test_a_refused_bundle_is_exit_3_with_the_name_of_the_check(
     assert document["activations"] == [] and "[digest]" in document["error"]
 
 
+def test_check_activates_every_bundle_and_names_all_that_are_refused(
+    tmp_path: Path, tiny_copy: Path, make_bundle: Any, agent_toml: Callable[..., str]
+) -> None:
+    (tiny_copy / "extra.bin").write_bytes(b"x")
+    unreadable = make_bundle(name="unreadable").path
+    (unreadable / "manifest.json").write_text("{")
+    good = make_bundle(name="good").path
+    more = "".join(f'[[bundle]]\npath = "{path}"\n' for path in (unreadable, good))
+    (tmp_path / "agent.toml").write_text(agent_toml(more, bundle=tiny_copy))
+    result = agent_command("check", "--config", str(tmp_path / "agent.toml"), "--json")
+    assert result.returncode == 3, result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith("aios-edge: [unlisted]"), "the first is named"
+    document = json.loads(result.stdout)
+    assert [report["model"] for report in document["activations"]] == ["good"]
+    refused = [(entry["path"], entry["check"]) for entry in document["refused"]]
+    assert refused == [(str(tiny_copy), "unlisted"), (str(unreadable), "schema")]
+    assert "extra.bin" in document["refused"][0]["error"] and document["error"] == document["refused"][0]["error"]
+    result = agent_command("check", "--config", str(tmp_path / "agent.toml"))
+    assert result.returncode == 3 and "good 1.0.0" in result.stdout
+    assert result.stdout.count("refused ") == 2
+
+
 def test_a_cloud_for_a_model_nobody_has_is_refused_at_the_start(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
     cloud = '[[cloud]]\nname = "c"\nurl = "http://127.0.0.1:1"\nmodel_map = {tinny = "t"}\n'
     (tmp_path / "agent.toml").write_text(agent_toml() + cloud)
