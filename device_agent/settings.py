@@ -8,6 +8,7 @@ Paths are relative to the file. Secrets are files.
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Collection
 from pathlib import Path
@@ -272,6 +273,8 @@ def _check_values(settings: Settings, where: str) -> None:
         *((("mqtt.interval_s", settings.mqtt.interval_s),) if settings.mqtt else ()),
     )
     for key, value in positive:
+        if not math.isfinite(value):
+            fail(key, f"{value} is not a finite number greater than 0", "Correct the value")
         if not value > 0:
             fail(key, f"{value} must be greater than 0", "Correct the value")
     if settings.emulate.slowdown < 1:
