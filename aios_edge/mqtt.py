@@ -131,6 +131,8 @@ class MqttLink:
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
+        with self._lock:  # not a change that anybody is told: nothing was connected, and nothing is
+            self._state = LinkState(reason="connecting")
         self._thread.start()
 
     def stop(self, timeout_s: float = 3.0) -> None:

@@ -99,6 +99,17 @@ def test_an_absent_broker_is_a_state_with_a_reason_and_its_arrival_is_noticed() 
     link.stop()
 
 
+def test_a_first_attempt_that_goes_on_is_said_to_be_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        link = link_to(f"mqtt://127.0.0.1:{silent.getsockname()[1]}", Seen())
+        assert link.state.reason == "not started"
+        link.start()
+        peer, _ = silent.accept()
+        assert link.state.reason == "connecting"
+        peer.close()
+        link.stop()
+
+
 def test_a_server_that_is_no_broker_is_said_to_be_none() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
