@@ -37,14 +37,18 @@ class BundleStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StatusBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What the agent knows about itself; the reporter adds who, when and whether it is online."""
+    """What the agent knows about itself; the reporter adds who, when and whether it is online.
+
+    ``bundles`` and ``providers_active`` are None in the will alone, which speaks of a time it can't know.
+    """
 
     agent_version: str
     profile: str
     providers_requested: tuple[str, ...] = ()
-    providers_active: tuple[str, ...] = ()
-    providers_reason: str | None = None  # why active differs from requested
-    bundles: tuple[BundleStatus, ...] = ()
+    providers_active: tuple[str, ...] | None = ()
+    providers_reason: str | None = None  # why active differs from requested, or is None
+    bundles: tuple[BundleStatus, ...] | None = ()
+    bundles_reason: str | None = None
     emulated_slowdown: float | None = None  # None: this device is what it says it is
 
 

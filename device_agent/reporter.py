@@ -33,6 +33,7 @@ from device_agent.window import Gauges, TelemetryWindow
 _log = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 10  # paho and mosquitto both stop at 20 unacknowledged messages
+_WILL_REASON = "not known: this message was written when the agent started"
 
 
 class Meter(Protocol):
@@ -125,7 +126,14 @@ class Reporter:
         loop = asyncio.get_running_loop()
         options = self._options
         if options.mqtt is not None:
-            will = self._status("offline", "connection lost", self._status_body())
+            body = msgspec.structs.replace(
+                self._status_body(),
+                providers_active=None,
+                providers_reason=_WILL_REASON,
+                bundles=None,
+                bundles_reason=_WILL_REASON,
+            )
+            will = self._status("offline", "connection lost", body)
             self._link = MqttLink(options.mqtt, call=loop.call_soon_threadsafe, will=will, on_state=self._link_changed)
             self._outbox = await loop.run_in_executor(self._disk, self._open_outbox)
             for kind, topic, payload in self._early:

@@ -255,6 +255,11 @@ def test_the_will_of_a_killed_agent_names_its_boot(tmp_path: Path) -> None:
             process.wait()
             offline = await ears.until(lambda topic, body: topic == "status" and body["status"] == "offline")
             assert offline["boot_id"] == online["boot_id"] and offline["why"] == "connection lost"
+            assert online["bundles"] == [] and online["bundles_reason"] is None
+            for unknown in ("bundles", "providers_active"):  # the will was written before anything was live
+                assert offline[unknown] is None
+            assert "when the agent started" in offline["bundles_reason"]
+            assert offline["providers_reason"] == offline["bundles_reason"]
             ears.close()
 
     running(scenario)
