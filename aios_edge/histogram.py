@@ -43,6 +43,7 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
     sum_s: float = 0.0
     min_s: float | None = None
     max_s: float | None = None
+    range_reason: str | None = "nothing was counted"  # why there is no least and no largest
     lowest_s: float = LOWEST_S
     buckets_per_decade: int = BUCKETS_PER_DECADE
     relative_error: float = round(RELATIVE_ERROR, 4)
@@ -60,7 +61,14 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
             total, low, high, count = total + value, min(low, value), max(high, value), count + 1
         if not count:
             return Histogram()
-        return Histogram(counts=tuple(sorted(counts.items())), count=count, sum_s=total, min_s=low, max_s=high)
+        return Histogram(
+            counts=tuple(sorted(counts.items())),
+            count=count,
+            sum_s=total,
+            min_s=low,
+            max_s=high,
+            range_reason=None,
+        )
 
     def merge(self, other: Histogram) -> Histogram:
         """The histogram of both sets of durations. ValueError when the buckets differ."""
@@ -78,6 +86,7 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
             sum_s=self.sum_s + other.sum_s,
             min_s=min(lows, default=None),
             max_s=max(highs, default=None),
+            range_reason=self.range_reason if other.count == 0 else other.range_reason,
         )
 
     def quantile(self, q: float) -> float | None:

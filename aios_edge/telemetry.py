@@ -169,6 +169,7 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     queue: QueueFigures = QueueFigures()
     breakers: dict[str, str] = {}  # cloud endpoint -> closed, open, half_open
     thermal: tuple[Temperature, ...] = ()
+    thermal_reason: str | None = None  # why there is none
     throttled: bool | None = None
     throttled_reason: str | None = None
     cpu_utilisation: float | None = None  # 0 to 1, all cores

@@ -100,7 +100,8 @@ class Endpoint:
         """What ``/status`` shows."""
         models: dict[str, CloudModelStatus] = {}
         for name, model in self.models.items():
-            expected_s, safe_s = model.round_trip.predict(now)
+            known = model.round_trip.measured
+            expected_s, safe_s = model.round_trip.predict(now) if known else (None, None)
             models[name] = CloudModelStatus(
                 remote=model.remote, usable=model.usable, reason=model.reason, expected_s=expected_s, safe_s=safe_s
             )

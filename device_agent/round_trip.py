@@ -16,21 +16,24 @@ HALF_LIFE_S = 5.0
 
 
 class RoundTrip(msgspec.Struct, frozen=True, kw_only=True):
-    """Seconds. ``floor_s``: the last metadata request, the least an inference can take."""
+    """Seconds. ``floor_s``: the last metadata request, the least an inference can take; a guess before the first."""
 
     floor_s: float = 0.005
+    measured: bool = False  # whether anything was ever answered
     mean_s: float | None = None
     deviation_s: float = 0.0
     seen_at: float = 0.0
 
     def pinged(self, took_s: float, now: float) -> RoundTrip:
         """A background check was answered."""
-        return msgspec.structs.replace(self, floor_s=took_s, seen_at=self.seen_at if self.mean_s else now)
+        return msgspec.structs.replace(
+            self, floor_s=took_s, measured=True, seen_at=self.seen_at if self.mean_s else now
+        )
 
     def observed(self, took_s: float, now: float) -> RoundTrip:
         """An inference was answered."""
         if self.mean_s is None:
-            return msgspec.structs.replace(self, mean_s=took_s, deviation_s=took_s / 4, seen_at=now)
+            return msgspec.structs.replace(self, mean_s=took_s, deviation_s=took_s / 4, measured=True, seen_at=now)
         error = took_s - self.mean_s
         return msgspec.structs.replace(
             self,

@@ -36,13 +36,14 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CloudModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One of our models at an endpoint."""
+    """One of our models at an endpoint. ``reason`` says why it isn't usable, and, where it was never asked, why
+    nobody knows how long an answer takes."""
 
     remote: str
     usable: bool
     reason: str | None
-    expected_s: float
-    safe_s: float
+    expected_s: float | None
+    safe_s: float | None
 
 
 class CloudStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -123,6 +123,7 @@ class TelemetryWindow:
             thermal=tuple(Temperature(name=z.name, temperature_c=z.temperature_c) for z in last.thermal)
             if last
             else (),
+            thermal_reason=None if last and last.thermal else _why(last, "thermal_reason"),
             throttled=any(r.throttled for r in self._readings) if any(_knows(r) for r in self._readings) else None,
             throttled_reason=None if any(_knows(r) for r in self._readings) else _why(last, "throttled_reason"),
             cpu_utilisation=_mean([(r.cpu_utilisation, w) for r, w in zip(self._readings, self._weights, strict=True)]),

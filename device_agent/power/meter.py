@@ -68,6 +68,7 @@ class PowerMeter:
             rails=tuple(rail for part in collected for rail in part.rails),
             energy=tuple(counter for part in collected for counter in part.energy),
             thermal=zones,
+            thermal_reason=None if zones else _no_zone(gaps),
             throttled=throttled,
             throttled_flags=flags,
             throttled_reason=throttled_reason,
@@ -156,3 +157,7 @@ def _zones(sys_root: Path) -> tuple[tuple[Zone, ...], tuple[Skipped, ...]]:
         return thermal.read_zones(sys_root)
     except Exception as error:
         return (), (Skipped(path="class/thermal", reason=f"{type(error).__name__}: {error}"),)
+
+
+def _no_zone(gaps: tuple[Skipped, ...]) -> str:
+    return "; ".join(gap.reason for gap in gaps) or "this device has no thermal zone that is known"

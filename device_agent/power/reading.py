@@ -74,6 +74,7 @@ class PowerReading(msgspec.Struct, frozen=True, kw_only=True):
     rails: tuple[Rail, ...] = ()
     energy: tuple[EnergyCounter, ...] = ()
     thermal: tuple[Zone, ...] = ()
+    thermal_reason: str | None = None  # why there is none
     throttled: bool | None = None
     throttled_flags: tuple[str, ...] = ()
     throttled_reason: str | None = None

@@ -21,6 +21,7 @@ def test_merging_two_histograms_is_the_histogram_of_both(a: list[float], b: list
     merged, whole = Histogram.of(a).merge(Histogram.of(b)), Histogram.of(a + b)
     assert merged.counts == whole.counts
     assert (merged.count, merged.min_s, merged.max_s) == (whole.count, whole.min_s, whole.max_s)
+    assert merged.range_reason == whole.range_reason and (merged.range_reason is None) == bool(merged.count)
     assert merged.sum_s == pytest.approx(whole.sum_s)
 
 

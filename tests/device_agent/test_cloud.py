@@ -301,6 +301,9 @@ def test_a_model_that_the_endpoint_lacks_does_not_keep_the_others_away() -> None
         endpoint.models = {"absent": endpoint.models["absent"], "m": endpoint.models["m"]}
         await until(lambda: usable(pool))
         assert "404" in (endpoint.models["absent"].reason or "")
+        absent, known = (endpoint.status(time.monotonic()).models[name] for name in ("absent", "m"))
+        assert (absent.expected_s, absent.safe_s) == (None, None) and absent.reason, "never measured is no 5 ms"
+        assert known.expected_s and known.safe_s
         good, server.reply = server.reply, lambda: http(500, {"error": "x"})
         for _ in range(3):
             assert await pool.infer(GO, request(), "m") is None

@@ -170,6 +170,16 @@ def test_a_device_without_a_sensor_is_unknown_not_zero() -> None:
     assert reading.reason and reading.throttled is None and reading.throttled_reason
 
 
+def test_no_temperature_has_a_reason(tmp_path: Path) -> None:
+    assert "no thermal zone" in (PowerMeter(sys_root=tmp_path, proc_root=tmp_path).sample().thermal_reason or "")
+    zone = tmp_path / "class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "type").write_text("cpu-thermal")
+    (zone / "temp").write_text("-999000")
+    assert "not believable" in (PowerMeter(sys_root=tmp_path, proc_root=tmp_path).sample().thermal_reason or "")
+    assert read("jetson-agx-orin").thermal_reason is None
+
+
 def firmware(folder: Path, bits: str, monkeypatch: pytest.MonkeyPatch) -> None:
     command = folder / "vcgencmd"
     command.write_text(VCGENCMD.format(answer=TREES / "rpi5-pmic_read_adc.txt", bits=bits))

@@ -56,6 +56,9 @@ def test_what_was_not_measured_is_null_with_a_reason() -> None:
         (told.energy.energy_j, told.energy.energy_reason),
         (told.energy.j_per_inference_gross, told.energy.j_per_inference_reason),
         (told.latency.p95_s, told.latency.latency_reason),
+        (told.latency.histogram.min_s, told.latency.histogram.range_reason),
+        (told.latency.histogram.max_s, told.latency.histogram.range_reason),
+        (told.thermal or None, told.thermal_reason),
         (told.queue.depth, told.queue.depth_reason),
         (told.queue.wait_p95_s, told.queue.wait_reason),
         (told.throttled, told.throttled_reason),
@@ -63,8 +66,9 @@ def test_what_was_not_measured_is_null_with_a_reason() -> None:
         (told.memory.agent_rss_bytes, told.memory.memory_reason),
     ):
         assert value is None and reason
-    window.add(watts(1.5, None))
-    assert close(window, 2.0).energy.energy_reason == "sensor gone"
+    window.add(watts(1.5, None, thermal_reason="no zone here"))
+    told = close(window, 2.0)
+    assert told.energy.energy_reason == "sensor gone" and told.thermal_reason == "no zone here"
     window.add(watts(2.5, 5.0))
     assert close(window, 3.0).energy.j_per_inference_reason == "no local inference in this window"
 
@@ -105,7 +109,7 @@ def test_gauges_thermal_and_throttling_are_told() -> None:
     gauges = Gauges(queue_depth=4, breakers={"c": "open"}, agent_rss_bytes=1, workers_rss_bytes={"m": 2})
     told = close(window, 2.0, gauges)
     assert told.throttled is True  # at some moment of the window
-    assert told.thermal[0].temperature_c == 60.0 and told.cpu_utilisation == 0.5
+    assert told.thermal[0].temperature_c == 60.0 and told.thermal_reason is None and told.cpu_utilisation == 0.5
     assert told.queue.depth == 4 and told.breakers == {"c": "open"} and told.memory.workers_rss_bytes == {"m": 2}
     assert told.power.rails_w == {"VDD_IN": 5.0} and told.outbox.depth == 3
 
