@@ -123,6 +123,12 @@ def _decoded(activated: Activated, job: Job) -> _Work:
     if raw is not None:
         return _Work(request_id=job.request_id, request=request, raw=raw)
     datatypes = {spec.name: spec.datatype for spec in specs}
+    if unknown := [name for name in request.inputs if name not in datatypes]:
+        natural = " and ".join(task.natural_names)
+        raise RequestError(
+            f"the model has no input {', '.join(map(repr, unknown))[:200]}",
+            remedy=f"Send {natural}, or the model's own tensors: {', '.join(datatypes)}",
+        )
     for name, tensor in request.inputs.items():  # arrays don't tell BF16 from UINT16
         if datatypes.get(name, tensor.datatype) != tensor.datatype:
             raise RequestError(f"is {tensor.datatype}, the model takes {datatypes[name]}", where=f"input {name!r}")

@@ -162,9 +162,12 @@ def _require(flat: list[Any], kinds: tuple[type, ...], datatype: str, where: str
 
 
 def _integers(flat: list[Any], datatype: str, where: str) -> NDArray[Any]:
-    if float in set(map(type, flat)) and all(type(v) is not float or v.is_integer() for v in flat):
-        flat = [int(v) if type(v) is float else v for v in flat]  # 2.0 is an integer to JSON
-    _require(flat, (int,), datatype, where)
+    _require(flat, (int, float), datatype, where)
+    if float in set(map(type, flat)):
+        index = next((i for i, v in enumerate(flat) if type(v) is float and not v.is_integer()), None)
+        if index is not None:
+            raise RequestError(f"element {index} is a fraction, which is no {datatype}", where=where)
+        flat = [int(v) for v in flat]  # 2.0 is an integer to JSON
     dtype = dtype_of(datatype, where)
     if flat:
         limits = np.iinfo(dtype)

@@ -113,6 +113,9 @@ LIVE = b'{"live":true}'
 READY = b'{"ready":true}'
 NOT_READY = b'{"ready":false}'
 
+_LONE_SURROGATE = re.compile(rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}[^\\]")
+_NEAR = 12  # one half, and what a whole other half would need
+
 _request_decoder = msgspec.json.Decoder(_Request)
 _object_decoder = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _parameters_decoder = msgspec.json.Decoder(Parameters | None)
@@ -193,7 +196,16 @@ def refuse_json(text: bytes | memoryview, error: Exception, where: str | None = 
         raise error
     if not len(text):
         raise RequestError("the JSON is empty", where=where) from None
-    if found := re.search(r"\(byte (\d+)\)", str(error)):
+    found = re.search(r"\(byte (\d+)\)", str(error))
+    # Of half a surrogate pair the parser says many things: it looks for the other half in what comes behind.
+    at = int(found[1]) if found else len(text)
+    if "surrogate" in str(error) or _LONE_SURROGATE.search(bytes(text[max(0, at - _NEAR) : at + _NEAR])):
+        raise RequestError(
+            "a text in the JSON is not valid Unicode: \\ud800 to \\udfff stand in pairs only",
+            where=where,
+            remedy="Send valid Unicode, or the bytes as a binary tensor",
+        ) from None
+    if found:
         start = int(found[1])
         # a sign is a valid start of a number, so the error may point behind it
         if re.match(rb"-?(NaN|nan|Inf|inf)", bytes(text[start : start + 4])):

@@ -101,9 +101,7 @@ def decode_inputs(
         except Exception as error:
             refuse_json(bytes(envelope.outputs), error, "outputs")
     for output in requested or ():
-        _flag(output.parameters, "binary_data", f"output {output.name!r}")
-        if (output.parameters or {}).get("classification"):
-            raise RequestError("the classification extension isn't supported", where=f"output {output.name!r}")
+        _check_requested(output)
     return DecodedRequest(
         inputs=_decode_tensors(envelope.inputs, tail, "input"),
         outputs=requested or None,
@@ -206,8 +204,8 @@ def _decode_tensors(envelopes: Sequence[TensorEnvelope], tail: memoryview, kind:
         if envelope.name in tensors:
             raise RequestError("is there twice", where=where)
         parameters = envelope.parameters or {}
-        if any(name.startswith("shared_memory") for name in parameters):
-            raise RequestError("shared memory isn't supported", where=where, remedy="Send binary data")
+        if shared := next((name for name in parameters if name.startswith("shared_memory")), None):
+            raise RequestError(f"has {shared!r}; shared memory isn't supported", where=where, remedy="Send binary data")
         size = parameters.get("binary_data_size")
         if size is None:
             if not envelope.has_json_data():
@@ -227,6 +225,23 @@ def _decode_tensors(envelopes: Sequence[TensorEnvelope], tail: memoryview, kind:
     if offset != len(tail):
         raise RequestError(f"{len(tail) - offset} bytes of binary data are left over behind the last {kind}")
     return tensors
+
+
+def _check_requested(output: RequestedOutput) -> None:
+    """A wish that nobody reads is refused: the client would take its output for what it asked for."""
+    where = f"output {output.name[:80]!r}"
+    _flag(output.parameters, "binary_data", where)
+    for name, value in (output.parameters or {}).items():
+        if name.startswith("shared_memory"):
+            raise RequestError(
+                f"has {name!r}; shared memory isn't supported", where=where, remedy="Ask for binary data"
+            )
+        if name == "classification":
+            if value:
+                raise RequestError("the classification extension isn't supported", where=where)
+        elif name != "binary_data":
+            remedy = "The only parameter of an output is 'binary_data'"
+            raise RequestError(f"has the unknown parameter {name[:80]!r}", where=where, remedy=remedy)
 
 
 def _raw_input(data: memoryview, specs: Sequence[Spec] | None) -> dict[str, Tensor]:

@@ -118,6 +118,8 @@ def test_integer_limits(datatype: str) -> None:
     ("datatype", "shape", "data", "says"),
     [
         ("INT64", [1], [1.5], "a fraction"),
+        ("INT32", [2], [1.0, 2.5], "element 1 is a fraction"),
+        ("INT32", [3], [1.5, "x", 1.0], "element 1 is text"),
         ("INT64", [1], ["1"], "text"),
         ("INT64", [1], [True], "true or false"),
         ("INT64", [1], [None], "null"),
@@ -189,8 +191,25 @@ def test_names_are_unique_and_shared_memory_is_refused() -> None:
     tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}
     with pytest.raises(RequestError, match="twice"):
         decode_inputs(json.dumps({"inputs": [tensor, tensor]}).encode(), None)
-    with pytest.raises(RequestError, match="shared memory"):
+    with pytest.raises(RequestError, match=r"'x'.*shared_memory_region"):
         decode_inputs(request("FP32", [1], [1], parameters={"shared_memory_region": "r"}), None)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "says"),
+    [
+        ({"shared_memory_region": "r", "shared_memory_byte_size": 4}, "shared_memory_region.*shared memory"),
+        ({"binary_dta": True}, "binary_dta.*binary_data"),
+        ({"binary_data": True, "own": 1}, "own.*binary_data"),
+        ({"classification": 2}, "classification"),
+    ],
+)
+def test_a_parameter_of_an_output_that_would_be_ignored_is_refused(parameters: Any, says: str) -> None:
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1]}
+    body = {"inputs": [tensor], "outputs": [{"name": "y", "parameters": parameters}]}
+    with pytest.raises(RequestError, match=f"output 'y': .*{says}") as caught:
+        decode_inputs(json.dumps(body).encode(), None)
+    assert caught.value.http_status == 400
 
 
 def test_unaligned_binary_data_become_aligned_arrays() -> None:

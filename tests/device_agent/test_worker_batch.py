@@ -112,6 +112,13 @@ def test_one_bad_request_never_spoils_its_batch(tiny: Activated) -> None:
     assert output(answers[0], "label") == ["positive"] and output(answers[5], "label") == ["negative"]
 
 
+def test_a_wrong_name_is_named_beside_those_the_model_takes(tiny: Activated) -> None:
+    (answer,) = run(tiny, job(1, {"inputs": [{"name": "txt", "datatype": "BYTES", "shape": [1], "data": ["good"]}]}))
+    assert answer.status == 400 and answer.error is not None
+    for name in ("'txt'", "text", "input_ids", "attention_mask"):
+        assert name in answer.error
+
+
 def test_a_request_whose_deadline_passed_is_not_run(tiny: Activated) -> None:
     now = time.monotonic()
     late, timely = answer_batch(
