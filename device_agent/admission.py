@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from device_agent.router import LEAST_RETRY_S
 from device_agent.values import InferenceRequest, Reason, Shed
 
 
@@ -28,7 +29,7 @@ def admit(request: InferenceRequest, now: float, load: Load) -> Admit | Shed:
     if load.draining:
         return Shed(Reason.DRAINING, 5.0)
     if request.deadline_at is not None and request.deadline_at <= now:
-        return Shed(Reason.DEADLINE_PASSED, 0.0)
+        return Shed(Reason.DEADLINE_PASSED, LEAST_RETRY_S)
     if load.in_flight_bytes and load.in_flight_bytes + len(request.body) > load.in_flight_limit_bytes:
         return Shed(Reason.QUEUE_FULL, 1.0)
     return Admit()

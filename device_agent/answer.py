@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from device_agent.router import LEAST_RETRY_S
 from device_agent.values import Reason, Shed
 from device_agent.wire import DoneItem
 
@@ -45,12 +46,10 @@ _SHED_TEXT = {
 
 
 def shed_answer(shed: Shed) -> Answer:
-    """503 with Retry-After; 504 when nobody waits for the answer any more."""
+    """503, or 504 when nobody waits for the answer any more; both say when to come back."""
     text = _SHED_TEXT.get(shed.reason, shed.reason.value)
-    if shed.reason is Reason.DEADLINE_PASSED:
-        return Answer(status=504, route="shed", reason=shed.reason, error=f"{text} [{shed.reason.value}]")
     return Answer(
-        status=503,
+        status=504 if shed.reason is Reason.DEADLINE_PASSED else 503,
         route="shed",
         reason=shed.reason,
         error=f"{text} [{shed.reason.value}]; retry after {shed.retry_after_s:.2f} s",
@@ -65,7 +64,7 @@ def local_answer(
     if item is None:
         return Answer(status=500, route="error", reason=reason, error="the worker did not answer this request")
     if item.status == 504:  # its deadline passed between us and the worker
-        return Shed(Reason.DEADLINE_PASSED, 0.0)
+        return Shed(Reason.DEADLINE_PASSED, LEAST_RETRY_S)
     ok = item.status == 200
     return Answer(
         status=item.status,

@@ -169,7 +169,10 @@ class FrontDesk:
         )
         if answer.error is not None:
             headers = () if answer.retry_after_s is None else (retry_after(answer.retry_after_s),)
-            return Reply(status=answer.status, body=error_body(answer.error), headers=headers, completion=completion)
+            # No route took it, and the reason is what a program decides by.
+            shed = {"route": None, "reason": answer.reason.value} if answer.route == "shed" else None
+            error = error_body(answer.error, shed)
+            return Reply(status=answer.status, body=error, headers=headers, completion=completion)
         if answer.remote_body is not None:
             body, json_length = answer.remote_body, answer.remote_json_length
         else:

@@ -38,9 +38,9 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
     """Local, Cloud or Shed; see the module's docstring."""
     if local_only:
         there = None
-    if deadline_at is not None and deadline_at <= now:
-        return Shed(Reason.DEADLINE_PASSED, 0.0)
     forecast = here.forecast
+    if deadline_at is not None and deadline_at <= now:
+        return Shed(Reason.DEADLINE_PASSED, _retry_after(now, forecast))
     if here.queue_full:
         if there is not None and (deadline_at is None or now + there.expected_s <= deadline_at):
             return Cloud(Reason.QUEUE_FULL, there.endpoint)

@@ -127,9 +127,12 @@ def sent(raw: msgspec.Raw) -> bool:
     return bytes(memoryview(raw)[:5]) not in (b"", b"null")
 
 
-def error_body(text: str) -> bytes:
-    """The body of every 4xx and 5xx answer."""
-    return _encoder.encode({"error": text})
+def error_body(text: str, parameters: dict[str, Any] | None = None) -> bytes:
+    """The body of every 4xx and 5xx answer; ``parameters`` are those of an inference that was refused."""
+    document: dict[str, Any] = {"error": text}
+    if parameters is not None:
+        document["parameters"] = parameters
+    return _encoder.encode(document)
 
 
 def parse_json_length(header: str | bytes | None) -> int | None:

@@ -84,6 +84,11 @@ def test_late_requests_are_refused_with_retry_after(start_agent: Any, small_batc
     code, document, headers = agent.infer(timeout=15_000)
     assert code == 503 and int(headers["retry-after"]) >= 1, document
     assert "cloud" in document["error"]
+    assert list(document) == ["error", "parameters"]
+    assert document["parameters"] == {"route": None, "reason": "cloud_unavailable"}
+    code, document, headers = agent.infer(timeout=1)
+    assert code == 504 and int(headers["retry-after"]) >= 1 and next(iter(document)) == "error"
+    assert document["parameters"] == {"route": None, "reason": "deadline_passed"}
     assert agent.infer()[0] == 200
     assert agent.stop() == 0
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agent.admission import Admit, Load, admit
-from device_agent.router import Here, There, route
+from device_agent.router import LEAST_RETRY_S, Here, There, route
 from device_agent.scheduler import Forecast
 from device_agent.values import Cloud, InferenceRequest, Local, Reason, Shed
 
@@ -43,7 +43,7 @@ def test_reasons_of_the_common_cases() -> None:
     assert decide(0.1, here(0.05, ready=False), None) == Local(Reason.WORKER_LOST)
     assert isinstance(decide(0.1, here(0.5, ready=False), None), Shed)
     assert decide(None, here(0.5, ready=False), None) == Local(Reason.WORKER_LOST)
-    assert decide(-1.0, here(), there()) == Shed(Reason.DEADLINE_PASSED, 0.0)
+    assert decide(-1.0, here(0.5), there()) == Shed(Reason.DEADLINE_PASSED, 0.5), "when it would be worth asking again"
 
 
 def test_a_slow_cloud_takes_nothing_it_would_miss_as_well() -> None:
@@ -104,7 +104,7 @@ def test_admission_refuses_only_what_no_route_could_mend() -> None:
     quiet = Load(draining=False, in_flight_bytes=0, in_flight_limit_bytes=100)
     assert admit(request(None), NOW, quiet) == Admit()
     assert admit(request(None, 1000), NOW, quiet) == Admit(), "one request alone may exceed the limit"
-    assert admit(request(NOW - 1), NOW, quiet) == Shed(Reason.DEADLINE_PASSED, 0.0)
+    assert admit(request(NOW - 1), NOW, quiet) == Shed(Reason.DEADLINE_PASSED, LEAST_RETRY_S)
     busy = Load(draining=False, in_flight_bytes=95, in_flight_limit_bytes=100)
     assert isinstance(refused := admit(request(None), NOW, busy), Shed) and refused.reason is Reason.QUEUE_FULL
     stopping = Load(draining=True, in_flight_bytes=0, in_flight_limit_bytes=100)
