@@ -59,7 +59,7 @@ class ModelHost:
         self.restarts = 0
         self.slowdown = spec.slowdown
         self.service = ServiceTime.prior(None)
-        self.worker = WorkerHandle(spec, on_stage=self._staged, on_lost=lambda _: self._wake.set())
+        self.worker = WorkerHandle(spec, on_stage=self._staged, on_lost=self._told_lost)
         self._around = around
         self._queue: list[Pending] = []
         self._tickets: dict[int, Ticket] = {}
@@ -67,6 +67,7 @@ class ModelHost:
         self._wake = asyncio.Event()
         self._plan = RestartPlan()
         self._lost_at = 0.0
+        self._how_lost = "ended"  # as the handle said it; of a batch's worker its WorkerLost says it too
         self._task: asyncio.Task[None] | None = None
         self._review: asyncio.TimerHandle | None = None
 
@@ -369,7 +370,7 @@ class ModelHost:
 
     async def _restart(self) -> None:
         if self.state == "ready":  # it died while idle
-            self._mark_lost("ended while idle", 0)
+            self._mark_lost(f"{self._how_lost} while idle", 0)
             self._review_queue()
         await asyncio.sleep(self._plan.pause_s)
         await self.worker.stop(grace_s=0.0)
@@ -394,6 +395,10 @@ class ModelHost:
         away_s = round(now - self._lost_at, 4)
         self._around.emit("worker_recovered", model=self.name, away_s=away_s, restarts=self.restarts)
         log.info("worker of %s is back after %.2f s", self.name, away_s)
+
+    def _told_lost(self, description: str) -> None:
+        self._how_lost = description
+        self._wake.set()
 
     def _staged(self, stage: str) -> None:
         log.info("%s: %s", self.name, stage)

@@ -61,6 +61,8 @@ def test_a_worker_killed_while_idle_comes_back_by_itself(start_agent: Any) -> No
     pid = agent.status()["models"]["tiny"]["worker_pid"]
     os.kill(pid, signal.SIGKILL)
     agent.until(lambda status: status["models"]["tiny"]["restarts"] == 1 and status["state"] == "ready")
+    (crash,) = agent.events("worker_crashed")
+    assert crash["how"] == "was killed by SIGKILL while idle"
     assert agent.infer()[0] == 200
     assert agent.stop() == 0
 
