@@ -16,7 +16,7 @@ def collect(sys_root: Path) -> Collected:
     rails: list[Rail] = []
     skipped: list[Skipped] = []
     # One pass each; hwmon numbers move between boots, so the directory is searched, not named.
-    for monitor in in_order(sys_root.glob("bus/i2c/devices/*-004[01]/hwmon/hwmon*")):
+    for monitor in _monitors(sys_root):
         for channel in (1, 2, 3):  # in4 to in7 and curr4 are shunt values and sums of currents, not rails
             _keep(_hwmon_rail(monitor, channel), rails, skipped)
     if not rails:
@@ -30,6 +30,17 @@ def collect(sys_root: Path) -> Collected:
     elif skipped:
         total = Total(source=NAME, reason="no channel could be read")
     return Collected(rails=tuple(rails), skipped=tuple(skipped), total=total)
+
+
+def _monitors(sys_root: Path) -> list[Path]:
+    """Each monitor once: it appears on its bus and in the class, by a number that no other has, and a captured tree
+    may have only one of them."""
+    found: dict[str, Path] = {}
+    for pattern in ("bus/i2c/devices/*/hwmon/hwmon*", "class/hwmon/hwmon*"):
+        for monitor in in_order(sys_root.glob(pattern)):
+            if read_text(monitor / "name") == NAME:
+                found.setdefault(monitor.name, monitor)
+    return list(found.values())
 
 
 def _hwmon_rail(monitor: Path, channel: int) -> Rail | Skipped | None:

@@ -63,6 +63,32 @@ def test_each_jetson_has_its_total_from_the_right_rails(board: str, total_w: flo
     assert rail in str(reading.total_source)
 
 
+@pytest.mark.parametrize("how", ["class only", "linked", "copied"])
+@pytest.mark.parametrize("board", ["jetson-orin-nano", "jetson-agx-orin", "jetson-xavier-nx"])
+def test_a_monitor_is_found_in_its_class_and_counted_once(tmp_path: Path, board: str, how: str) -> None:
+    tree, expected = copied(board, tmp_path), read(board)
+    monitors = sorted(tree.glob("bus/i2c/devices/*/hwmon/hwmon*"))
+    (tree / "class/hwmon").mkdir()
+    for monitor in monitors:
+        listed = tree / "class/hwmon" / monitor.name
+        if how == "linked":  # as the kernel has it
+            listed.symlink_to(monitor)
+        else:  # as a tree that was captured with its links followed
+            shutil.copytree(monitor, listed)
+    if how == "class only":
+        shutil.rmtree(tree / "bus")
+    reading = PowerMeter(sys_root=tree).sample()
+    rails = [(rail.name, rail.power_w) for rail in reading.rails]
+    assert rails == [(rail.name, rail.power_w) for rail in expected.rails]
+    assert (reading.total_w, reading.total_method) == (expected.total_w, expected.total_method)
+
+
+def test_a_monitor_at_another_address_is_found(tmp_path: Path) -> None:
+    tree = copied("jetson-orin-nano", tmp_path)
+    (tree / "bus/i2c/devices/1-0040").rename(tree / "bus/i2c/devices/1-0043")
+    assert PowerMeter(sys_root=tree).sample().total_w == read("jetson-orin-nano").total_w
+
+
 def test_shunt_channels_and_negotiated_supplies_are_no_rails() -> None:
     assert [rail.name for rail in read("jetson-xavier-nx").rails] == ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
     assert [rail.name for rail in read("jetson-orin-nano").rails] == ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
