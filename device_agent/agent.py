@@ -249,11 +249,17 @@ class Agent:
                 check = RefusedBundle(path=entry.path, error=error).check
                 log.error("%s is refused: %s", entry.path, error)
                 self._emit("bundle_refused", path=str(entry.path), check=check, detail=str(error))
-                self._refused.append(
-                    BundleStatus(model=entry.path.name, version="", bundle_id=None, state="refused", detail=str(error))
-                )
+                self._refused.append(self._refusal(entry, error))
         if not any(host.state == "ready" for host in self._hosts.values()):
             raise last if last is not None else _no_bundle()
+
+    def _refusal(self, entry: BundleEntry, error: AiosEdgeError) -> BundleStatus:
+        """What is told of a refused bundle: under its model's name, or where that can't be read its directory's."""
+        name, version = entry.path.name, ""
+        with contextlib.suppress(AiosEdgeError):
+            manifest = self._open(entry).manifest
+            name, version = manifest.name, manifest.version
+        return BundleStatus(model=name, version=version, bundle_id=None, state="refused", detail=str(error))
 
     async def _activate(self, entry: BundleEntry) -> None:
         bundle = self._open(entry)

@@ -70,19 +70,22 @@ class FrontDesk:
         return not self.draining and self._host(model, version).state == "ready"
 
     def repository_index(self) -> bytes:
-        """``POST /v2/repository/index``, in Triton's words."""
+        """``POST /v2/repository/index``, in Triton's words; bundles that may not serve are in it, with the reason."""
         words = {"ready": "READY", "loading": "LOADING", "restarting": "UNAVAILABLE", "stopped": "UNLOADING"}
-        return msgspec.json.encode(
-            [
-                {
-                    "name": name,
-                    "version": host.bundle.manifest.version,
-                    "state": words.get(host.state, "UNAVAILABLE"),
-                    "reason": (host.detail or "") if host.state != "ready" else "",
-                }
-                for name, host in self._hosts.items()
-            ]
-        )
+        index = [
+            {
+                "name": name,
+                "version": host.bundle.manifest.version,
+                "state": words.get(host.state, "UNAVAILABLE"),
+                "reason": (host.detail or "") if host.state != "ready" else "",
+            }
+            for name, host in self._hosts.items()
+        ]
+        index += [
+            {"name": bundle.model, "version": bundle.version, "state": "UNAVAILABLE", "reason": bundle.detail or ""}
+            for bundle in self._agent_status().refused
+        ]
+        return msgspec.json.encode(index)
 
     def metrics(self) -> bytes:
         """``GET /metrics``."""

@@ -88,7 +88,7 @@ class ServerMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     version: str
-    extensions: tuple[str, ...] = ("binary_tensor_data", "model_repository")
+    extensions: tuple[str, ...] = ("binary_tensor_data",)
 
 
 class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -81,6 +81,7 @@ def test_an_answer_says_what_happened(agent: Any) -> None:
 
 def test_metadata_health_and_repository(agent: Any) -> None:
     assert agent.get("/v2")["name"] == "aios-edge"
+    assert agent.get("/v2")["extensions"] == ["binary_tensor_data"], "what answers 501 is no extension of ours"
     assert agent.get("/v2/health/live") == {"live": True}
     assert agent.get("/v2/health/ready") == {"ready": True}
     metadata = agent.get("/v2/models/tiny")

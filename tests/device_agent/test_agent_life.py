@@ -237,12 +237,19 @@ def test_a_cloud_for_a_model_nobody_has_is_refused_at_the_start(tmp_path: Path, 
     assert result.returncode == 2 and "'tinny'. Did you mean 'tiny'?" in result.stderr
 
 
-def test_one_refused_bundle_leaves_the_others_serving(start_agent: Any, tiny_copy: Path, tiny_bundle: Any) -> None:
-    (tiny_copy / "extra.bin").write_bytes(b"x")
-    agent = start_agent(f'[[bundle]]\npath = "{tiny_copy}"\n')
+def test_one_refused_bundle_leaves_the_others_serving(start_agent: Any, make_bundle: Any, tmp_path: Path) -> None:
+    other = make_bundle(name="other", version="2.0.0").path
+    (other / "extra.bin").write_bytes(b"x")
+    agent = start_agent(f'[[bundle]]\npath = "{other}"\n[[bundle]]\npath = "{tmp_path}"\n')
     status = agent.status()
     assert status["state"] == "degraded" and agent.infer()[0] == 200
     assert status["refused"][0]["state"] == "refused"
+    with urllib.request.urlopen(urllib.request.Request(f"{agent.url}/v2/repository/index", b"{}")) as response:
+        tiny, unlisted, unreadable = json.loads(response.read())
+    assert (tiny["name"], tiny["state"], tiny["reason"]) == ("tiny", "READY", "")
+    assert (unlisted["name"], unlisted["version"], unlisted["state"]) == ("other", "2.0.0", "UNAVAILABLE")
+    assert "extra.bin" in unlisted["reason"]
+    assert (unreadable["name"], unreadable["state"]) == (tmp_path.name, "UNAVAILABLE") and unreadable["reason"]
     assert agent.stop() == 0
 
 
