@@ -34,11 +34,13 @@ def collect(sys_root: Path) -> Collected:
 
 def _monitors(sys_root: Path) -> list[Path]:
     """Each monitor once: it appears on its bus and in the class, by a number that no other has, and a captured tree
-    may have only one of them."""
+    may have only one of them. At the addresses that Jetsons give it, it may be captured without its name."""
     found: dict[str, Path] = {}
     for pattern in ("bus/i2c/devices/*/hwmon/hwmon*", "class/hwmon/hwmon*"):
         for monitor in in_order(sys_root.glob(pattern)):
-            if read_text(monitor / "name") == NAME:
+            name = read_text(monitor / "name")
+            unnamed = isinstance(name, Skipped) and monitor.match("*-004[01]/hwmon/*")
+            if name == NAME or unnamed:
                 found.setdefault(monitor.name, monitor)
     return list(found.values())
 

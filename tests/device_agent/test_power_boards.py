@@ -89,6 +89,13 @@ def test_a_monitor_at_another_address_is_found(tmp_path: Path) -> None:
     assert PowerMeter(sys_root=tree).sample().total_w == read("jetson-orin-nano").total_w
 
 
+def test_a_monitor_captured_without_its_name_is_known_by_its_address(tmp_path: Path) -> None:
+    tree = copied("jetson-orin-nano", tmp_path)
+    (name,) = tree.glob("bus/i2c/devices/1-0040/hwmon/hwmon*/name")
+    name.unlink()
+    assert PowerMeter(sys_root=tree).sample().total_w == read("jetson-orin-nano").total_w
+
+
 def test_shunt_channels_and_negotiated_supplies_are_no_rails() -> None:
     assert [rail.name for rail in read("jetson-xavier-nx").rails] == ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
     assert [rail.name for rail in read("jetson-orin-nano").rails] == ["VDD_IN", "VDD_CPU_GPU_CV", "VDD_SOC"]
