@@ -2,9 +2,9 @@
 
 ``golden.npz`` holds, for N samples: ``raw`` (the natural inputs as one JSON list in UTF-8 bytes; each entry a
 string, or a list of two for pairs), ``input.<tensor>`` [N, …] padded to the longest sample, ``length`` [N] (true
-length of each sample along axis 1), ``fp32.<output>`` and ``shipped.<output>`` [N, …], and ``contract_sha256``, the
-digest of contract.json. The last one ties contract and samples together: altering either alone is found even when
-the manifest was hashed anew.
+length of each sample along axis 1), ``fp32.<output>`` and ``shipped.<output>`` [N, …], ``contract_sha256``, the digest
+of contract.json, and ``manifest_sha256``, that of the manifest without its list of files. The last two tie contract,
+manifest and samples together: altering any of them alone is found even when the manifest was hashed anew.
 
 Outputs were recorded one sample at a time, trimmed to its own length, because dynamic quantization makes an
 answer depend on what it was batched with.
@@ -43,6 +43,7 @@ class Golden:
     fp32: dict[str, NDArray[np.float32]]
     shipped: dict[str, NDArray[np.float32]]
     contract_sha256: str
+    manifest_sha256: str
 
     def sample(self, index: int) -> dict[str, NDArray[np.generic]]:
         """Input tensors of one sample, batch axis kept, trimmed to its own length."""
@@ -58,6 +59,7 @@ def encode_golden(golden: Golden) -> bytes:
         "raw": np.frombuffer(msgspec.json.encode(golden.raw), dtype=np.uint8),
         "length": golden.length,
         "contract_sha256": np.frombuffer(golden.contract_sha256.encode(), dtype=np.uint8),
+        "manifest_sha256": np.frombuffer(golden.manifest_sha256.encode(), dtype=np.uint8),
     }
     arrays |= {f"input.{name}": array for name, array in golden.inputs.items()}
     arrays |= {f"fp32.{name}": array for name, array in golden.fp32.items()}
@@ -69,9 +71,13 @@ def encode_golden(golden: Golden) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class Seal:
-    """What ties golden samples to a contract: the contract's sha256, and how many samples there are."""
+    """What ties golden samples to contract and manifest: their sha256, and how many samples there are.
+
+    ``manifest_sha256`` is None in samples that were written before manifests were sealed.
+    """
 
     contract_sha256: str
+    manifest_sha256: str | None
     count: int
 
 
@@ -81,9 +87,11 @@ def read_seal(path: Path) -> Seal:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_GOLDEN_BYTES:
                 raise ValueError(f"more than {MAX_GOLDEN_BYTES} bytes unpacked")
-            digest = _npy(archive.read("contract_sha256.npy"))[1]
+            contract = _npy(archive.read("contract_sha256.npy"))[1].decode("ascii")
+            sealed = "manifest_sha256.npy" in archive.namelist()
+            manifest = _npy(archive.read("manifest_sha256.npy"))[1].decode("ascii") if sealed else None
             shape = _npy(archive.read("length.npy"))[0]
-        return Seal(contract_sha256=digest.decode("ascii"), count=shape[0])
+        return Seal(contract_sha256=contract, manifest_sha256=manifest, count=shape[0])
     except Exception as error:  # zipfile, zlib and the header raise many kinds for a damaged archive
         raise BundleRefused("golden", f"can't be read as golden samples ({error})", where=str(path)) from error
 
@@ -107,6 +115,7 @@ def read_golden(path: Path) -> Golden:
             arrays = {name: archive[name] for name in archive.files}
         raw = msgspec.json.decode(arrays.pop("raw").tobytes(), type=tuple[str | tuple[str, str], ...])
         contract_sha256 = arrays.pop("contract_sha256").tobytes().decode("ascii")
+        manifest_sha256 = arrays.pop("manifest_sha256").tobytes().decode("ascii")
         length = arrays.pop("length").astype(np.int64)
     except Exception as error:  # numpy and zipfile raise many kinds for a damaged archive
         raise BundleRefused("golden", f"can't be read as golden samples ({error})", where=str(path)) from error
@@ -121,6 +130,7 @@ def read_golden(path: Path) -> Golden:
         fp32=group("fp32."),  # type: ignore[arg-type]
         shipped=group("shipped."),  # type: ignore[arg-type]
         contract_sha256=contract_sha256,
+        manifest_sha256=manifest_sha256,
     )
     counts = {len(golden.raw), len(length), *(len(array) for array in arrays.values())}
     if counts != {len(golden.raw)} or not golden.inputs or not golden.shipped:

@@ -4,7 +4,7 @@ The checks, in order, each known by its name in reports, events and errors:
 
 ==================  ====================================================================================
 ``schema`` …        what :func:`aios_edge.bundle.read.open_bundle` verifies: ``schema``, ``unlisted``,
-                    ``digest``, ``promises``, ``size``
+                    ``digest``, ``manifest``, ``promises``, ``size``
 ``profile``         the contract promises no less than this device's profile asks
 ``load``            onnxruntime loads the model, and its tensors are those of the manifest
 ``golden``          recorded inputs give the recorded outputs, as tensors

@@ -65,6 +65,7 @@ def record(
         fp32={"logits": fp32[list(rows)]},
         shipped={"logits": shipped[list(rows)]},
         contract_sha256="",
+        manifest_sha256="",
     )
 
 

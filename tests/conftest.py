@@ -143,6 +143,7 @@ def tiny_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             fp32={"logits": logits},
             shipped={"logits": logits},
             contract_sha256="",
+            manifest_sha256="",
         ),
         "manifest": {
             "schema": "1.0",

@@ -3,6 +3,7 @@
 ``schema``    the manifest is one we can read
 ``unlisted``  the directory holds exactly the files the manifest lists, all of them plain files
 ``digest``    every file has the size and sha256 the manifest says
+``manifest``  the manifest is the one that the golden samples were recorded for
 ``promises``  contract, golden samples and what the exporter measured agree with each other
 ``size``      the model and the bundle are as large as measured and no larger than promised
 """
@@ -30,12 +31,12 @@ from aios_edge.bundle.layout import (
     path_fault,
 )
 from aios_edge.contract import CONTRACT_SCHEMA, Contract, Promise
-from aios_edge.digest import sha256_file
+from aios_edge.digest import canonical_json, sha256_bytes, sha256_file
 from aios_edge.errors import BundleRefused
 from aios_edge.golden import read_seal
 from aios_edge.manifest import MANIFEST_SCHEMA, Manifest
 
-CHECKS = ("schema", "unlisted", "digest", "promises", "size")
+CHECKS = ("schema", "unlisted", "digest", "manifest", "promises", "size")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # goes into URLs and MQTT topics as it is
 _SEMVER = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
@@ -163,6 +164,27 @@ def check_digest(root: Path, manifest: Manifest) -> None:
             raise BundleRefused(
                 "digest", "was altered: its sha256 is not the manifest's", where=str(path), remedy="Fetch it again"
             )
+
+
+def manifest_sha256(document: dict[str, Any]) -> str:
+    """What golden samples carry of a manifest: the digest of its canonical form, fields of newer minor schemas
+    included, without the list of files. That list holds the digest of the samples themselves."""
+    return sha256_bytes(canonical_json({key: value for key, value in document.items() if key != "files"}))
+
+
+def check_manifest(root: Path, document: dict[str, Any], contract: Contract) -> None:
+    """Labels, session, measured figures and all the rest are those that the golden samples were recorded for.
+
+    Swapped labels invert every answer and leave all outputs as recorded, so nothing else would find them.
+    """
+    where = str(root / MANIFEST)
+    sealed = read_seal(root / contract.golden.file).manifest_sha256
+    if sealed is None:
+        what = f"is not sealed: {contract.golden.file} was written by an aios-edge that didn't do so yet"
+        raise BundleRefused("manifest", what, where=where, remedy="Export the bundle again with this one")
+    if sealed != manifest_sha256(document):
+        what = f"was altered: it is not the manifest that {contract.golden.file} was recorded for"
+        raise BundleRefused("manifest", what, where=where, remedy="Fetch it again")
 
 
 def check_promises(root: Path, manifest: Manifest, contract: Contract) -> None:

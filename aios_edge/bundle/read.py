@@ -8,6 +8,7 @@ from typing import Any
 
 from aios_edge.bundle.checks import (
     check_digest,
+    check_manifest,
     check_promises,
     check_size,
     check_unlisted,
@@ -55,9 +56,9 @@ def read_manifest(path: Path | str) -> Manifest:
 def open_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
     """Open the bundle in a directory.
 
-    With ``verify``, runs the checks ``schema``, ``unlisted``, ``digest``, ``promises``, ``size`` in this order and
-    raises :class:`~aios_edge.errors.BundleRefused` named after the first that fails; without, only what is needed
-    to parse manifest and contract, for a reader whose bundle was verified before. Raises
+    With ``verify``, runs the checks ``schema``, ``unlisted``, ``digest``, ``manifest``, ``promises``, ``size`` in this
+    order and raises :class:`~aios_edge.errors.BundleRefused` named after the first that fails; without, only what is
+    needed to parse manifest and contract, for a reader whose bundle was verified before. Raises
     :class:`~aios_edge.errors.UsageError` when the path is no directory.
     """
     root = _directory(Path(path))
@@ -68,6 +69,7 @@ def open_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
     contract = parse_contract(root)
     if verify:
         check_unlisted(root, manifest, contract)  # again, now that the golden file's name is known
+        check_manifest(root, document, contract)
         check_promises(root, manifest, contract)
         check_size(root, manifest, contract)
     return Bundle(path=root, manifest=manifest, contract=contract, bundle_id=bundle_id(document))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from aios_edge.bundle.checks import manifest_sha256
 from aios_edge.bundle.layout import CONTRACT, MANIFEST, check_paths, is_bundle
 from aios_edge.bundle.read import Bundle, open_bundle
 from aios_edge.contract import Contract
@@ -30,7 +31,7 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle into the directory ``target`` and return it, verified.
 
-    ``manifest.files`` and ``golden.contract_sha256`` are filled in here, whatever they held. ``files`` maps paths in
+    ``manifest.files`` and the digests in ``golden`` are filled in here, whatever they held. ``files`` maps paths in
     the bundle (the model, its external data, the tokenizer) to a file to copy or to bytes; contract and golden
     samples are added. Files are copied, not linked: altering a bundle must not alter the exporter's cache.
 
@@ -40,7 +41,11 @@ def write_bundle(
     """
     target = target.absolute()
     contract_data = _pretty(contract)
-    golden = dataclasses.replace(golden, contract_sha256=sha256_bytes(contract_data))
+    golden = dataclasses.replace(
+        golden,
+        contract_sha256=sha256_bytes(contract_data),
+        manifest_sha256=manifest_sha256(msgspec.to_builtins(manifest)),
+    )
     contents: dict[str, Path | bytes] = {
         **files,
         CONTRACT: contract_data,

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aios_edge.bundle.checks import manifest_sha256
 from aios_edge.bundle.layout import MAX_FILES, check_paths, path_fault
 from aios_edge.bundle.read import open_bundle, read_manifest
 from aios_edge.digest import canonical_json, sha256_bytes, sha256_file
@@ -42,8 +44,12 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def reseal(root: Path) -> None:
-    """Tie the golden samples to an altered contract too."""
-    golden = dataclasses.replace(read_golden(root / "golden.npz"), contract_sha256=sha256_file(root / "contract.json"))
+    """Tie the golden samples to an altered contract and manifest too."""
+    golden = dataclasses.replace(
+        read_golden(root / "golden.npz"),
+        contract_sha256=sha256_file(root / "contract.json"),
+        manifest_sha256=manifest_sha256(json.loads((root / "manifest.json").read_text())),
+    )
     (root / "golden.npz").write_bytes(encode_golden(golden))
     rehash(root)
 
@@ -153,6 +159,8 @@ def test_a_newer_major_schema_is_refused_with_the_version_needed(tiny_copy: Path
 
 def test_a_newer_minor_schema_is_read_with_its_unknown_fields(tiny_copy: Path, tiny_bundle: Any) -> None:
     edit(tiny_copy / "manifest.json", lambda d: d.update(schema="1.9", colour="green"))
+    assert refused_by(tiny_copy) == "manifest"  # a field we don't know may matter to another reader
+    reseal(tiny_copy)
     bundle = open_bundle(tiny_copy)
     assert bundle.manifest.schema == "1.9"
     assert bundle.bundle_id != tiny_bundle.bundle_id  # the id covers fields we don't know
@@ -257,6 +265,47 @@ def test_altered_golden_terms_are_refused(tiny_copy: Path, change: dict[str, Any
     assert refused_by(tiny_copy) == "promises"
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": ["positive", "negative"]},
+        {"name": "tinier"},
+        {"version": "1.0.1"},
+        {"task": "token-classification"},
+        {"precision": "fp16"},
+        {"max_batch_size": 64},
+        {"licence": "MIT"},
+        {"postprocess": {"kind": "softmax", "output": "logits", "temperature": -1.0}},
+        {"preprocess": {"kind": "text", "tokenizer": "tokenizer.json", "max_length": 8, "pad_id": 0, "pair": False}},
+        {"session": {"graph_optimization_level": "disable", "disabled_optimizers": [], "config_entries": {}}},
+        {"measured": {"accuracy": 0.95, "accuracy_drop": 0.0, "agreement": 1.0, "size_bytes": 1}},
+        {"colour": "green"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_an_altered_field_of_the_manifest_is_refused_by_manifest(tiny_copy: Path, change: dict[str, Any]) -> None:
+    edit(tiny_copy / "manifest.json", lambda d: d.update(change))
+    assert refused_by(tiny_copy) == "manifest"
+
+
+def test_a_field_of_the_manifest_that_was_taken_out_is_refused_by_manifest(tiny_copy: Path) -> None:
+    edit(tiny_copy / "manifest.json", lambda d: d["provenance"].pop("tools"))
+    assert refused_by(tiny_copy) == "manifest"
+
+
+def test_golden_samples_without_a_seal_of_the_manifest_say_to_export_again(tiny_copy: Path) -> None:
+    path = tiny_copy / "golden.npz"
+    with zipfile.ZipFile(path) as archive:
+        kept = {name: archive.read(name) for name in archive.namelist() if name != "manifest_sha256.npy"}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in kept.items():
+            archive.writestr(name, data)
+    rehash(tiny_copy)
+    with pytest.raises(BundleRefused, match="xport the bundle again") as caught:
+        open_bundle(tiny_copy)
+    assert caught.value.promise == "manifest"
+
+
 def test_golden_samples_of_another_contract_are_refused(tiny_copy: Path, make_bundle: Any) -> None:
     other = make_bundle(promises={"latency_p95_s": 0.5})
     (tiny_copy / "golden.npz").write_bytes(other.file("golden.npz").read_bytes())
@@ -328,7 +377,8 @@ def test_golden_bytes_are_the_same_whenever_they_are_written(
 def test_the_seal_is_what_numpy_reads(tiny_bundle: Any) -> None:
     path = tiny_bundle.file("golden.npz")
     seal, golden = read_seal(path), read_golden(path)
-    assert (seal.contract_sha256, seal.count) == (golden.contract_sha256, len(golden.raw))
+    sealed = (golden.contract_sha256, golden.manifest_sha256, len(golden.raw))
+    assert (seal.contract_sha256, seal.manifest_sha256, seal.count) == sealed
 
 
 def test_the_tiny_model_says_what_its_words_say(tiny_bundle: Any) -> None:

@@ -26,7 +26,7 @@ def test_verify_of_a_valid_bundle_exits_0(tiny_bundle: Any) -> None:
     assert done.returncode == 0
     assert json.loads(done.stdout) == {
         "ok": True,
-        "checks": ["schema", "unlisted", "digest", "promises", "size"],
+        "checks": ["schema", "unlisted", "digest", "manifest", "promises", "size"],
         "error": None,
         "bundle_id": tiny_bundle.bundle_id,
     }

@@ -19,7 +19,7 @@ from aios_edge.profile_files import load_profile
 from device_agent.activation import Activated, ActivationRefused, activate
 from device_agent.activation_measure import check_memory
 
-BUNDLE_CHECKS = ["schema", "unlisted", "digest", "promises", "size"]
+BUNDLE_CHECKS = ["schema", "unlisted", "digest", "manifest", "promises", "size"]
 
 
 def profile(**budgets: Any) -> DeviceProfile:
@@ -148,6 +148,11 @@ def test_altered_golden_outputs_of_the_fp32_model_are_refused_by_golden(tiny_cop
     (tiny_copy / "golden.npz").write_bytes(encode_golden(dataclasses.replace(golden, fp32=fp32)))
     rehash(tiny_copy)
     assert refusal(tiny_copy).promise == "golden"
+
+
+def test_swapped_labels_are_refused_by_manifest(tiny_copy: Path) -> None:
+    rehash(tiny_copy, labels=["positive", "negative"])
+    assert refusal(tiny_copy).promise == "manifest"
 
 
 def test_altered_promises_are_refused_by_promises(tiny_copy: Path) -> None:
