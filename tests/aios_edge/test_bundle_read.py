@@ -54,6 +54,11 @@ def reseal(root: Path) -> None:
     rehash(root)
 
 
+def contract_of(root: Path) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((root / "contract.json").read_text())
+    return document
+
+
 def promise(document: dict[str, Any], name: str) -> dict[str, Any]:
     return next(p for p in document["promises"] if p["name"] == name)
 
@@ -243,6 +248,39 @@ def test_a_promise_turned_round_or_made_twice_is_refused(tiny_copy: Path, tiny_b
     edit(tiny_copy / "contract.json", lambda d: d.update(promises=[promise(d, "accuracy")] * 2))
     reseal(tiny_copy)
     assert refused_by(tiny_copy) == "promises"
+
+
+def test_a_contract_without_promises_is_refused(tiny_copy: Path) -> None:
+    edit(tiny_copy / "contract.json", lambda d: d.update(promises=[]))
+    reseal(tiny_copy)
+    assert refused_by(tiny_copy) == "promises"
+
+
+@pytest.mark.parametrize("name", ["accuracy", "accuracy_drop", "agreement", "size_bytes"])
+def test_a_contract_without_a_promise_that_every_bundle_makes_is_refused(tiny_copy: Path, name: str) -> None:
+    edit(tiny_copy / "contract.json", lambda d: d["promises"].remove(promise(d, name)))
+    reseal(tiny_copy)
+    with pytest.raises(BundleRefused, match=f"doesn't promise {name}") as caught:
+        open_bundle(tiny_copy)
+    assert caught.value.promise == "promises"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_promise_that_would_be_checked_elsewhere_is_refused(tiny_copy: Path, name: str) -> None:
+    for check in {"activation", "live", "export-only"} - {promise(contract_of(tiny_copy), name)["check"]}:
+        edit(tiny_copy / "contract.json", lambda d, check=check: promise(d, name).update(check=check))
+        reseal(tiny_copy)
+        assert refused_by(tiny_copy) == "promises"
+
+
+def test_promises_of_budgets_that_a_profile_may_not_have_are_not_asked_for(tiny_copy: Path) -> None:
+    budgets = ("bundle_size_bytes", "latency_p95_s", "memory_bytes")
+    edit(
+        tiny_copy / "contract.json",
+        lambda d: d.update(promises=[p for p in d["promises"] if p["name"] not in budgets]),
+    )
+    reseal(tiny_copy)
+    assert len(open_bundle(tiny_copy).contract.promises) == 4
 
 
 def test_a_contract_for_another_profile_is_refused(tiny_copy: Path) -> None:
