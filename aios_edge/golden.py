@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 RawInput = str | tuple[str, str]
 
+#: Fewer samples let a device that answers wrongly now and then pass.
+MIN_SAMPLES = 64
 #: Arrays of golden.npz together, unpacked; a compressed file can claim any size, so it is asked before reading.
 MAX_GOLDEN_BYTES = 256_000_000
 

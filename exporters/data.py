@@ -2,6 +2,7 @@
 
 Where a recipe names no validation or test file, rows are split off train: stratified by label, and placed by the
 sha256 of their text, so the split depends on the rows alone, not on their order, and equal texts stay together.
+Validation has at least as many different texts as a bundle needs golden samples.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from aios_edge.digest import canonical_json, sha256_bytes
 from aios_edge.errors import AiosEdgeError, DataError
-from aios_edge.golden import RawInput
+from aios_edge.golden import MIN_SAMPLES, RawInput
 from exporters.read_rows import Columns, Row, read_rows
 from exporters.recipe import ExportRecipe
 
@@ -106,13 +107,14 @@ def load_data(recipe: ExportRecipe) -> Data:
         dropped += table.dropped
         validation = _encode(table.rows, index, validation_path)
     else:
-        rows, held_out_validation = split_off(rows, VALIDATION_SHARE, "validation")
+        rows, held_out_validation = split_off(rows, VALIDATION_SHARE, "validation", least=MIN_SAMPLES)
         validation = _encode(held_out_validation, index, train_path)
     train = _encode(_limit(rows, recipe.finetune.max_rows), index, train_path)
     for name, part in (("train", train), ("validation", validation)):
         if len(set(part.labels)) < 2:
             what = f"the {name} split has fewer than two classes ({len(part)} rows)"
             raise DataError(what, where=str(train_path), remedy="Give more rows of each class")
+    _check_golden(validation, recipe.path(section.validation or section.train), split_off=section.validation is None)
     origin = f"{train_path.name} sha256:{train.digest()[:12]} ({len(train)} train, {len(validation)} validation rows)"
     return Data(labels=labels, train=train, validation=validation, test=test, origin=origin, dropped=dropped)
 
@@ -123,22 +125,32 @@ def leaks(train: Labelled, held_out: Labelled) -> int:
     return sum(text in seen for text in held_out.texts)
 
 
-def split_off(rows: Sequence[Row], share: float, purpose: str) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
-    """(kept, held out): about ``share`` of each label, fixed by the texts alone; equal texts are never parted."""
+def split_off(
+    rows: Sequence[Row], share: float, purpose: str, *, least: int = 0
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """(kept, held out): about ``share`` of each label, fixed by the texts alone; equal texts are never parted.
+
+    Held out are at least ``least`` different texts, as far as one of each label can be kept.
+    """
     by_label: dict[str, dict[RawInput, int]] = defaultdict(dict)
     label_of: dict[RawInput, str] = {}
     for row in rows:
         label = label_of.setdefault(row.text, row.label)  # a text with two labels goes where its first one goes
         by_label[label][row.text] = by_label[label].get(row.text, 0) + 1
+    share = max(share, least / len(label_of)) if label_of else share
     held: set[RawInput] = set()
+    spare: list[RawInput] = []
     for counts in by_label.values():
-        wanted = max(1, round(sum(counts.values()) * share)) if len(counts) > 1 else 0
+        wanted = max(1, round(sum(counts.values()) * share))
         taken = 0
-        for text in sorted(counts, key=lambda text: _place(text, purpose)):
-            if taken >= wanted:
-                break
-            held.add(text)
-            taken += counts[text]
+        for text in sorted(counts, key=lambda text: _place(text, purpose))[:-1]:  # one of each label is kept
+            if taken < wanted:
+                held.add(text)
+                taken += counts[text]
+            else:
+                spare.append(text)
+    spare.sort(key=lambda text: _place(text, purpose))
+    held.update(spare[: max(0, least - len(held))])  # what rounding and repeated texts left out
     return tuple(r for r in rows if r.text not in held), tuple(r for r in rows if r.text in held)
 
 
@@ -153,6 +165,19 @@ def _limit(rows: Sequence[Row], max_rows: int | None) -> tuple[Row, ...]:
     kept = split_off(rows, max_rows / len(rows), "max_rows")[1]
     found = {row.label for row in kept}  # a class with a single text is never split
     return kept + tuple(row for row in rows if row.label not in found)
+
+
+def _check_golden(validation: Labelled, path: Path, *, split_off: bool) -> None:
+    """Fail before the training where golden samples would be too few for a bundle."""
+    found = len(set(validation.texts))
+    if found >= MIN_SAMPLES:
+        return
+    if split_off:
+        what = f"has too few different texts to hold {MIN_SAMPLES} golden samples out of the training"
+        raise DataError(what, where=str(path), remedy="Give more rows, or a validation file")
+    what = f"has {found} different texts, a bundle takes {MIN_SAMPLES} golden samples from them"
+    remedy = "Give more rows, or leave validation out of [data] to have it split off train"
+    raise DataError(what, where=str(path), remedy=remedy)
 
 
 def _label_order(rows: Sequence[Row], path: Path) -> tuple[str, ...]:

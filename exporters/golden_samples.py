@@ -8,12 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_edge.contract import GoldenSpec
-from aios_edge.golden import Golden
+from aios_edge.golden import MIN_SAMPLES, Golden, RawInput
 from exporters.data import Labelled
 from exporters.encode import Encoder, Sample, length_of
 from exporters.evaluate import Logits
 
-COUNT = 64
 _SMALL_MARGINS = 6  # samples whose two best logits are close: the first to flip when something is off
 
 CPU = "CPUExecutionProvider"
@@ -25,18 +24,24 @@ _TOLERANCE = {"fp32": (1e-3, 2e-2), "fp16": (2e-2, 2e-2), "dynamic-s8": (2e-2, 5
 _AGREEMENT = {"fp32": 0.98, "fp16": 0.95, "dynamic-s8": 0.90, "qdq-s8-sym": 0.90}
 
 
-def pick(labels: Sequence[int], lengths: Sequence[int], margins: NDArray[np.float64], count: int = COUNT) -> list[int]:
+def pick(
+    held_out: Labelled, lengths: Sequence[int], margins: NDArray[np.float64], count: int = MIN_SAMPLES
+) -> list[int]:
     """Rows for the golden samples: the smallest margins, then each class over its whole range of lengths.
 
-    At least ``count`` rows, or all there are.
+    ``count`` rows with different texts, or all there are.
     """
-    rows = len(labels)
-    if rows <= count:
-        return list(range(rows))
-    chosen = dict.fromkeys(int(row) for row in np.argsort(margins, kind="stable")[:_SMALL_MARGINS])
+    labels = held_out.labels
+    first: dict[RawInput, int] = {}
+    for row, text in enumerate(held_out.texts):
+        first.setdefault(text, row)
+    rows = list(first.values())
+    if len(rows) <= count:
+        return rows
+    chosen = dict.fromkeys(sorted(rows, key=lambda row: margins[row])[:_SMALL_MARGINS])
     queues = []
     for label in sorted(set(labels)):
-        own = sorted((row for row in range(rows) if labels[row] == label), key=lambda row: (lengths[row], row))
+        own = sorted((row for row in rows if labels[row] == label), key=lambda row: (lengths[row], row))
         spread = np.linspace(0, len(own) - 1, min(len(own), count)).astype(int)
         # Every k-th first: however few a class gets, they reach from its shortest to its longest.
         queues.append([own[spread[i]] for i in _by_halves(len(spread))])
@@ -46,7 +51,7 @@ def pick(labels: Sequence[int], lengths: Sequence[int], margins: NDArray[np.floa
                 queue.pop(0)
             if queue and len(chosen) < count:
                 chosen[queue.pop(0)] = None
-    for row in range(rows):
+    for row in rows:
         if len(chosen) >= count:
             break
         chosen[row] = None

@@ -22,7 +22,6 @@ from exporters.contest import Common, Contest, hold, latency_of, report_of, shap
 from exporters.data import Data, Labelled, leaks, load_data
 from exporters.encode import TOKENIZER
 from exporters.evaluate import metrics
-from exporters.golden_samples import COUNT
 from exporters.progress import Progress
 from exporters.recipe import ExportRecipe
 from exporters.report import REPORT_SCHEMA, Baseline, Candidate, ExportReport, Finetuned, ProfileReport, write_report
@@ -96,7 +95,7 @@ def run(
         ),
         finetuned=Finetuned(metrics=as_fp32, **msgspec.structs.asdict(tuned)),
         profiles={contest.profile.name: report_of(contest) for contest in contests},
-        warnings=_warnings(data),
+        warnings=warnings_of(recipe, data),
         wall_s=0.0,
         stages={},
     )
@@ -174,10 +173,12 @@ def _in_order(data: Data, labels: tuple[str, ...]) -> Data:
     )
 
 
-def _warnings(data: Data) -> tuple[str, ...]:
+def warnings_of(recipe: ExportRecipe, data: Data) -> tuple[str, ...]:
+    """What a person should know of the data, though the export goes on."""
     found = [f"{data.dropped} empty rows were dropped"] if data.dropped else []
-    if len(data.validation) < COUNT:
-        found.append(f"only {len(data.validation)} validation rows for golden samples; {COUNT} make a good self-test")
+    if recipe.data.validation is None and len(data.train) < len(data.validation):
+        held_out, left = len(data.validation), len(data.train)
+        found.append(f"{held_out} rows were held out for golden samples, which leaves {left} to train on")
     return tuple(found)
 
 

@@ -94,7 +94,7 @@ def write(
     )
     held_out = common.data.validation
     samples = common.encoder.samples(held_out.texts)
-    rows = pick(held_out.labels, [length_of(sample) for sample in samples], margins_of(winner.logits))
+    rows = pick(held_out, [length_of(sample) for sample in samples], margins_of(winner.logits))
     golden = record(rows, held_out, samples, common.reference, winner.logits, common.encoder)
     manifest = manifest_of(
         identity,

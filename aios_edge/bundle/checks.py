@@ -33,7 +33,7 @@ from aios_edge.bundle.layout import (
 from aios_edge.contract import CONTRACT_SCHEMA, Contract, Promise
 from aios_edge.digest import canonical_json, sha256_bytes, sha256_file
 from aios_edge.errors import BundleRefused
-from aios_edge.golden import read_seal
+from aios_edge.golden import MIN_SAMPLES, read_seal
 from aios_edge.manifest import MANIFEST_SCHEMA, Manifest
 
 CHECKS = ("schema", "unlisted", "digest", "manifest", "promises", "size")
@@ -229,7 +229,8 @@ def check_promises(root: Path, manifest: Manifest, contract: Contract) -> None:
     require(
         seal.contract_sha256 == sha256_file(root / CONTRACT), f"is not the contract that {golden.file} was recorded for"
     )
-    require(seal.count == golden.count > 0, f"says {golden.count} golden samples, {golden.file} has {seal.count}")
+    require(seal.count == golden.count, f"says {golden.count} golden samples, {golden.file} has {seal.count}")
+    require(golden.count >= MIN_SAMPLES, f"has {golden.count} golden samples, at least {MIN_SAMPLES} are needed")
 
 
 _SHARES = (c.ACCURACY, c.AGREEMENT)

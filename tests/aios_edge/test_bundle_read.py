@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +20,7 @@ from aios_edge.bundle.layout import MAX_FILES, check_paths, path_fault
 from aios_edge.bundle.read import open_bundle, read_manifest
 from aios_edge.digest import canonical_json, sha256_bytes, sha256_file
 from aios_edge.errors import BundleRefused, UsageError
-from aios_edge.golden import encode_golden, read_golden, read_seal
+from aios_edge.golden import MIN_SAMPLES, encode_golden, read_golden, read_seal
 
 
 def refused_by(path: Path) -> str:
@@ -342,6 +343,25 @@ def test_golden_samples_without_a_seal_of_the_manifest_say_to_export_again(tiny_
     with pytest.raises(BundleRefused, match="xport the bundle again") as caught:
         open_bundle(tiny_copy)
     assert caught.value.promise == "manifest"
+
+
+def test_fewer_golden_samples_than_a_self_test_needs_are_refused(make_bundle: Any, tiny_parts: dict[str, Any]) -> None:
+    whole = tiny_parts["golden"]
+
+    def first(count: int) -> Any:
+        golden = dataclasses.replace(
+            whole,
+            raw=whole.raw[:count],
+            length=whole.length[:count],
+            **{kind: {n: a[:count] for n, a in getattr(whole, kind).items()} for kind in ("inputs", "fp32", "shipped")},
+        )
+        spec = msgspec.structs.replace(tiny_parts["contract"]["golden"], count=count)
+        return make_bundle(golden=golden, contract={"golden": spec})
+
+    assert first(MIN_SAMPLES).contract.golden.count == 64
+    with pytest.raises(BundleRefused, match="63 golden samples, at least 64") as caught:
+        first(MIN_SAMPLES - 1)
+    assert caught.value.promise == "promises"
 
 
 def test_golden_samples_of_another_contract_are_refused(tiny_copy: Path, make_bundle: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from aios_edge.cli import main as cli
 
-GOOD = "text,label\n" + "".join(f"sentence {i},{'ab'[i % 2]}\n" for i in range(40))
+GOOD = "text,label\n" + "".join(f"sentence {i},{'ab'[i % 2]}\n" for i in range(160))
 RECIPE = '[model]\nsource = "model"\n[data]\ntrain = "train.csv"\n'
 
 Export = Callable[..., tuple[int, str]]
@@ -54,7 +54,7 @@ def one_message(stderr: str) -> str:
         (RECIPE + "[prune]\n", GOOD, 2, "[prune] is not available"),
         (RECIPE, GOOD.replace("text,", "txt,"), 1, "did you mean 'txt'?"),
         (RECIPE, "text,label\na,x\nb,x\n", 1, "one class only"),
-        (RECIPE, GOOD + " ,a\n", 1, "lines 42"),
+        (RECIPE, GOOD + " ,a\n", 1, "lines 162"),
         (RECIPE, GOOD.encode() + b"caf\xe9,a\n", 1, "not UTF-8"),
         (RECIPE.replace("train.csv", "none.csv"), GOOD, 1, "can't be read"),
         (RECIPE.replace('"model"', '"package:no-such-package"'), GOOD, 2, "pip install no-such-package"),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 AE = (sys.executable, "-m", "aios_edge.cli.main")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
-TRAIN = "text,label\n" + "".join(f"sentence {i},{'ab'[i % 2]}\n" for i in range(40))
+TRAIN = "text,label\n" + "".join(f"sentence {i},{'ab'[i % 2]}\n" for i in range(160))
 RECIPE = '[model]\nsource = "package:nothing-of-this-name"\n[data]\ntrain = "train.csv"\n'
 
 
@@ -53,8 +53,8 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *said: str) -> No
     [
         (TRAIN.replace("label", "lable", 1), RECIPE, 1, "did you mean 'lable'"),
         ("text,label\n" + "x,a\n" * 9, RECIPE, 1, "one class only"),
-        (TRAIN + ",a\n", RECIPE, 1, "lines 42"),
-        (TRAIN + "one, two,a\n", RECIPE, 1, "line 42 has more fields"),
+        (TRAIN + ",a\n", RECIPE, 1, "lines 162"),
+        (TRAIN + "one, two,a\n", RECIPE, 1, "line 162 has more fields"),
         (TRAIN.encode() + b"caf\xe9,a\n", RECIPE, 1, "iconv"),
         (TRAIN, RECIPE + "[finetune]\nepoch = 1\n", 2, "Did you mean 'epochs'?"),
         (TRAIN, RECIPE + "[[[", 2, "is not TOML"),

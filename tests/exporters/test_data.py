@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aios_edge.errors import AiosEdgeError, DataError
+from aios_edge.golden import MIN_SAMPLES
 from exporters.data import leaks, load_data, split_off
 from exporters.read_rows import Columns, Row, read_rows
 from exporters.recipe import ExportRecipe, parse_recipe
@@ -93,7 +94,7 @@ def test_a_missing_file_is_a_data_error(tmp_path: Path) -> None:
 
 
 def test_pairs_become_two_texts(tmp_path: Path) -> None:
-    rows = "\n".join(json.dumps({"a": f"p{i}", "b": f"q{i}", "label": i % 2}) for i in range(40))
+    rows = "\n".join(json.dumps({"a": f"p{i}", "b": f"q{i}", "label": i % 2}) for i in range(160))
     write(tmp_path / "train.jsonl", rows)
     data = load_data(
         parse_recipe({"model": {"source": "m"}, "data": {"train": "train.jsonl", "input": ["a", "b"]}}, folder=tmp_path)
@@ -129,17 +130,61 @@ def test_the_order_of_rows_does_not_move_them_between_splits(tmp_path: Path) -> 
 def test_leaks_are_counted(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", table(40))
     write(tmp_path / "test.csv", table(10, start=37))
-    data = load_data(recipe(tmp_path, test="test.csv", validation="test.csv"))
+    write(tmp_path / "val.csv", table(80, start=200))
+    data = load_data(recipe(tmp_path, test="test.csv", validation="val.csv"))
     assert leaks(data.train, data.test.read_once()) == 3
 
 
 @settings(max_examples=60)
-@given(st.lists(st.tuples(st.text("abc", min_size=1, max_size=3), st.sampled_from("xyz")), min_size=1, max_size=60))
-def test_a_split_keeps_every_row_and_never_parts_equal_texts(pairs: list[tuple[str, str]]) -> None:
+@given(
+    st.lists(st.tuples(st.text("abc", min_size=1, max_size=3), st.sampled_from("xyz")), min_size=1, max_size=60),
+    st.integers(0, 40),
+)
+def test_a_split_keeps_every_row_and_never_parts_equal_texts(pairs: list[tuple[str, str]], least: int) -> None:
     rows = [Row(text, label) for text, label in pairs]
-    kept, held = split_off(rows, 0.3, "test")
+    kept, held = split_off(rows, 0.3, "test", least=least)
     assert sorted(map(repr, (*kept, *held))) == sorted(map(repr, rows))
-    assert not {row.text for row in kept} & {row.text for row in held}
+    texts = {row.text for row in held}
+    assert not {row.text for row in kept} & texts
+    own = {row.text: row.label for row in reversed(rows)}  # a text counts for the label it has first
+    assert len(texts) >= min(least, len(own) - len(set(own.values())))
+    assert {own[row.text] for row in kept} == set(own.values())
+
+
+@pytest.mark.parametrize("count", [82, 100, 300, 640])
+def test_enough_different_rows_are_split_off_for_golden_samples(tmp_path: Path, count: int) -> None:
+    write(tmp_path / "train.csv", table(count))
+    data = load_data(recipe(tmp_path))
+    assert len(set(data.validation.texts)) >= MIN_SAMPLES
+    assert not set(data.train.texts) & set(data.validation.texts)
+    assert set(data.train.labels) == set(data.validation.labels) == {0, 1}
+    assert abs(data.validation.labels.count(0) - data.validation.labels.count(1)) <= 1
+
+
+def test_rows_that_say_the_same_are_one_golden_sample(tmp_path: Path) -> None:
+    doubled = table(200) + "sentence 0,a\nsentence 1,b\n" * 200
+    write(tmp_path / "train.csv", doubled)
+    assert len(set(load_data(recipe(tmp_path)).validation.texts)) >= MIN_SAMPLES
+
+
+@pytest.mark.parametrize("count", [40, 81])
+def test_too_few_rows_to_hold_golden_samples_out_are_said_before_the_training(tmp_path: Path, count: int) -> None:
+    write(tmp_path / "train.csv", table(count))
+    with pytest.raises(
+        DataError, match=r"train\.csv: has too few different texts .* 64 golden samples.*Give more rows"
+    ):
+        load_data(recipe(tmp_path))
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_validation_file_with_too_few_different_texts_is_refused(tmp_path: Path, repeats: int) -> None:
+    write(tmp_path / "train.csv", table(200))
+    rows = table(63, start=500).removeprefix("text,label\n")
+    write(tmp_path / "val.csv", "text,label\n" + rows * repeats)
+    with pytest.raises(DataError, match=r"val\.csv: has 63 different texts, a bundle takes 64 golden samples"):
+        load_data(recipe(tmp_path, validation="val.csv"))
+    write(tmp_path / "val.csv", table(64, start=500))
+    assert len(load_data(recipe(tmp_path, validation="val.csv")).validation) == 64
 
 
 def test_an_empty_test_split_is_said_before_the_training(tmp_path: Path) -> None:
@@ -151,7 +196,7 @@ def test_an_empty_test_split_is_said_before_the_training(tmp_path: Path) -> None
 
 def test_a_limit_on_rows_keeps_every_class(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", table(100) + "rare,c\n")
-    write(tmp_path / "val.csv", table(20, start=200))
+    write(tmp_path / "val.csv", table(80, start=200))
     made = parse_recipe(
         {
             "model": {"source": "m"},
@@ -166,5 +211,5 @@ def test_a_limit_on_rows_keeps_every_class(tmp_path: Path) -> None:
 
 
 def test_labels_that_only_look_like_numbers_are_words(tmp_path: Path) -> None:
-    write(tmp_path / "train.csv", "text,label\n" + "".join(f"s {i},{'--1' if i % 2 else '2'}\n" for i in range(40)))
+    write(tmp_path / "train.csv", "text,label\n" + "".join(f"s {i},{'--1' if i % 2 else '2'}\n" for i in range(160)))
     assert load_data(recipe(tmp_path)).labels == ("--1", "2")

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aios_edge.golden import MIN_SAMPLES
+from exporters.data import Labelled
 from exporters.evaluate import metrics, paired_drop, quality
-from exporters.golden_samples import COUNT, pick
+from exporters.golden_samples import pick
 from exporters.measure import useful_batch_size
 
 
@@ -68,7 +70,16 @@ def test_a_batch_grows_while_each_item_gets_cheaper(per_item: dict[int, float], 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(3, 60), st.floats(0, 9)), min_size=1, max_size=300))
 def test_golden_samples_cover_classes_and_small_margins(rows: list[tuple[int, int, float]]) -> None:
     labels, lengths, margins = zip(*rows, strict=True)
-    chosen = pick(labels, lengths, np.array(margins))
-    assert len(chosen) == len(set(chosen)) == min(COUNT, len(rows))
+    texts = tuple(f"text {row}" for row in range(len(rows)))
+    chosen = pick(Labelled(texts=texts, labels=labels), lengths, np.array(margins))
+    assert len(chosen) == len(set(chosen)) == min(MIN_SAMPLES, len(rows))
     assert {labels[row] for row in chosen} == set(labels)
     assert min(margins) in [margins[row] for row in chosen]
+
+
+@given(st.lists(st.integers(0, 99), min_size=1, max_size=300))
+def test_no_text_is_a_golden_sample_twice(numbers: list[int]) -> None:
+    texts = tuple(f"text {number}" for number in numbers)
+    held_out = Labelled(texts=texts, labels=tuple(number % 2 for number in numbers))
+    chosen = pick(held_out, numbers, np.array(numbers, dtype=np.float64))
+    assert len({texts[row] for row in chosen}) == len(chosen) == min(MIN_SAMPLES, len(set(texts)))

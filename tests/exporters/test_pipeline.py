@@ -21,7 +21,8 @@ from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import PromiseBroken
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
-from exporters import data, measure, ort, ship
+from exporters import data, measure, ort, pipeline, ship
+from exporters.recipe import parse_recipe
 from exporters.report import ExportReport
 
 pytestmark = pytest.mark.export
@@ -175,6 +176,14 @@ def test_golden_samples_are_repeated_exactly_here(whole: Run) -> None:
         for index in range(0, len(golden.raw), 7):
             answer = session.run(golden.sample(index))
             assert np.abs(answer[0] - golden.shipped["logits"][index]).max() <= min(tolerance, 1e-4)
+
+
+def test_training_on_less_than_was_held_out_is_a_warning(tmp_path: Path) -> None:
+    rows = "".join(f"sentence {i},{'ab'[i % 2]}\n" for i in range(100))
+    (tmp_path / "train.csv").write_text(f"text,label\n{rows}")
+    small = parse_recipe({"model": {"source": "m"}, "data": {"train": "train.csv"}}, folder=tmp_path)
+    (warning,) = pipeline.warnings_of(small, data.load_data(small))
+    assert warning == "64 rows were held out for golden samples, which leaves 16 to train on"
 
 
 def test_the_test_split_is_read_once_and_only_after_the_choice(whole: Run) -> None:
