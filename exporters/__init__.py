@@ -1,7 +1,7 @@
 """The workshop: labelled data and a source model in, one bundle per device profile out.
 
 >>> import exporters
->>> report = exporters.export(Path("recipe.toml"), [profile], Path("out"))
+>>> report = exporters.export("recipe.toml", ["rpi5", "x86-gateway"])
 
 Importing this package loads neither torch nor transformers; :func:`export` does, when called.
 """
@@ -22,28 +22,36 @@ __all__ = ["export"]
 
 
 def export(
-    recipe: ExportRecipe | Path,
-    profiles: Sequence[DeviceProfile],
-    out: Path,
+    recipe: ExportRecipe | Path | str,
+    profiles: Sequence[DeviceProfile | Path | str],
+    out: Path | str = "out",
     *,
     progress: Progress | None = None,
-    cache: Path | None = None,
+    cache: Path | str | None = None,
 ) -> ExportReport:
     """Make one verified bundle per profile under ``out/<profile>/`` and a report beside them.
 
-    ``recipe`` is a value or the path of a TOML file; ``cache`` (default ``out/.cache``) keeps finished stages, so an
-    interrupted export resumes and a further profile reuses what it can. Raises ``RecipeError`` and ``DataError``
-    for bad input, ``MissingExtra`` without the workshop's packages, ``PromiseBroken`` when no candidate keeps
-    accuracy, parity or size; then no bundle is written at all.
+    ``recipe`` is a value or the path of a TOML file. Each of ``profiles`` is a value, the name of a shipped profile or
+    the path of a TOML file; one name alone is one profile. ``out`` is relative to the working directory, as for the
+    command. ``cache`` (default ``out/.cache``) keeps finished stages, so an interrupted export resumes and a further
+    profile reuses what it can.
+
+    Raises ``RecipeError``, ``ProfileError`` and ``DataError`` for bad input, ``MissingExtra`` without the workshop's
+    packages, ``PromiseBroken`` when no candidate keeps accuracy, parity or size; then no bundle is written at all.
     """
+    from aios_edge.profile_files import load_profile
     from exporters.progress import SilentProgress
     from exporters.recipe import load_recipe
 
-    value = load_recipe(recipe) if isinstance(recipe, Path) else recipe
+    names = [profiles] if isinstance(profiles, str) else profiles  # a str is a sequence too: of letters
+    devices = tuple(load_profile(name) if isinstance(name, str | Path) else name for name in names)
+    value = load_recipe(Path(recipe)) if isinstance(recipe, str | Path) else recipe
     _require_workshop()
     from exporters.pipeline import run
 
-    return run(value, tuple(profiles), out, progress=progress or SilentProgress(), cache=cache or out / ".cache")
+    folder = Path(out)
+    kept = Path(cache) if cache is not None else folder / ".cache"
+    return run(value, devices, folder, progress=progress or SilentProgress(), cache=kept)
 
 
 def _require_workshop() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,11 @@ import pytest
 
 import exporters
 from aios_edge.bundle.read import open_bundle
-from aios_edge.errors import PromiseBroken
+from aios_edge.errors import ProfileError, PromiseBroken
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
 from exporters import data, measure, ort, pipeline, ship
-from exporters.recipe import parse_recipe
+from exporters.recipe import load_recipe, parse_recipe
 from exporters.report import ExportReport
 
 pytestmark = pytest.mark.export
@@ -204,6 +205,20 @@ def test_a_second_profile_reuses_what_it_can(whole: Run, workshop: Path, tmp_pat
     assert report.stages["built"] == ()
     assert report.profiles["rpi4"].chosen == "dynamic-s8"
     assert open_bundle(tmp_path / "rpi4").manifest.profile == "rpi4"
+
+
+def test_names_and_paths_are_enough_and_bundles_go_to_out(
+    whole: Run, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(whole.out / ".cache", tmp_path / "out" / ".cache")
+    exporters.export(str(workshop / "recipe.toml"), ["cloud-cpu", load_profile("rpi5")])
+    assert open_bundle("out/cloud-cpu").manifest.profile == "cloud-cpu"
+    assert open_bundle("out/rpi5").bundle_id == whole.report.profiles["rpi5"].bundle_id
+    report = exporters.export(load_recipe(workshop / "recipe.toml"), "cloud-cpu", "elsewhere", cache="out/.cache")
+    assert report.stages["built"] == () and open_bundle("elsewhere/cloud-cpu")
+    with pytest.raises(ProfileError, match="did you mean 'rpi5'"):
+        exporters.export(workshop / "recipe.toml", ["rpi55"])
 
 
 def test_when_no_candidate_is_left_nothing_ships_and_the_nearest_is_named(
