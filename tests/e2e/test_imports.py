@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import subprocess
 import sys
 
@@ -36,3 +37,8 @@ def test_the_core_loads_neither_side() -> None:
     names = "profile_files bundle.read oip.envelope oip.tensors tasks client telemetry mqtt cli.main"
     code = "\n".join(f"import aios_edge.{name}" for name in names.split())
     assert loaded_by(code).isdisjoint({*WORKSHOP, "device_agent", "onnxruntime"})
+
+
+@pytest.mark.parametrize("package", ["aios_edge", "exporters", "device_agent"])
+def test_every_package_says_that_it_is_typed(package: str) -> None:
+    assert importlib.resources.files(package).joinpath("py.typed").is_file()

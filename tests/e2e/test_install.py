@@ -65,6 +65,8 @@ def test_a_device_install_is_small(extras: str, limit_bytes: float, tmp_path: Pa
     names = set(distributions(python)) - {"pip", "setuptools", "wheel"}
     assert not names & WORKSHOP
     assert installed_bytes(python) <= limit_bytes
+    (site,) = (python.parents[1] / "lib").glob("python*/site-packages")
+    assert {path.parent.name for path in site.glob("*/py.typed")} >= {"aios_edge", "exporters", "device_agent"}
     if extras == "cpu" and sys.version_info >= (3, 11):
         assert len(names) <= 14, sorted(names)
 
