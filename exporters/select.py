@@ -7,8 +7,10 @@ the fastest wins. Elsewhere the profile's order of preference decides.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
 
 from aios_edge.profile import Budgets
 
@@ -18,6 +20,8 @@ MIN_AGREEMENT = 0.90
 TIE = 0.05
 
 UNMEASURED = "unmeasured on target"
+
+_MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +135,19 @@ def _cost_misses(c: Figures, budgets: Budgets) -> list[Miss]:
 def _over(what: str, value: float, budget: float | None, scale: float, unit: str, key: str) -> list[Miss]:
     if budget is None or value <= budget:
         return []
-    reason = f"misses the {what} budget ({value / scale:.1f} of {budget / scale:.1f} {unit})"
-    return [Miss(reason=reason, excess=value / budget - 1, remedy=f"raise budgets.{key} to {value:.4g}")]
+    found, allowed = apart(value / scale, budget / scale, digits=1)
+    reason = f"misses the {what} budget ({found} of {allowed} {unit})"
+    return [Miss(reason=reason, excess=value / budget - 1, remedy=f"raise budgets.{key} to {_raised(value)}")]
+
+
+def apart(value: float, limit: float, *, digits: int) -> tuple[str, str]:
+    """Two different figures with as many decimals as it takes to read differently, and as zero only where one is."""
+    while True:
+        found, allowed = f"{value:.{digits}f}", f"{limit:.{digits}f}"
+        as_zero = (value and not float(found)) or (limit and not float(allowed))
+        if digits >= _MOST_DIGITS or (found != allowed and not as_zero):
+            return found, allowed
+        digits += 1
 
 
 def _distance(misses: Sequence[Miss]) -> tuple[int, float]:
@@ -141,4 +156,13 @@ def _distance(misses: Sequence[Miss]) -> tuple[int, float]:
 
 def _ceil(drop: float) -> float:
     """The next per-mille above, so that what is proposed really suffices."""
-    return -(-round(drop * 1e6) // 1000) / 1000
+    return math.ceil(round(drop * 1000, 9)) / 1000  # 0.014 * 1000 is a little more than 14
+
+
+def _raised(value: float) -> str:
+    """The same for a budget: bytes as they are, seconds with four digits, the last one rounded up."""
+    if isinstance(value, int):
+        return str(value)
+    exact = Decimal(repr(value))
+    step = Decimal(1).scaleb(exact.adjusted() - 3)
+    return f"{exact.quantize(step, rounding=ROUND_CEILING):f}"

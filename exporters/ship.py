@@ -20,6 +20,7 @@ from exporters.data import Labelled
 from exporters.encode import TOKENIZER, length_of
 from exporters.evaluate import Metrics, Quality, metrics, quality
 from exporters.golden_samples import CPU, judge, margins_of, pick, record
+from exporters.select import apart
 from exporters.stages import Stages, tool_versions
 
 
@@ -64,7 +65,8 @@ def broken_promise(trial: Trial, contests: Sequence[Contest]) -> PromiseBroken |
                 "accuracy_drop", f"{name} has no accuracy on the test split ({found.reason})", where=where
             )
         if found.drop.value > contest.max_drop + 1e-12:
-            what = f"{name} loses {found.drop.value:.4f} on the test split, {contest.max_drop:.4f} are allowed"
+            lost, allowed = apart(found.drop.value, contest.max_drop, digits=4)
+            what = f"{name} loses {lost} on the test split, {allowed} are allowed"
             remedy = "Nothing was shipped. Allow a larger max_drop or prefer another precision in the profile"
             return PromiseBroken("accuracy_drop", what, where=where, remedy=remedy)
     return None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_edge.profile import Budgets
-from exporters.select import MIN_AGREEMENT, TIE, Figures, select
+from exporters.select import MIN_AGREEMENT, TIE, Figures, apart, select
 
 share = st.one_of(st.none(), st.floats(0, 1))
 size = st.one_of(st.none(), st.integers(1, 1000))
@@ -120,3 +123,48 @@ def test_when_none_is_left_the_nearest_says_what_would_have_to_give() -> None:
 def test_what_is_proposed_suffices() -> None:
     choice = select([figures("a", drop=0.0137)], Budgets(), max_drop=0.014, on_target=False)
     assert choice.chosen == "a"
+
+
+@given(
+    st.floats(1e-9, 0.5),
+    st.floats(1e-6, 100),
+    st.integers(2, 10**10),
+    st.integers(2, 10**10),
+)
+def test_following_what_is_proposed_makes_the_candidate_eligible(
+    drop: float, latency_s: float, rss_bytes: int, bundle_bytes: int
+) -> None:
+    found = [figures("a", drop=drop, latency_p95_s=latency_s, rss_bytes=rss_bytes, bundle_size_bytes=bundle_bytes)]
+    tight = Budgets(latency_p95_s=latency_s / 2, memory_bytes=rss_bytes // 2, bundle_size_bytes=bundle_bytes // 2)
+    remedy = select(found, tight, max_drop=0.0, on_target=True).remedy or ""
+    asked = dict(re.findall(r"raise budgets\.(\w+) to ([0-9.]+)(?=,|$)", remedy))
+    assert set(asked) == {"latency_p95_s", "memory_bytes", "bundle_size_bytes"}
+    assert asked["memory_bytes"] == str(rss_bytes) and asked["bundle_size_bytes"] == str(bundle_bytes)
+    raised = Budgets(
+        latency_p95_s=float(asked["latency_p95_s"]),
+        memory_bytes=int(asked["memory_bytes"]),
+        bundle_size_bytes=int(asked["bundle_size_bytes"]),
+    )
+    (allowed,) = re.findall(r"allow max_drop = ([0-9.]+)", remedy)
+    assert select(found, raised, max_drop=float(allowed), on_target=True).chosen == "a"
+    assert float(asked["latency_p95_s"]) <= latency_s * 1.001  # no more than is needed
+
+
+def test_a_limit_of_zero_reads_as_zero() -> None:
+    assert apart(0.0025, 0.0, digits=4) == ("0.0025", "0.0000")
+    assert apart(0.01004, 0.01, digits=4) == ("0.01004", "0.01000")
+
+
+@pytest.mark.parametrize(
+    ("bundle_bytes", "budget_bytes", "said"),
+    [
+        (208_949, 1000, "0.209 of 0.001 MB"),
+        (208_949, 208_900, "0.20895 of 0.20890 MB"),
+        (20_040_000, 20_000_000, "20.04 of 20.00 MB"),
+        (31_234_567, 30_000_000, "31.2 of 30.0 MB"),
+    ],
+)
+def test_two_figures_that_differ_never_read_alike(bundle_bytes: int, budget_bytes: int, said: str) -> None:
+    found = [figures("a", bundle_size_bytes=bundle_bytes)]
+    choice = select(found, Budgets(bundle_size_bytes=budget_bytes), max_drop=0.0, on_target=False)
+    assert choice.reasons["a"] == f"misses the bundle size budget ({said})"
