@@ -24,7 +24,16 @@ from exporters.encode import TOKENIZER
 from exporters.evaluate import metrics
 from exporters.progress import Progress
 from exporters.recipe import ExportRecipe
-from exporters.report import REPORT_SCHEMA, Baseline, Candidate, ExportReport, Finetuned, ProfileReport, write_report
+from exporters.report import (
+    REPORT_SCHEMA,
+    Baseline,
+    Candidate,
+    ExportReport,
+    Finetuned,
+    NothingShipped,
+    ProfileReport,
+    write_report,
+)
 from exporters.source import Source, check_vocabulary, locate, own_labels
 from exporters.stages import Stages, tool_versions
 
@@ -109,17 +118,18 @@ def run(
         write_report(report, out)
         return report
 
+    def refused(problem: PromiseBroken, report: ExportReport) -> NothingShipped:
+        return NothingShipped(problem, finish(msgspec.structs.replace(report, error=str(problem))))
+
     if problem := _nothing_left(contests):
-        finish(report)
-        raise problem
+        raise refused(problem, report)
 
     progress.stage("test", "the held-out rows, read once, for the chosen candidates")
     test = data.test.read_once()
     trial = ship.try_on_test(test, contests, common, stages)
     report = _with_trial(report, trial, leaks(data.train, test))
     if problem := ship.broken_promise(trial, contests):
-        finish(report)
-        raise problem
+        raise refused(problem, report)
 
     progress.stage("bundle", str(out))
     for done, contest in enumerate(contests, start=1):
@@ -187,7 +197,8 @@ def _nothing_left(contests: Sequence[Contest]) -> PromiseBroken | None:
         if contest.choice.chosen is None:
             what = f"no candidate keeps its promises; the nearest: {contest.choice.remedy}"
             where = f"profile {contest.profile.name}"
-            return PromiseBroken("choice", what, where=where, remedy="Nothing was shipped; see report.html")
+            broken = contest.choice.broken or "choice"  # there is none where there was no candidate
+            return PromiseBroken(broken, what, where=where, remedy="Nothing was shipped; see report.html")
     return None
 
 

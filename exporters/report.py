@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from aios_edge.errors import PromiseBroken
 from exporters.evaluate import Metrics, Quality
 from exporters.measure import Timing
 
@@ -117,10 +118,19 @@ class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     wall_s: float
     stages: dict[str, tuple[str, ...]]  # built, reused
+    error: str | None = None  # why nothing was shipped
 
     def to_json(self) -> bytes:
         """The document, indented."""
         return msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+
+
+class NothingShipped(PromiseBroken):
+    """A promise was broken after the candidates were tried; ``report`` says how, as the files do."""
+
+    def __init__(self, problem: PromiseBroken, report: ExportReport) -> None:
+        super().__init__(problem.promise, problem.what, where=problem.where, remedy=problem.remedy)
+        self.report = report
 
 
 def write_report(report: ExportReport, out: Path) -> None:

@@ -31,6 +31,8 @@ def page(report: ExportReport) -> str:
         f"{_ms(base.latency_s.p50 if base.latency_s else None)} for one request of 32 tokens on one thread; "
         f"parity with torch within {base.parity:.1e}.</p>",
     ]
+    if report.error is not None:
+        parts.append(f"<p class='warn'><b>{_t(report.error)}.</b></p>")
     parts += [f"<p class='warn'>{_t(warning)}.</p>" for warning in report.warnings]
     for name, profile in report.profiles.items():
         parts.append(_profile(name, profile))

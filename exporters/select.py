@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
+from aios_edge.contract import ACCURACY_DROP, AGREEMENT, BUNDLE_SIZE, LATENCY_P95, MEMORY, SIZE
 from aios_edge.profile import Budgets
 
 #: Quantized models must answer as fp32 does on this share of the rows, however accurate they are by luck.
@@ -42,8 +43,9 @@ class Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Miss:
-    """A broken rule: in words, how far off (a ratio, inf where unknown), and what would have to give."""
+    """A broken rule: its name, in words, how far off (a ratio, inf where unknown), and what would have to give."""
 
+    promise: str
     reason: str
     excess: float
     remedy: str
@@ -51,11 +53,13 @@ class Miss:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """``chosen`` is None when no candidate is left; then ``nearest`` and ``remedy`` say what would have to give."""
+    """``chosen`` is None when no candidate is left; then ``remedy`` says what would have to give for the ``nearest``,
+    and ``broken`` is the first promise that it doesn't keep."""
 
     chosen: str | None
     reasons: dict[str, str]
     nearest: str | None = None
+    broken: str | None = None
     remedy: str | None = None
 
 
@@ -74,7 +78,7 @@ def select(candidates: Sequence[Figures], budgets: Budgets, *, max_drop: float, 
             return Choice(chosen=None, reasons={}, remedy="Name a precision in the profile's precision_preference")
         found = misses[nearest.name]
         text = f"{nearest.name} {'; '.join(m.reason for m in found)}; {', '.join(m.remedy for m in found)}"
-        return Choice(chosen=None, reasons=reasons, nearest=nearest.name, remedy=text)
+        return Choice(chosen=None, reasons=reasons, nearest=nearest.name, broken=found[0].promise, remedy=text)
     if on_target:
         winner = _fastest(eligible)
         won = "keeps accuracy, size, latency and memory, and is the fastest here"
@@ -98,20 +102,22 @@ def _fastest(eligible: Sequence[Figures]) -> Figures:
 def _misses(c: Figures, budgets: Budgets, *, max_drop: float, on_target: bool) -> list[Miss]:
     found = []
     if c.drop is None or c.agreement is None:
-        found.append(Miss(reason="has no accuracy measured", excess=float("inf"), remedy="find out why"))
+        found.append(_unknown(ACCURACY_DROP, "accuracy"))
     else:
         if c.drop > max_drop + 1e-12:
             points = (c.drop - max_drop) * 100
             remedy = f"allow max_drop = {_ceil(c.drop)}"
-            found.append(Miss(reason=f"misses max_drop by {points:.2g} pt", excess=c.drop - max_drop, remedy=remedy))
+            reason, excess = f"misses max_drop by {points:.2g} pt", c.drop - max_drop
+            found.append(Miss(promise=ACCURACY_DROP, reason=reason, excess=excess, remedy=remedy))
         if c.agreement < MIN_AGREEMENT:
             reason = f"agrees with fp32 on {c.agreement:.3f} of the rows only (at least {MIN_AGREEMENT})"
             remedy = "fine-tune longer or use another precision"
-            found.append(Miss(reason=reason, excess=MIN_AGREEMENT - c.agreement, remedy=remedy))
+            excess = MIN_AGREEMENT - c.agreement
+            found.append(Miss(promise=AGREEMENT, reason=reason, excess=excess, remedy=remedy))
     if c.size_bytes is None or c.bundle_size_bytes is None:
-        found.append(Miss(reason="has no size measured", excess=float("inf"), remedy="find out why"))
+        found.append(_unknown(SIZE, "size"))
     else:
-        found += _over("bundle size", c.bundle_size_bytes, budgets.bundle_size_bytes, 1e6, "MB", "bundle_size_bytes")
+        found += _over("bundle size", c.bundle_size_bytes, budgets.bundle_size_bytes, 1e6, "MB", BUNDLE_SIZE)
     if on_target:
         found += _cost_misses(c, budgets)
     return found
@@ -120,24 +126,30 @@ def _misses(c: Figures, budgets: Budgets, *, max_drop: float, on_target: bool) -
 def _cost_misses(c: Figures, budgets: Budgets) -> list[Miss]:
     found = []
     if c.latency_p50_s is None or c.latency_p95_s is None or c.speedup is None:
-        return [Miss(reason="has no latency measured", excess=float("inf"), remedy="find out why")]
+        return [_unknown(LATENCY_P95, "latency")]
     if c.speedup < 1 and not c.is_fp32:
         reason = f"is slower than fp32 on this host ({c.speedup:.2f}x)"
-        found.append(Miss(reason=reason, excess=1 / c.speedup - 1, remedy="add fp32 to the profile's preference"))
-    found += _over("p95 latency", c.latency_p95_s, budgets.latency_p95_s, 1e-3, "ms", "latency_p95_s")
+        remedy = "add fp32 to the profile's preference"
+        found.append(Miss(promise="speedup", reason=reason, excess=1 / c.speedup - 1, remedy=remedy))
+    found += _over("p95 latency", c.latency_p95_s, budgets.latency_p95_s, 1e-3, "ms", LATENCY_P95)
     if budgets.memory_bytes is not None and c.rss_bytes is None:
-        found.append(Miss(reason="has no memory measured", excess=float("inf"), remedy="find out why"))
+        found.append(_unknown(MEMORY, "memory"))
     elif c.rss_bytes is not None:
-        found += _over("memory", c.rss_bytes, budgets.memory_bytes, 1e6, "MB", "memory_bytes")
+        found += _over("memory", c.rss_bytes, budgets.memory_bytes, 1e6, "MB", MEMORY)
     return found
 
 
-def _over(what: str, value: float, budget: float | None, scale: float, unit: str, key: str) -> list[Miss]:
+def _unknown(promise: str, what: str) -> Miss:
+    return Miss(promise=promise, reason=f"has no {what} measured", excess=float("inf"), remedy="find out why")
+
+
+def _over(what: str, value: float, budget: float | None, scale: float, unit: str, promise: str) -> list[Miss]:
     if budget is None or value <= budget:
         return []
     found, allowed = apart(value / scale, budget / scale, digits=1)
     reason = f"misses the {what} budget ({found} of {allowed} {unit})"
-    return [Miss(reason=reason, excess=value / budget - 1, remedy=f"raise budgets.{key} to {_raised(value)}")]
+    remedy = f"raise budgets.{promise} to {_raised(value)}"  # a budget has the name of its promise
+    return [Miss(promise=promise, reason=reason, excess=value / budget - 1, remedy=remedy)]
 
 
 def apart(value: float, limit: float, *, digits: int) -> tuple[str, str]:

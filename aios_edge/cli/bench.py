@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from aios_edge.cli.refusal import refusal_as_json
+
 if TYPE_CHECKING:
     from device_agent.bench import BenchResult
 
@@ -24,12 +26,13 @@ def bench(bundle: Path, profile_name: str | None, duration_s: float, as_json: bo
     """
     from device_agent.bench import bench as measure
 
-    result = measure(
-        bundle,
-        profile_name=profile_name,
-        duration_s=duration_s,
-        on_progress=lambda text: click.echo(text, err=True),
-    )
+    with refusal_as_json(as_json):
+        result = measure(
+            bundle,
+            profile_name=profile_name,
+            duration_s=duration_s,
+            on_progress=lambda text: click.echo(text, err=True),
+        )
     if as_json:
         click.echo(msgspec.json.encode(result).decode())
         return

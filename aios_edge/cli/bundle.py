@@ -11,7 +11,7 @@ from aios_edge.bundle.archive import pack as pack_bundle
 from aios_edge.bundle.archive import unpack as unpack_bundle
 from aios_edge.bundle.checks import CHECKS
 from aios_edge.bundle.read import Bundle, open_bundle
-from aios_edge.errors import BundleRefused
+from aios_edge.cli.refusal import refusal_as_json
 
 _as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 _path = click.argument("path", type=click.Path(path_type=Path))
@@ -27,7 +27,8 @@ def bundle() -> None:
 @_as_json
 def show(path: Path, as_json: bool) -> None:
     """What is in a bundle and what it promises. Doesn't verify it."""
-    opened = open_bundle(path, verify=False)
+    with refusal_as_json(as_json):
+        opened = open_bundle(path, verify=False)
     if as_json:
         _print(
             {
@@ -64,12 +65,8 @@ def show(path: Path, as_json: bool) -> None:
 @_as_json
 def verify(path: Path, as_json: bool) -> None:
     """Run every named check; exit 3 and the check's name if one fails."""
-    try:
+    with refusal_as_json(as_json, bundle_id=None):
         opened = open_bundle(path)
-    except BundleRefused as error:
-        if as_json:
-            _print({"ok": False, "check": error.promise, "error": str(error), "bundle_id": None})
-        raise
     if as_json:
         _print({"ok": True, "checks": CHECKS, "error": None, "bundle_id": opened.bundle_id})
     else:
@@ -83,8 +80,9 @@ def verify(path: Path, as_json: bool) -> None:
 @_as_json
 def pack(path: Path, out: Path | None, as_json: bool) -> None:
     """Make a .zip of a bundle: the same bundle gives the same bytes."""
-    opened = open_bundle(path, verify=False)  # pack verifies
-    written = pack_bundle(opened, out or opened.path.with_name(opened.path.name + ".zip"))
+    with refusal_as_json(as_json):
+        opened = open_bundle(path, verify=False)  # pack verifies
+        written = pack_bundle(opened, out or opened.path.with_name(opened.path.name + ".zip"))
     _moved(opened, written, as_json)
 
 
@@ -94,7 +92,8 @@ def pack(path: Path, out: Path | None, as_json: bool) -> None:
 @_as_json
 def unpack(path: Path, out: Path | None, as_json: bool) -> None:
     """Take a bundle out of a .zip and verify it; nothing is left behind if it fails."""
-    opened = unpack_bundle(path, out or path.with_suffix(""))
+    with refusal_as_json(as_json):
+        opened = unpack_bundle(path, out or path.with_suffix(""))
     _moved(opened, opened.path, as_json)
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from aios_edge.errors import UsageError
+from aios_edge.cli.refusal import print_refusal
+from aios_edge.errors import PromiseBroken, UsageError
 
 if TYPE_CHECKING:
     from exporters.report import ExportReport
@@ -30,13 +31,23 @@ def export(recipe: Path, profiles: str, out: Path, cache: Path | None, as_json: 
     import exporters
     from aios_edge.profile_files import load_profile
     from exporters.progress import LineProgress, TerminalProgress
+    from exporters.report import NothingShipped
 
     names = [name.strip() for name in profiles.split(",") if name.strip()]
     if not names:
         raise UsageError("names no profile", where="--profile", remedy="See: aios-edge profiles list")
     loaded = [load_profile(name) for name in names]
-    with TerminalProgress() if _live() else nullcontext(LineProgress()) as progress:
-        report = exporters.export(recipe, loaded, out, progress=progress, cache=cache)
+    try:
+        with TerminalProgress() if _live() else nullcontext(LineProgress()) as progress:
+            report = exporters.export(recipe, loaded, out, progress=progress, cache=cache)
+    except NothingShipped as refused:
+        if as_json:
+            click.echo(refused.report.to_json(), nl=False)
+        raise
+    except PromiseBroken as error:  # before there was anything to report
+        if as_json:
+            print_refusal(error)
+        raise
     if as_json:
         click.echo(report.to_json(), nl=False)
         return

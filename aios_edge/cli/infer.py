@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from aios_edge.cli.refusal import refusal_as_json
 from aios_edge.errors import DataError, ProfileError, UsageError
 
 if TYPE_CHECKING:
@@ -50,32 +51,33 @@ def infer(
         raise UsageError("both INPUT and --file were given", remedy="Give one of them")
     if columns and file is None:
         raise UsageError("--column is a column of --file, which is missing", remedy="Add --file FILE")
-    opened = open_bundle(bundle)
-    manifest = opened.manifest
-    if file is not None:
-        raw = list(_from_file(file, columns, manifest))
-    else:
-        raw = [_parsed(text, manifest, f"input {index + 1}") for index, text in enumerate(inputs or _stdin_lines())]
-    task = task_for(manifest, opened.path)
-    runtime = Runtime(opened.file(manifest.model), manifest.session, _profile(profile_name, manifest))
-    if runtime.provider_reason:
-        click.echo(f"running on {runtime.providers_active[0]}: {runtime.provider_reason}", err=True)
-
-    answers: list[dict[str, Any]] = []
-    for item in raw:
-        (prediction,) = task.decode(runtime.run(task.encode([item])))
-        if as_json:
-            answers.append(
-                {
-                    "input": item,
-                    "label": prediction.label,
-                    "score": prediction.score,
-                    "probabilities": dict(zip(manifest.labels, prediction.probabilities, strict=True)),
-                }
-            )
+    with refusal_as_json(as_json):
+        opened = open_bundle(bundle)
+        manifest = opened.manifest
+        if file is not None:
+            raw = list(_from_file(file, columns, manifest))
         else:
-            shown = item if isinstance(item, str) else "\t".join(item)
-            click.echo(f"{prediction.label}\t{prediction.score:.4f}\t{shown}")
+            raw = [_parsed(text, manifest, f"input {index + 1}") for index, text in enumerate(inputs or _stdin_lines())]
+        task = task_for(manifest, opened.path)
+        runtime = Runtime(opened.file(manifest.model), manifest.session, _profile(profile_name, manifest))
+        if runtime.provider_reason:
+            click.echo(f"running on {runtime.providers_active[0]}: {runtime.provider_reason}", err=True)
+
+        answers: list[dict[str, Any]] = []
+        for item in raw:
+            (prediction,) = task.decode(runtime.run(task.encode([item])))
+            if as_json:
+                answers.append(
+                    {
+                        "input": item,
+                        "label": prediction.label,
+                        "score": prediction.score,
+                        "probabilities": dict(zip(manifest.labels, prediction.probabilities, strict=True)),
+                    }
+                )
+            else:
+                shown = item if isinstance(item, str) else "\t".join(item)
+                click.echo(f"{prediction.label}\t{prediction.score:.4f}\t{shown}")
     if as_json:
         click.echo(json.dumps(answers, ensure_ascii=False, allow_nan=False))
 

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "aios_edge.cli.main", "bundle", *map(str, arguments)]
@@ -37,6 +39,23 @@ def test_verify_of_a_damaged_bundle_exits_3_and_names_the_check(tiny_copy: Path)
     done = run("verify", tiny_copy, "--json")
     assert done.returncode == 3 and "[unlisted]" in done.stderr
     assert json.loads(done.stdout)["check"] == "unlisted"
+
+
+@pytest.mark.parametrize("command", ["show", "pack"])
+def test_a_refused_bundle_is_one_json_document_for_every_command(tiny_copy: Path, command: str) -> None:
+    (tiny_copy / "contract.json").write_text("{}")
+    done = run(command, tiny_copy, "--json")
+    assert done.returncode == 3
+    document = json.loads(done.stdout)
+    assert document["ok"] is False and f"[{document['check']}]" in document["error"]
+    assert done.stderr == f"aios-edge: {document['error']}\n"
+
+
+def test_a_refused_archive_is_one_json_document(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(b"not a zip")
+    done = run("unpack", tmp_path / "a.zip", "--json")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)["check"] == "archive"
 
 
 def test_pack_and_unpack_round_trip(tiny_copy: Path, tiny_bundle: Any, tmp_path: Path) -> None:

@@ -124,7 +124,9 @@ def test_wrong_usage_and_a_damaged_bundle(tiny_bundle: Any, tiny_copy: Path, tmp
     with (tiny_copy / "model.onnx").open("ab") as stream:
         stream.write(b"\0")
     damaged = run(tiny_copy, "good")
-    assert damaged.returncode == 3 and "[digest]" in damaged.stderr
+    assert damaged.returncode == 3 and "[digest]" in damaged.stderr and damaged.stdout == ""
+    document = json.loads(run(tiny_copy, "good", "--json").stdout)
+    assert document["check"] == "digest" and "model.onnx" in document["error"]
 
 
 def test_a_profile_of_another_machine_is_replaced_and_said(make_bundle: Any) -> None:

@@ -60,8 +60,9 @@ def test_bench_without_json_speaks_to_a_person(tiny_bundle: Any, sensorless: Pat
 def test_bench_refuses_a_bad_bundle_with_its_check_and_exit_code_3(tiny_copy: Path) -> None:
     (tiny_copy / "stranger").write_text("x")
     done = aios_edge("bench", str(tiny_copy), "--json")
-    assert (done.returncode, done.stdout) == (3, "")
-    assert "[unlisted]" in done.stderr
+    assert done.returncode == 3 and "[unlisted]" in done.stderr
+    document = json.loads(done.stdout)
+    assert document["check"] == "unlisted" and "stranger" in document["error"]
 
 
 class Steady(PowerMeter):

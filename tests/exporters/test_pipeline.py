@@ -230,9 +230,31 @@ def test_when_no_candidate_is_left_nothing_ships_and_the_nearest_is_named(
     cloud = load_profile("cloud-cpu")
     with pytest.raises(PromiseBroken, match="nearest: dynamic-s8 misses the bundle size budget") as caught:
         exporters.export(workshop / "recipe.toml", [cloud, strict], tmp_path, cache=whole.out / ".cache")
-    assert caught.value.exit_code == 3
+    assert (caught.value.promise, caught.value.exit_code) == ("bundle_size_bytes", 3)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
-    assert json.loads((tmp_path / "report.json").read_bytes())["profiles"]["rpi5"]["chosen"] is None
+    report = json.loads((tmp_path / "report.json").read_bytes())
+    assert report["profiles"]["rpi5"]["chosen"] is None
+    assert report["error"] == str(caught.value)
+    assert "[bundle_size_bytes]" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_exit_3_prints_the_report_as_json_too(whole: Run, workshop: Path, tmp_path: Path) -> None:
+    text = (ROOT / "profiles" / "rpi5.toml").read_text(encoding="utf-8")
+    (tmp_path / "strict.toml").write_text(text.replace("bundle_size_bytes = 120_000_000", "bundle_size_bytes = 1000"))
+    command = [sys.executable, "-m", "aios_edge.cli.main", "export", str(workshop / "recipe.toml"), "--json"]
+    command += [
+        "--profile",
+        str(tmp_path / "strict.toml"),
+        "--out",
+        str(tmp_path),
+        "--cache",
+        str(whole.out / ".cache"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout == (tmp_path / "report.json").read_text(encoding="utf-8")
+    assert json.loads(done.stdout)["error"] in done.stderr
 
 
 def test_a_killed_fine_tuning_resumes_to_the_same_bundle(whole: Run, workshop: Path, tmp_path: Path) -> None:

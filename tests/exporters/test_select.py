@@ -120,6 +120,29 @@ def test_when_none_is_left_the_nearest_says_what_would_have_to_give() -> None:
     assert choice.remedy == "near misses max_drop by 0.37 pt; allow max_drop = 0.014"
 
 
+@pytest.mark.parametrize(
+    ("changes", "promise"),
+    [
+        ({"drop": 0.02}, "accuracy_drop"),
+        ({"drop": None}, "accuracy_drop"),
+        ({"agreement": 0.5}, "agreement"),
+        ({"size_bytes": None}, "size_bytes"),
+        ({"bundle_size_bytes": 2000}, "bundle_size_bytes"),
+        ({"latency_p95_s": 2.0}, "latency_p95_s"),
+        ({"latency_p95_s": None}, "latency_p95_s"),
+        ({"speedup": 0.5}, "speedup"),
+        ({"rss_bytes": 2000}, "memory_bytes"),
+        ({"rss_bytes": None}, "memory_bytes"),
+        ({"drop": 0.02, "rss_bytes": 2000}, "accuracy_drop"),
+    ],
+)
+def test_the_promise_that_the_nearest_candidate_breaks_is_named(changes: dict[str, object], promise: str) -> None:
+    limits = Budgets(latency_p95_s=1.0, memory_bytes=1000, bundle_size_bytes=1000)
+    found = [figures("near", **changes), figures("far", drop=0.9, agreement=0.1, rss_bytes=10**9)]
+    choice = select(found, limits, max_drop=0.01, on_target=True)
+    assert (choice.nearest, choice.broken) == ("near", promise)
+
+
 def test_what_is_proposed_suffices() -> None:
     choice = select([figures("a", drop=0.0137)], Budgets(), max_drop=0.014, on_target=False)
     assert choice.chosen == "a"
