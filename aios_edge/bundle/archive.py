@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aios_edge.bundle.layout import MANIFEST, MAX_FILES, MAX_TOTAL_BYTES, check_paths
@@ -84,11 +85,28 @@ def unpack(zip_path: Path, target: Path) -> Bundle:
             with staging(target, needed_bytes=needed_bytes) as stage:
                 for entry in entries:
                     _extract(archive, entry, stage, zip_path)
-                bundle = open_bundle(stage)
+                bundle = _verified(stage, zip_path)
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
         what = f"is not a whole zip archive ({error})"
         raise BundleRefused("archive", what, where=str(zip_path), remedy="Fetch it again") from error
     return Bundle(path=target, manifest=bundle.manifest, contract=bundle.contract, bundle_id=bundle.bundle_id)
+
+
+@contextmanager
+def unpacked(zip_path: Path) -> Iterator[Bundle]:
+    """The verified bundle of an archive, in a temporary folder that is gone after the block; raises as
+    :func:`unpack` does."""
+    with tempfile.TemporaryDirectory(prefix="aios-edge-") as folder:
+        yield unpack(zip_path, Path(folder) / "bundle")
+
+
+def _verified(stage: Path, zip_path: Path) -> Bundle:
+    """A refusal names the archive: the folder it was unpacked into is gone when somebody reads that."""
+    try:
+        return open_bundle(stage)
+    except BundleRefused as error:
+        where = error.where and error.where.replace(str(stage), str(zip_path))
+        raise BundleRefused(error.promise, error.what, where=where, remedy=error.remedy) from error
 
 
 def _checked_entries(archive: zipfile.ZipFile, zip_path: Path) -> list[zipfile.ZipInfo]:

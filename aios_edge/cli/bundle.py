@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import msgspec
 
 from aios_edge.bundle.archive import pack as pack_bundle
 from aios_edge.bundle.archive import unpack as unpack_bundle
+from aios_edge.bundle.archive import unpacked
 from aios_edge.bundle.checks import CHECKS
 from aios_edge.bundle.read import Bundle, open_bundle
 from aios_edge.cli.refusal import refusal_as_json
@@ -26,9 +28,12 @@ def bundle() -> None:
 @_path
 @_as_json
 def show(path: Path, as_json: bool) -> None:
-    """What is in a bundle and what it promises. Doesn't verify it."""
-    with refusal_as_json(as_json):
-        opened = open_bundle(path, verify=False)
+    """What is in a bundle and what it promises. Doesn't verify it, unless it has to come out of a .zip."""
+    with refusal_as_json(as_json), _opened(path, verify=False) as opened:
+        _show(opened, as_json)
+
+
+def _show(opened: Bundle, as_json: bool) -> None:
     if as_json:
         _print(
             {
@@ -64,14 +69,14 @@ def show(path: Path, as_json: bool) -> None:
 @_path
 @_as_json
 def verify(path: Path, as_json: bool) -> None:
-    """Run every named check; exit 3 and the check's name if one fails."""
-    with refusal_as_json(as_json, bundle_id=None):
-        opened = open_bundle(path)
-    if as_json:
-        _print({"ok": True, "checks": CHECKS, "error": None, "bundle_id": opened.bundle_id})
-    else:
-        click.echo(f"{path}: valid ({', '.join(CHECKS)})")
-        click.echo(f"  id {opened.bundle_id}")
+    """Run every named check; exit 3 and the check's name if one fails. A .zip is unpacked for it and removed again."""
+    with refusal_as_json(as_json, bundle_id=None), _opened(path, verify=True) as opened:
+        checks = ("archive", *CHECKS) if _is_zip(path) else CHECKS
+        if as_json:
+            _print({"ok": True, "checks": checks, "error": None, "bundle_id": opened.bundle_id})
+        else:
+            click.echo(f"{path}: valid ({', '.join(checks)})")
+            click.echo(f"  id {opened.bundle_id}")
 
 
 @bundle.command()
@@ -95,6 +100,15 @@ def unpack(path: Path, out: Path | None, as_json: bool) -> None:
     with refusal_as_json(as_json):
         opened = unpack_bundle(path, out or path.with_suffix(""))
     _moved(opened, opened.path, as_json)
+
+
+def _is_zip(path: Path) -> bool:
+    return path.suffix == ".zip" and path.is_file()
+
+
+def _opened(path: Path, *, verify: bool) -> AbstractContextManager[Bundle]:
+    """The bundle in a directory, or one that comes out of a .zip for as long as the block lasts."""
+    return unpacked(path) if _is_zip(path) else nullcontext(open_bundle(path, verify=verify))
 
 
 def _moved(opened: Bundle, written: Path, as_json: bool) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +68,51 @@ def test_pack_and_unpack_round_trip(tiny_copy: Path, tiny_bundle: Any, tmp_path:
     assert json.loads(done.stdout) == {"path": str(tmp_path / "again"), "bundle_id": tiny_bundle.bundle_id}
 
 
-def test_a_zip_where_a_folder_is_needed_says_what_to_do(tiny_copy: Path) -> None:
-    run("pack", tiny_copy)
-    done = run("verify", f"{tiny_copy}.zip")
+@pytest.fixture
+def packed(tiny_copy: Path) -> Path:
+    """A packed bundle, alone in its folder."""
+    done = run("pack", tiny_copy)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(tiny_copy)
+    return Path(f"{tiny_copy}.zip")
+
+
+def test_a_zip_is_shown_and_verified_like_its_folder(
+    packed: Path, tiny_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    assert run("show", packed, "--json").stdout == run("show", tiny_bundle.path, "--json").stdout
+    assert run("show", packed).stdout == run("show", tiny_bundle.path).stdout
+    done = run("verify", packed, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["ok"], document["bundle_id"]) == (True, tiny_bundle.bundle_id)
+    assert document["checks"] == ["archive", "schema", "unlisted", "digest", "manifest", "promises", "size"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["bundle.zip", "temporary"]
+
+
+@pytest.mark.parametrize("command", ["show", "verify"])
+@pytest.mark.parametrize(
+    ("name", "check"), [("../escaped", "archive"), ("extra.py", "unlisted"), ("MODEL.onnx", "archive")]
+)
+def test_a_hostile_zip_is_refused_and_nothing_is_left(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str, check: str
+) -> None:
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr(name, b"x")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    done = run(command, packed, "--json")
+    assert done.returncode == 3
+    document = json.loads(done.stdout)
+    assert document["check"] == check and str(packed) in document["error"]
+    assert "temporary" not in done.stderr and "can't be run" not in done.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["bundle.zip", "temporary"]
+
+
+def test_a_zip_where_a_folder_is_needed_says_what_to_do(packed: Path) -> None:
+    done = run("pack", packed)
     assert done.returncode == 2 and "aios-edge bundle unpack" in done.stderr
 
 
