@@ -21,13 +21,14 @@ if TYPE_CHECKING:
     from aios_edge.profile import DeviceProfile
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_ENDINGS = (*_DELIMITERS, ".jsonl", ".txt")
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("inputs", nargs=-1, metavar="[INPUT]...")
 @click.option("--file", "file", type=click.Path(path_type=Path), help="Read inputs from a csv, tsv, jsonl or txt file.")
-@click.option("--column", "columns", multiple=True, help="Column of --file; twice for pairs.  [default: text]")
+@click.option("--column", "columns", multiple=True, help="Column of a file; twice for pairs.  [default: text]")
 @click.option("--profile", "profile_name", help="Device profile, by name or file, for provider and threads.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def infer(
@@ -40,7 +41,8 @@ def infer(
 ) -> None:
     """Run a BUNDLE on each INPUT: a text, or for models of pairs two texts with a tab between them.
 
-    Without INPUT and --file, each line of standard input is one. Inputs run one by one, as an agent answers single
+    An INPUT that is the path of a .csv, .tsv, .jsonl or .txt file is read like --file. Without INPUT and --file, each
+    line of standard input is one, and always a text. Inputs run one by one, as an agent answers single
     requests. Without --profile the bundle's own is used if it matches this machine, else one thread of its CPU.
     """
     from aios_edge.bundle.read import open_bundle
@@ -49,15 +51,12 @@ def infer(
 
     if inputs and file is not None:
         raise UsageError("both INPUT and --file were given", remedy="Give one of them")
-    if columns and file is None:
-        raise UsageError("--column is a column of --file, which is missing", remedy="Add --file FILE")
+    if columns and file is None and not any(map(_is_file, inputs)):
+        raise UsageError("--column is a column of a file, and none was given", remedy="Add --file FILE")
     with refusal_as_json(as_json):
         opened = open_bundle(bundle)
         manifest = opened.manifest
-        if file is not None:
-            raw = list(_from_file(file, columns, manifest))
-        else:
-            raw = [_parsed(text, manifest, f"input {index + 1}") for index, text in enumerate(inputs or _stdin_lines())]
+        raw = list(_raw_inputs(inputs, file, columns, manifest))
         task = task_for(manifest, opened.path)
         runtime = Runtime(opened.file(manifest.model), manifest.session, _profile(profile_name, manifest))
         if runtime.provider_reason:
@@ -134,13 +133,34 @@ def _parsed(text: str, manifest: Manifest, where: str) -> RawInput:
     return first, second
 
 
+def _raw_inputs(
+    inputs: tuple[str, ...], file: Path | None, columns: tuple[str, ...], manifest: Manifest
+) -> Iterator[RawInput]:
+    if file is not None:
+        yield from _from_file(file, columns, manifest)
+        return
+    for number, text in enumerate(inputs or _stdin_lines(), 1):
+        if inputs and _is_file(text):
+            yield from _from_file(Path(text), columns, manifest)
+        else:
+            yield _parsed(text, manifest, f"input {number}")
+
+
+def _is_file(text: str) -> bool:
+    """Whether an INPUT is a file that we read. Answering to its name instead would look like an answer to it."""
+    try:
+        return Path(text).suffix.lower() in _ENDINGS and Path(text).is_file()
+    except OSError:  # longer than a path may be
+        return False
+
+
 def _from_file(path: Path, columns: tuple[str, ...], manifest: Manifest) -> Iterator[RawInput]:
     pair = manifest.preprocess.pair
     names = columns or (("text", "text_pair") if pair else ("text",))
     if len(names) != (2 if pair else 1):
         raise UsageError(f"this model takes {2 if pair else 1} column(s), {len(names)} were given with --column")
     kind = path.suffix.lower()
-    if kind not in (*_DELIMITERS, ".jsonl", ".txt"):
+    if kind not in _ENDINGS:
         raise UsageError(
             f"this bundle takes text, which {kind or 'a file without an ending'} doesn't hold",
             where=str(path),

@@ -79,6 +79,32 @@ def test_text_files_and_columns(tiny_bundle: Any, tmp_path: Path) -> None:
     assert refused.returncode == 1 and "column 'text'" in refused.stderr and "review" in refused.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("in.csv", "text\na good film\na bad film\n"),
+        ("in.tsv", "text\na good film\na bad film\n"),
+        ("in.jsonl", '{"text": "a good film"}\n{"text": "a bad film"}\n'),
+        ("IN.TXT", "a good film\na bad film\n"),
+    ],
+)
+def test_an_input_that_is_a_file_is_read(tiny_bundle: Any, tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    got = answers(run(tiny_bundle, "a fine film", str(tmp_path / name), "--json"))
+    assert [answer["input"] for answer in got] == ["a fine film", "a good film", "a bad film"]
+
+
+def test_columns_of_an_input_that_is_a_file(tiny_bundle: Any, tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("review\ngood\n")
+    arguments = (str(tmp_path / "in.csv"), "--column", "review", "--json")
+    assert [answer["input"] for answer in answers(run(tiny_bundle, *arguments))] == ["good"]
+
+
+@pytest.mark.parametrize("text", ["nowhere.csv", "good " * 100 + ".txt", "notes.md"])
+def test_an_input_that_only_looks_like_a_file_is_a_text(tiny_bundle: Any, text: str) -> None:
+    assert [answer["input"] for answer in answers(run(tiny_bundle, text, "--json"))] == [text]
+
+
 def test_an_answer_does_not_depend_on_its_neighbours(tiny_bundle: Any) -> None:
     together = answers(run(tiny_bundle, "a good film", "bad " * 40, "--json"))
     assert together[0] == answers(run(tiny_bundle, "a good film", "--json"))[0]
