@@ -131,13 +131,16 @@ def check_unlisted(root: Path, manifest: Manifest, contract: Contract | None = N
 
 
 def _walk(root: Path) -> list[str]:
-    """Relative paths of all files, refusing links, devices and whatever else isn't a plain file or folder."""
+    """Relative paths of all files, refusing links, devices, empty folders and whatever else isn't a plain file or the
+    folder of one."""
     found: list[str] = []
     folders = [(root, "")]
     while folders:
         folder, prefix = folders.pop()
+        empty = True
         with os.scandir(folder) as entries:
             for entry in entries:
+                empty = False
                 path = prefix + entry.name
                 if entry.is_dir(follow_symlinks=False):
                     if fault := path_fault(path + "/x"):
@@ -149,6 +152,9 @@ def _walk(root: Path) -> list[str]:
                     raise BundleRefused("unlisted", f"{path!r} is a link or not a plain file", where=str(root))
                 if len(found) + len(folders) > 2 * MAX_FILES:
                     raise BundleRefused("unlisted", f"holds more than {MAX_FILES} files", where=str(root))
+        if empty:
+            what = f"holds the empty folder {prefix.rstrip('/')!r}, which no listed file is in"
+            raise BundleRefused("unlisted", what, where=str(root), remedy="Remove it")
     return found
 
 

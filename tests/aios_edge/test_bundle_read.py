@@ -110,6 +110,18 @@ def test_an_unlisted_file_is_refused(tiny_copy: Path) -> None:
     assert refused_by(tiny_copy) == "unlisted"
 
 
+@pytest.mark.parametrize("folders", ["empty", "a/b/empty"])
+def test_an_empty_folder_is_refused(tiny_copy: Path, folders: str) -> None:
+    (tiny_copy / folders).mkdir(parents=True)
+    with pytest.raises(BundleRefused, match=f"holds the empty folder '{folders}'") as caught:
+        open_bundle(tiny_copy)
+    assert caught.value.promise == "unlisted"
+
+
+def test_a_listed_file_may_lie_in_a_folder(make_bundle: Any) -> None:
+    assert make_bundle(files={"notes/origin.txt": b"x"}).file("notes/origin.txt").is_file()
+
+
 def test_a_missing_file_is_refused(tiny_copy: Path) -> None:
     (tiny_copy / "tokenizer.json").unlink()
     assert refused_by(tiny_copy) == "unlisted"
