@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from aios_edge.bundle.layout import is_bundle
 from aios_edge.bundle.read import Bundle
 from aios_edge.bundle.write import check_replaceable
 from aios_edge.errors import PromiseBroken, ResourceError, UsageError
@@ -39,6 +40,7 @@ from exporters.stages import Stages, tool_versions
 
 #: Checkpoint with optimizer state, best model, graphs and candidates, as a multiple of the source's weights.
 _DISK_FACTOR = 10
+_EARLIER = "holds the bundle of an earlier export"
 
 
 def run(
@@ -119,7 +121,11 @@ def run(
         return report
 
     def refused(problem: PromiseBroken, report: ExportReport) -> NothingShipped:
-        return NothingShipped(problem, finish(msgspec.structs.replace(report, error=str(problem))))
+        old = [profile.name for profile in profiles if is_bundle(out / profile.name)]
+        shown = tuple(f"{out.absolute().name}/{name} {_EARLIER}" for name in old)  # no path of this machine
+        report = msgspec.structs.replace(report, error=str(problem), warnings=(*report.warnings, *shown))
+        remedy = ". ".join(filter(None, [problem.remedy, *(f"{out / name} {_EARLIER}" for name in old)]))
+        return NothingShipped(problem, finish(report), remedy=remedy)
 
     if problem := _nothing_left(contests):
         raise refused(problem, report)

@@ -128,8 +128,8 @@ class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
 class NothingShipped(PromiseBroken):
     """A promise was broken after the candidates were tried; ``report`` says how, as the files do."""
 
-    def __init__(self, problem: PromiseBroken, report: ExportReport) -> None:
-        super().__init__(problem.promise, problem.what, where=problem.where, remedy=problem.remedy)
+    def __init__(self, problem: PromiseBroken, report: ExportReport, *, remedy: str) -> None:
+        super().__init__(problem.promise, problem.what, where=problem.where, remedy=remedy)
         self.report = report
 
 

@@ -238,6 +238,21 @@ def test_when_no_candidate_is_left_nothing_ships_and_the_nearest_is_named(
     assert "[bundle_size_bytes]" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
+def test_bundles_of_an_earlier_export_are_named_when_nothing_ships(whole: Run, workshop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    rpi5, cloud = load_profile("rpi5"), load_profile("cloud-cpu")
+    report = exporters.export(workshop / "recipe.toml", [rpi5], out, cache=whole.out / ".cache")
+    strict = msgspec.structs.replace(rpi5, budgets=msgspec.structs.replace(rpi5.budgets, bundle_size_bytes=1000))
+    with pytest.raises(PromiseBroken) as caught:
+        exporters.export(workshop / "recipe.toml", [cloud, strict], out, cache=whole.out / ".cache")
+    assert f"{out / 'rpi5'} holds the bundle of an earlier export" in (caught.value.remedy or "")
+    document = json.loads((out / "report.json").read_bytes())
+    assert document["warnings"] == ["out/rpi5 holds the bundle of an earlier export"]
+    assert str(tmp_path) not in (out / "report.json").read_text(encoding="utf-8")
+    assert "out/rpi5 holds the bundle of an earlier export" in (out / "report.html").read_text(encoding="utf-8")
+    assert open_bundle(out / "rpi5").bundle_id == report.profiles["rpi5"].bundle_id
+
+
 def test_exit_3_prints_the_report_as_json_too(whole: Run, workshop: Path, tmp_path: Path) -> None:
     text = (ROOT / "profiles" / "rpi5.toml").read_text(encoding="utf-8")
     (tmp_path / "strict.toml").write_text(text.replace("bundle_size_bytes = 120_000_000", "bundle_size_bytes = 1000"))
