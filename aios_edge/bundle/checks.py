@@ -178,17 +178,19 @@ def manifest_sha256(document: dict[str, Any]) -> str:
     return sha256_bytes(canonical_json({key: value for key, value in document.items() if key != "files"}))
 
 
-def check_manifest(root: Path, document: dict[str, Any], contract: Contract) -> None:
+def check_manifest(root: Path, manifest: Manifest, document: dict[str, Any], contract: Contract) -> None:
     """Labels, session, measured figures and all the rest are those that the golden samples were recorded for.
 
-    Swapped labels invert every answer and leave all outputs as recorded, so nothing else would find them.
+    Swapped labels invert every answer and leave all outputs as recorded, so nothing else would find them. Fields that
+    somebody added for newer readers don't count: this one ignores them.
     """
     where = str(root / MANIFEST)
     sealed = read_seal(root / contract.golden.file).manifest_sha256
     if sealed is None:
         what = f"is not sealed: {contract.golden.file} was written by an aios-edge that didn't do so yet"
         raise BundleRefused("manifest", what, where=where, remedy="Export the bundle again with this one")
-    if sealed != manifest_sha256(document):
+    known = {**msgspec.to_builtins(manifest), "schema": MANIFEST_SCHEMA}
+    if sealed not in (manifest_sha256(document), manifest_sha256(known)):
         what = f"was altered: it is not the manifest that {contract.golden.file} was recorded for"
         raise BundleRefused("manifest", what, where=where, remedy="Fetch it again")
 

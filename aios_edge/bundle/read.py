@@ -69,7 +69,7 @@ def open_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
     contract = parse_contract(root)
     if verify:
         check_unlisted(root, manifest, contract)  # again, now that the golden file's name is known
-        check_manifest(root, document, contract)
+        check_manifest(root, manifest, document, contract)
         check_promises(root, manifest, contract)
         check_size(root, manifest, contract)
     return Bundle(path=root, manifest=manifest, contract=contract, bundle_id=bundle_id(document))
