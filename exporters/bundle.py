@@ -51,6 +51,7 @@ def manifest_of(
     max_batch_size: int,
     provenance: Provenance,
     measured: Measured,
+    temperature: float = 1.0,
 ) -> Manifest:
     """The manifest, without its list of files."""
     return Manifest(
@@ -64,7 +65,7 @@ def manifest_of(
         inputs=tuple(TensorSpec(name=name, datatype="INT64", shape=(-1, -1)) for name in identity.inputs),
         outputs=(TensorSpec(name=_OUTPUT, datatype="FP32", shape=(-1, len(identity.labels))),),
         preprocess=identity.text,
-        postprocess=Softmax(output=_OUTPUT),
+        postprocess=Softmax(output=_OUTPUT, temperature=temperature),
         session=session,
         max_batch_size=max_batch_size,
         provenance=provenance,

@@ -216,7 +216,10 @@ def _with_trial(report: ExportReport, trial: ship.Trial, leaked: int) -> ExportR
 
     def tested(profile: ProfileReport) -> ProfileReport:
         def entry(candidate: Candidate) -> Candidate:
-            return replaced(candidate, test=trial.winners[candidate.name]) if candidate.chosen else candidate
+            if not candidate.chosen:
+                return candidate
+            name = candidate.name
+            return replaced(candidate, test=trial.winners[name], calibration=trial.calibrations.get(name))
 
         return replaced(profile, candidates=tuple(entry(candidate) for candidate in profile.candidates))
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from aios_edge.errors import PromiseBroken
+from exporters.calibration import Calibration
 from exporters.evaluate import Metrics, Quality
 from exporters.measure import Timing
 
@@ -41,7 +42,8 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate of one profile. ``test`` is filled for the chosen one only: the others never meet that split."""
+    """One candidate of one profile. ``test`` and ``calibration`` are filled for the chosen one only: the others never
+    meet that split."""
 
     name: str
     precision: str
@@ -60,6 +62,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     measured_on: Host
     operators: dict[str, int]
     test: Quality | None = None
+    calibration: Calibration | None = None
     not_measured: str | None = None  # why figures are None
 
 

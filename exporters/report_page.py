@@ -55,7 +55,7 @@ def _profile(name: str, profile: ProfileReport) -> str:
     if where is not None:
         fits = "of this profile's class" if where.matches_profile else f"not of this class: {'; '.join(where.reasons)}"
         note = f"<p class='note'>Measured on {_t(where.host)} ({_t(fits)}), {_t(where.runtime)}.</p>"
-    classes = _classes(_chosen(profile)) if profile.chosen else ""
+    classes = _classes(_chosen(profile)) + _calibration(_chosen(profile)) if profile.chosen else ""
     return (
         f"<h2>{_t(name)}</h2>{verdict}<table>{head}</tr>{rows}</table><ul>{reasons}</ul>{note}"
         f"{_scatter(profile.candidates)}{classes}"
@@ -91,6 +91,16 @@ def _classes(c: Candidate) -> str:
     split = "test" if c.test and c.test.metrics else "validation"
     head = "<tr><th>class<th>precision<th>recall<th>F1<th>rows</tr>"
     return f"<h3>{_t(c.name)} by class ({split})</h3><table>{head}{rows}</table>"
+
+
+def _calibration(c: Candidate) -> str:
+    found = c.calibration
+    if found is None:
+        return ""
+    return (
+        f"<p>Its scores are divided by temperature {found.temperature:g}, fitted on validation: expected calibration "
+        f"error {found.error_after:.4f} on {found.split}, {found.error_before:.4f} without.</p>"
+    )
 
 
 def _scatter(candidates: tuple[Candidate, ...]) -> str:

@@ -15,6 +15,7 @@ from aios_edge.errors import PromiseBroken
 from aios_edge.manifest import Measured, Provenance
 from exporters import graph
 from exporters.bundle import UNMEASURED_BATCH, UNMEASURED_BATCH_CPU, Identity, contract_of, manifest_of
+from exporters.calibration import Calibration, calibrate
 from exporters.contest import Common, Contest
 from exporters.data import Labelled
 from exporters.encode import TOKENIZER, length_of
@@ -26,12 +27,14 @@ from exporters.stages import Stages, tool_versions
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What the test split said: the baseline's metrics, and each winner's quality by candidate name."""
+    """What the test split said: the baseline's metrics, and each winner's quality and calibration by candidate name
+    (no calibration for outputs that are not finite)."""
 
     rows: int
     baseline: Metrics
     majority_accuracy: float
     winners: Mapping[str, Quality]
+    calibrations: Mapping[str, Calibration]
 
 
 def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, stages: Stages) -> Trial:
@@ -41,16 +44,20 @@ def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, sta
     truth = np.asarray(test.labels)
     majority = int(np.bincount(np.asarray(common.data.train.labels)).argmax())
     winners: dict[str, Quality] = {}
+    calibrations: dict[str, Calibration] = {}
     for winner in (contest.winner for contest in contests):
         name = winner.made.plan.name
         if name not in winners:
             logits = stages.answers(winner.made, "test", test, common.encoder)
             winners[name] = quality("test", logits, reference, test.labels, labels)
+            if winners[name].metrics is not None:
+                calibrations[name] = calibrate(winner.logits, common.data.validation.labels, logits, test.labels)
     return Trial(
         rows=len(test),
         baseline=metrics(reference.argmax(axis=1), truth, labels),
         majority_accuracy=float(np.mean(truth == majority)),
         winners=winners,
+        calibrations=calibrations,
     )
 
 
@@ -117,6 +124,7 @@ def write(
             tools=tool_versions(),
         ),
         measured=figures,
+        temperature=trial.calibrations[winner.made.plan.name].temperature,
     )
     contract = contract_of(
         contest.profile,

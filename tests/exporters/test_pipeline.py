@@ -79,6 +79,9 @@ def test_one_valid_bundle_per_profile(whole: Run) -> None:
         profile = whole.report.profiles[name]
         assert bundle.bundle_id == profile.bundle_id
         assert bundle.manifest.labels == ("negative", "positive")
+        (chosen,) = (candidate for candidate in profile.candidates if candidate.chosen)
+        assert chosen.calibration is not None
+        assert bundle.manifest.postprocess.temperature == chosen.calibration.temperature != 1.0
         assert bundle.manifest.measured.accuracy > 0.9
         assert bundle.manifest.licence == "Apache-2.0"
         assert (bundle.path / "model.onnx.data").is_file()
@@ -138,7 +141,7 @@ def test_report_has_the_promised_keys(whole: Run) -> None:
             assert promised <= set(candidate)
             assert {"host", "cpu_flags", "matches_profile"} <= set(candidate["measured_on"])
             assert candidate["drop"]["low"] <= candidate["drop"]["value"] <= candidate["drop"]["high"]
-            assert (candidate["test"] is not None) == candidate["chosen"]
+            assert (candidate["test"] is not None) == (candidate["calibration"] is not None) == candidate["chosen"]
     int8 = report["profiles"]["rpi5"]["candidates"][0]
     assert int8["size_bytes"] < report["baseline"]["size_bytes"] / 3
     assert int8["agreement"] > 0.95
