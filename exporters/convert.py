@@ -28,13 +28,12 @@ FUSED_TYPES = ("bert",)
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out; ``converted.json`` beside the graphs. ``one_token``: operators that see only the token read."""
+    """What came out; ``converted.json`` beside the graphs. ``operators`` of the best of them."""
 
     inputs: tuple[str, ...]
     layers: int
     fused: bool
     gelu: bool
-    one_token: int
     operators: dict[str, int]
 
 
@@ -47,7 +46,7 @@ def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
     config = model.config
     fused = config.model_type in FUSED_TYPES
     gelu = "gelu" in str(getattr(config, "hidden_act", ""))
-    one_token = first_token.rewrite(work / RAW, work / STANDARD)
+    first_token.rewrite(work / RAW, work / STANDARD)
     counts = graph.operator_counts(work / STANDARD)
     if fused:
         ort.fuse_bert(work / RAW, work / FUSED, heads=config.num_attention_heads, hidden=config.hidden_size)
@@ -59,7 +58,6 @@ def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
         layers=int(getattr(config, "num_hidden_layers", 0)),
         fused=fused,
         gelu=gelu,
-        one_token=one_token,
         operators=dict(counts),
     )
 

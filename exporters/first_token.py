@@ -21,26 +21,21 @@ _ELEMENTWISE = frozenset(
 )
 
 
-def rewrite(source: Path, out: Path) -> int:
-    """:func:`read_first` from file to file (below 2 GB); what it returns."""
+def rewrite(source: Path, out: Path) -> None:
+    """:func:`read_first` from file to file (below 2 GB)."""
     model = load(source)
-    passed = read_first(model)
+    read_first(model)
     save_whole(model, out)
-    return passed
 
 
 def read_first(model: Any) -> int:
     """Move each read of one token (``Gather`` on axis 1) before the operators that treat each token by itself.
 
-    In place; returns how many operators now see one token. What another reader needs of all tokens stays as it is.
+    In place; returns how many operators now see one token. What another reader needs of all tokens stays as it is. A
+    tensor whose shape can't be inferred (behind a fused operator) is taken to be [batch, tokens, width].
     """
     graph = model.graph
-    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "Constant" and (value := _attribute(node, "value")) is not None:
-            ranks[node.output[0]] = len(value.dims)
-        elif node.op_type == "Identity" and node.input[0] in ranks:  # torch shares equal weights this way
-            ranks[node.output[0]] = ranks[node.input[0]]
+    ranks = _ranks(model)
     reads = [
         node
         for node in graph.node
@@ -74,7 +69,7 @@ def _move(graph: Any, ranks: Mapping[str, int], read: Any) -> int:
             name = node.input[position]
             if name not in passed:
                 if name not in reads:
-                    reads[name] = f"{name}/one_token"
+                    reads[name] = f"{name}/read_for/{read.output[0]}"  # another read may want another token of it
                     arranged.append(_renamed(read, name, reads[name]))
                 node.input[position] = reads[name]
         if node.output[0] in passed and node.op_type == "LayerNormalization":
@@ -96,17 +91,30 @@ def _renamed(read: Any, data: str, output: str) -> Any:
     return node
 
 
+def _ranks(model: Any) -> dict[str, int]:
+    """Dimensions of every tensor whose shape is known."""
+    import onnx
+
+    graph = model.graph
+    ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    for value in (*inferred.input, *inferred.value_info):
+        if value.type.tensor_type.HasField("shape"):
+            ranks.setdefault(value.name, len(value.type.tensor_type.shape.dim))
+    return ranks
+
+
 def _carrying(node: Any, ranks: Mapping[str, int]) -> tuple[int, ...]:
     """Which inputs carry tokens, if the operator treats each token by itself; else none."""
     if len(node.output) != 1:
         return ()
-    found = [ranks.get(name) for name in node.input]  # None: no constant
-    if node.op_type == "MatMul" and found[0] is None and found[1] == 2:
+    found = [ranks.get(name, 3) for name in node.input]
+    if node.op_type == "MatMul" and found == [3, 2]:
         return (0,)
-    if node.op_type == "LayerNormalization" and found[0] is None and _attribute(node, "axis", -1) in (-1, 2):
+    if node.op_type == "LayerNormalization" and found[0] == 3 and _attribute(node, "axis", -1) in (-1, 2):
         return (0,)
-    if node.op_type in _ELEMENTWISE and all(rank is None or rank <= 1 for rank in found):
-        return tuple(position for position, rank in enumerate(found) if rank is None)
+    if node.op_type in _ELEMENTWISE and all(rank == 3 or rank <= 1 for rank in found):
+        return tuple(position for position, rank in enumerate(found) if rank == 3)
     return ()
 
 

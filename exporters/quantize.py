@@ -17,7 +17,7 @@ from exporters.encode import Sample
 
 CALIBRATION_SAMPLES = 128
 _DYNAMIC_OPERATORS = ("MatMul", "Attention")
-_LEVELS = {True: 63, False: 127}  # of an s8 weight, with and without reduce_range
+_LEVELS = {True: 64, False: 127}  # of an s8 weight, with and without reduce_range, as onnxruntime has them
 _OFFLINE = SessionSpec(graph_optimization_level="basic")
 _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.SKIP_FUSION,))
 
@@ -75,7 +75,7 @@ def _fp32(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path
 
 def _dynamic_s8(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
     model = graph.load(_best_graph(converted))
-    equalize.equalize(model, _observe(model, calibration), weight_levels=_LEVELS[plan.reduce_range])
+    equalize.equalize(model, observe(model, calibration), weight_levels=_LEVELS[plan.reduce_range])
     equalized, quantized = work / "equalized.onnx", work / "quantized.onnx"
     graph.save_whole(model, equalized)
     ort.quantize_dynamic_s8(equalized, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
@@ -86,8 +86,11 @@ def _dynamic_s8(plan: Plan, converted: Path, calibration: Sequence[Sample], work
     return _offline(converted, quantized, work)
 
 
-def _observe(model: Any, calibration: Sequence[Sample]) -> dict[str, equalize.Seen]:
+def observe(model: Any, calibration: Sequence[Sample]) -> dict[str, equalize.Seen]:
+    """What calibration shows of each activation that is multiplied with a constant matrix."""
     names = list(equalize.products(model))
+    if not names:  # convolutions only, say; a runtime that is asked for nothing gives everything
+        return {}
     parts: dict[str, list[equalize.Seen]] = {name: [] for name in names}
     for arrays in ort.activations(model, names, calibration):
         for name, array in zip(names, arrays, strict=True):

@@ -81,7 +81,7 @@ def broken_promise(trial: Trial, contests: Sequence[Contest]) -> PromiseBroken |
 
 def batch_size(precision: str, *, useful: int | None, on_cpu: bool) -> int:
     """How many requests a device may run together; ``useful`` is what was measured on the target, or None. Pure."""
-    if precision == "dynamic-s8":
+    if precision.startswith("dynamic"):
         return 1  # its scales come from the whole batch: an answer would depend on who else asked
     if useful is not None:
         return useful

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import msgspec
 import numpy as np
 
 from aios_edge.host import Host, describe
-from aios_edge.tasks import text_classification
+from aios_edge.tasks import TASKS
 from aios_edge.version import __version__
 from exporters import (
     convert,
@@ -71,6 +72,7 @@ class Stages:
     def __init__(self, recipe: ExportRecipe, cache: StageCache, host: Host, progress: Progress) -> None:
         self._recipe, self._cache, self._host, self._progress = recipe, cache, host, progress
         self._tools = tool_versions()
+        self._task = importlib.import_module(TASKS[recipe.model.task].__module__)  # its code decides answers too
         self._threads = recipe.finetune.threads or os.cpu_count() or 1
 
     def tokenizer(self, origin: Source) -> Path:
@@ -111,7 +113,7 @@ class Stages:
             "labels": data.labels,
             "finetune": {**msgspec.to_builtins(section), "threads": None},
             "tools": self._tools,
-            "code": code_digest(finetune, source, encode, text_classification),
+            "code": code_digest(finetune, source, encode, self._task),
         }
 
         def build(work: Path) -> None:
@@ -129,7 +131,7 @@ class Stages:
     def convert(
         self, tuned: Path, identity: Identity, samples: Sequence[Sample], encoder: Encoder
     ) -> tuple[Path, float]:
-        """The folder of the ONNX graphs, and their parity with torch (the larger one of both graphs)."""
+        """The folder of the ONNX graphs, and their parity with torch (the worst of them)."""
         ingredients = {
             "finetune": tuned.name,
             "inputs": identity.inputs,
@@ -189,7 +191,7 @@ class Stages:
             "rows": rows.digest(),
             "host": self._host_key(),
             "tools": self._tools,
-            "code": code_digest(evaluate, ort, encode, text_classification),
+            "code": code_digest(evaluate, ort, encode, self._task),
         }
 
         def build(work: Path) -> None:

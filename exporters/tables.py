@@ -1,4 +1,4 @@
-"""Embedding tables in 8 bits, one scale per channel, dequantized after the lookup: exact sizes, a tenth of the error.
+"""Embedding tables in 8 bits, one scale per channel, dequantized after the lookup: a quarter of the answer's error.
 
 onnxruntime's fused quantized embedding has one scale for a whole table, and a single large entry then costs all others
 their precision. Looked up first and dequantized after, in standard operators, a table may have a scale per channel.

@@ -33,9 +33,13 @@ def converted(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for weight in model.parameters():
         weight.data *= 6 if weight.dim() > 1 else 1
     folder = tmp_path_factory.mktemp("converted")
-    facts = convert.convert(model, INPUTS, folder)
-    assert facts.one_token >= 10
+    convert.convert(model, INPUTS, folder)
     return folder
+
+
+def test_the_whole_end_of_the_last_layer_is_passed(converted: Path) -> None:
+    assert first_token.read_first(graph.load(converted / convert.RAW)) >= 10
+    assert first_token.read_first(graph.load(converted / convert.STANDARD)) == 0  # nothing is left to pass
 
 
 @pytest.mark.parametrize("name", [convert.STANDARD, convert.FUSED])
@@ -95,3 +99,35 @@ def test_a_weight_per_token_is_left_alone() -> None:
     model = hand_made(bias=[5, 4])
     assert first_token.read_first(model) == 0
     assert first_token.read_first(hand_made(bias=[4], axis=1)) == 1  # the sum; that norm goes over the tokens
+
+
+def test_two_reads_of_one_tensor_keep_apart() -> None:
+    from onnx import helper, numpy_helper
+
+    model = hand_made(bias=[4])
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(1, dtype=np.int64), "one"))
+    model.graph.node.extend(
+        [helper.make_node("Tanh", ["x"], ["t"]), helper.make_node("Gather", ["t", "one"], ["z"], axis=1)]
+    )
+    model.graph.output.extend([type(model.graph.output[0])(name="z")])
+    x = {"x": np.random.default_rng(0).random((2, 5, 4), dtype=np.float32)}
+    wanted = answers(model, x)
+    assert first_token.read_first(model) == 3
+    assert all(np.allclose(a, b) for a, b in zip(answers(model, x), wanted, strict=True))
+
+
+@pytest.mark.parametrize(("scale", "passed"), [([4], 2), ([5, 4], 0)])
+def test_an_operand_that_is_computed_is_judged_by_its_shape(scale: list[int], passed: int) -> None:
+    """[4] is the same for every token; [5, 4] holds one row a token, and has no axis 1 to read."""
+    from onnx import helper, numpy_helper
+
+    model = hand_made(bias=[4])
+    weight = numpy_helper.from_array(np.full(scale, 4, dtype=np.float32), "scale_squared")
+    model.graph.initializer.append(weight)
+    model.graph.node.insert(0, helper.make_node("Sqrt", ["scale_squared"], ["root"]))
+    (add,) = (node for node in model.graph.node if node.op_type == "Add")
+    add.input[1] = "root"
+    x = {"x": np.random.default_rng(0).random((2, 5, 4), dtype=np.float32)}
+    wanted = answers(model, x)[0]
+    assert first_token.read_first(model) == passed
+    assert np.allclose(answers(model, x)[0], wanted)
