@@ -1,7 +1,7 @@
 """Asks every power source of a device, in the profile's order, and says which one the total is from.
 
-To add a source: a file beside this one with a function that returns :class:`Collected`, and a line in
-``PowerMeter._collectors``.
+To add a source: a file beside this one with a function that returns :class:`Collected`, a line in
+``PowerMeter._collectors`` and one in ``ALL_SOURCES``, which is what a profile without sources asks.
 """
 
 from __future__ import annotations
