@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _ENDINGS = (*_DELIMITERS, ".jsonl", ".txt")
+#: Files that people name, whether or not a bundle takes what is in them.
+_FILE_ENDINGS = (*_ENDINGS, ".npy", ".npz", ".wav", ".jpg", ".jpeg", ".png")
 
 
 @click.command()
@@ -41,9 +43,10 @@ def infer(
 ) -> None:
     """Run a BUNDLE on each INPUT: a text, or for models of pairs two texts with a tab between them.
 
-    An INPUT that is the path of a .csv, .tsv, .jsonl or .txt file is read like --file. Without INPUT and --file, each
-    line of standard input is one, and always a text. Inputs run one by one, as an agent answers single
-    requests. Without --profile the bundle's own is used if it matches this machine, else one thread of its CPU.
+    An INPUT that is the path of a .csv, .tsv, .jsonl or .txt file is read like --file; any other file, and one that
+    doesn't exist, is refused. Without INPUT and --file, each line of standard input is one, and always a text. Inputs
+    run one by one, as an agent answers single requests. Without --profile the bundle's own is used if it matches this
+    machine, else one thread of its CPU.
     """
     from aios_edge.bundle.read import open_bundle
     from aios_edge.tasks import task_for
@@ -51,6 +54,8 @@ def infer(
 
     if inputs and file is not None:
         raise UsageError("both INPUT and --file were given", remedy="Give one of them")
+    for text in inputs:
+        _check_input(text)
     if columns and file is None and not any(map(_is_file, inputs)):
         raise UsageError("--column is a column of a file, and none was given", remedy="Add --file FILE")
     with refusal_as_json(as_json):
@@ -123,8 +128,6 @@ def _lines(content: str) -> tuple[str, ...]:
 
 def _parsed(text: str, manifest: Manifest, where: str) -> RawInput:
     """A text, or a pair with a tab between."""
-    if text.endswith((".npy", ".npz", ".wav", ".jpg", ".jpeg", ".png")) and Path(text).is_file():
-        raise UsageError(f"{text} is a file, but this bundle takes text", remedy="Give the text, or --file FILE")
     if not manifest.preprocess.pair:
         return text
     first, tab, second = text.partition("\t")
@@ -146,10 +149,25 @@ def _raw_inputs(
             yield _parsed(text, manifest, f"input {number}")
 
 
+def _check_input(text: str) -> None:
+    """Refuse an INPUT that names a file we can't read: answering to the name would look like an answer to the file."""
+    kind = Path(text).suffix.lower()
+    if _is_there(text):
+        if kind not in _ENDINGS and (kind.strip(".") or "/" in text):  # a plain word may be a file's name by chance
+            what = "is a file, and INPUT takes only a .csv, .tsv, .jsonl or .txt file"
+            raise UsageError(what, where=text, remedy="Pipe its lines into standard input, if it holds text")
+    elif kind in _FILE_ENDINGS and not any(map(str.isspace, text)):
+        raise UsageError("does not exist", where=text, remedy="To classify such a word, pipe it into standard input")
+
+
 def _is_file(text: str) -> bool:
-    """Whether an INPUT is a file that we read. Answering to its name instead would look like an answer to it."""
+    """Whether an INPUT is a file that we read."""
+    return Path(text).suffix.lower() in _ENDINGS and _is_there(text)
+
+
+def _is_there(text: str) -> bool:
     try:
-        return Path(text).suffix.lower() in _ENDINGS and Path(text).is_file()
+        return Path(text).is_file()
     except OSError:  # longer than a path may be
         return False
 

@@ -100,9 +100,28 @@ def test_columns_of_an_input_that_is_a_file(tiny_bundle: Any, tmp_path: Path) ->
     assert [answer["input"] for answer in answers(run(tiny_bundle, *arguments))] == ["good"]
 
 
-@pytest.mark.parametrize("text", ["nowhere.csv", "good " * 100 + ".txt", "notes.md"])
+@pytest.mark.parametrize("text", ["we saw nowhere.csv", "good " * 100 + ".txt", "notes.md", "fine...", "good"])
 def test_an_input_that_only_looks_like_a_file_is_a_text(tiny_bundle: Any, text: str) -> None:
     assert [answer["input"] for answer in answers(run(tiny_bundle, text, "--json"))] == [text]
+
+
+@pytest.mark.parametrize("name", ["nofile.csv", "NO.TSV", "a/b.jsonl", "nofile.txt", "cat.jpeg", "x" * 5000 + ".csv"])
+@pytest.mark.parametrize("more", [(), ("--column", "review")])
+def test_the_mistyped_name_of_a_file_is_not_classified(tiny_bundle: Any, name: str, more: tuple[str, ...]) -> None:
+    done = run(tiny_bundle, "a good film", name, *more, "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{name}: does not exist. To classify such a word, pipe it" in done.stderr
+    assert [answer["input"] for answer in answers(run(tiny_bundle, "--json", stdin=name))] == [name]
+
+
+@pytest.mark.parametrize("name", ["notes.md", "my notes.docx", "in.npy", "PHOTO.JPG", "README"])
+def test_an_input_that_is_a_file_of_another_kind_is_refused(tiny_bundle: Any, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("a good film\n")
+    done = run(tiny_bundle, "a good film", str(path), "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{path}: is a file" in done.stderr and ".csv, .tsv, .jsonl or .txt" in done.stderr
+    assert [answer["input"] for answer in answers(run(tiny_bundle, "--json", stdin=str(path)))] == [str(path)]
 
 
 def test_an_answer_does_not_depend_on_its_neighbours(tiny_bundle: Any) -> None:
