@@ -24,14 +24,16 @@ _ENCRYPTED = 0x1
 
 
 def pack(bundle: Bundle, zip_path: Path) -> Path:
-    """Write a bundle as ``zip_path``, in one step, replacing what is there; returns the path.
+    """Write a bundle as ``zip_path``, in one step, replacing a .zip that is there and nothing else; returns the path.
 
     Reproducible: manifest first, then sorted paths, fixed time and permissions, stored uncompressed, because the
     bytes of deflate depend on the version of zlib (and quantized weights hardly shrink). The bundle is verified
-    first. Raises :class:`BundleRefused`, or :class:`ResourceError` when it can't be written.
+    first. Raises :class:`BundleRefused`, :class:`UsageError` for what isn't replaceable, or :class:`ResourceError`
+    when it can't be written.
     """
-    bundle = open_bundle(bundle.path)
     zip_path = zip_path.absolute()
+    _check_replaceable(zip_path)
+    bundle = open_bundle(bundle.path)
     names = [MANIFEST, *sorted(entry.path for entry in bundle.manifest.files)]
     part: Path | None = None
     try:
@@ -56,6 +58,14 @@ def pack(bundle: Bundle, zip_path: Path) -> Path:
         if part is not None:
             part.unlink(missing_ok=True)
     return zip_path
+
+
+def _check_replaceable(zip_path: Path) -> None:
+    if zip_path.is_dir():
+        raise UsageError("is a directory", where=str(zip_path), remedy="Name the .zip to write with --out")
+    if zip_path.exists() and not (zip_path.is_file() and zipfile.is_zipfile(zip_path)):
+        what = "is there already and no .zip, so it isn't replaced"
+        raise UsageError(what, where=str(zip_path), remedy="Choose another name with --out")
 
 
 def _add(archive: zipfile.ZipFile, name: str, path: Path) -> None:

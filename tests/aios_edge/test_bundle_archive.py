@@ -68,6 +68,24 @@ def test_a_damaged_bundle_is_not_packed(tiny_copy: Path, tmp_path: Path) -> None
     assert not list(tmp_path.glob("*.zip*"))
 
 
+def test_packing_replaces_a_zip_and_nothing_else(packed: Path, tiny_bundle: Any, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "old.zip", "w") as archive:
+        archive.writestr("older", b"x")
+    assert pack(tiny_bundle, tmp_path / "old.zip").read_bytes() == packed.read_bytes()
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    with pytest.raises(UsageError, match=r"rows\.csv: is there already and no \.zip.* another name"):
+        pack(tiny_bundle, tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").read_text() == "text,label\n"
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UsageError, match="is there already"):
+        pack(tiny_bundle, tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match=r"folder: is a directory\. Name the \.zip") as refused:
+        pack(tiny_bundle, tmp_path / "folder")
+    assert refused.value.exit_code == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "old.zip", "pipe", "rows.csv"]
+
+
 def test_unpacking_replaces_a_bundle_and_nothing_else(packed: Path, make_bundle: Any, tmp_path: Path) -> None:
     make_bundle(tmp_path / "old", version="0.1.0")
     assert unpack(packed, tmp_path / "old").manifest.version == "1.0.0"
