@@ -21,6 +21,8 @@ from aios_edge.digest import canonical_json, sha256_bytes
 from aios_edge.errors import UsageError
 from aios_edge.manifest import Manifest
 
+_BUNDLES_NAMED = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
@@ -59,7 +61,7 @@ def open_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
     With ``verify``, runs the checks ``schema``, ``unlisted``, ``digest``, ``manifest``, ``promises``, ``size`` in this
     order and raises :class:`~aios_edge.errors.BundleRefused` named after the first that fails; without, only what is
     needed to parse manifest and contract, for a reader whose bundle was verified before. Raises
-    :class:`~aios_edge.errors.UsageError` when the path is no directory.
+    :class:`~aios_edge.errors.UsageError` when the path is no directory, or one that holds bundles.
     """
     root = _directory(Path(path))
     manifest, document = parse_manifest(root)
@@ -75,9 +77,18 @@ def open_bundle(path: Path | str, *, verify: bool = True) -> Bundle:
     return Bundle(path=root, manifest=manifest, contract=contract, bundle_id=bundle_id(document))
 
 
+def _bundles_in(folder: Path) -> list[Path]:
+    """Those that an export wrote there, one for each profile; not what it keeps in hidden folders."""
+    return sorted(found.parent for found in folder.glob(f"[!.]*/{MANIFEST}"))
+
+
 def _directory(path: Path) -> Path:
     path = path.absolute()
     if path.is_dir():
+        if not (path / MANIFEST).exists() and (inside := _bundles_in(path)):
+            more = ", …" if len(inside) > _BUNDLES_NAMED else ""
+            named = " or ".join(str(folder) for folder in inside[:_BUNDLES_NAMED])
+            raise UsageError(f"has no {MANIFEST}", where=str(path), remedy=f"Did you mean {named}{more}?")
         return path
     if path.suffix == ".zip" and path.is_file():
         raise UsageError(

@@ -201,6 +201,24 @@ def test_what_is_no_manifest_is_refused_by_schema(tiny_copy: Path, content: byte
     assert refused_by(tiny_copy) == "schema"
 
 
+def test_the_folder_of_an_export_names_the_bundles_inside(tiny_bundle: Any, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "out"
+    for name in ("rpi5", "x86-gateway", ".cache"):
+        shutil.copytree(tiny_bundle.path, out / name)
+    (out / "logs").mkdir()
+    for opens in (open_bundle, read_manifest):
+        with pytest.raises(UsageError, match=r"has no manifest\.json") as caught:
+            opens(out)
+        assert caught.value.remedy == f"Did you mean {out}/rpi5 or {out}/x86-gateway?"
+    shutil.rmtree(out / "x86-gateway")
+    with pytest.raises(UsageError, match=r"Did you mean .*/out/rpi5\?$"):
+        open_bundle(out)
+    shutil.rmtree(out / "rpi5")
+    assert refused_by(out) == "schema"
+
+
 def test_a_missing_or_huge_manifest_is_refused_by_schema(tiny_copy: Path) -> None:
     (tiny_copy / "manifest.json").write_bytes(b" " * (2 << 20))
     assert refused_by(tiny_copy) == "schema"

@@ -116,6 +116,14 @@ def test_a_zip_where_a_folder_is_needed_says_what_to_do(packed: Path) -> None:
     assert done.returncode == 2 and "aios-edge bundle unpack" in done.stderr
 
 
+@pytest.mark.parametrize("command", ["show", "verify", "pack"])
+def test_the_folder_above_a_bundle_is_wrong_usage(tiny_copy: Path, command: str) -> None:
+    done = run(command, tiny_copy.parent, "--json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"Did you mean {tiny_copy}?" in done.stderr
+    assert not Path(f"{tiny_copy.parent}.zip").exists()
+
+
 def test_a_path_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
     assert run("show", tmp_path / "nothing").returncode == 2
     assert run("unpack", tmp_path / "nothing.zip").returncode == 2
