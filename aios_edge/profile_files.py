@@ -25,6 +25,7 @@ ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "any")
 POWER_SOURCES = ("rapl", "ina3221", "ina238", "pmic", "estimate")
 
 _MAX_BYTES = 1 << 18
+_REMEDY = "profiles/README.md explains every field and says what it takes"
 _PACKAGE = Path(__file__).parent
 #: In the wheel, then in a checkout.
 _FOLDERS = (_PACKAGE / "profiles", _PACKAGE.parent / "profiles")
@@ -61,18 +62,21 @@ def load_profile(name_or_path: str | Path) -> DeviceProfile:
 
 
 def check_profile(path: Path | str) -> DeviceProfile:
-    """Read a profile and check every value; all faults of the same kind are reported together."""
+    """Read a profile and check every key and value; all faults are reported together.
+
+    Of values that have the wrong type only the first is known, and it hides the faults of the others.
+    """
     path = Path(path)
-    document = _read(path)
-    if unknown := list(_unknown_keys(document, DeviceProfile, "")):
-        raise ProfileError("; ".join(unknown), where=str(path), remedy="profiles/README.md explains every field")
+    document, faults = _without_unknown_keys(_read(path), DeviceProfile, "")
     try:
         profile = msgspec.convert(document, DeviceProfile)
     except msgspec.ValidationError as error:
         what = re.sub(r" - at `\$\.?(.*)`$", r" at '\1'", str(error))
-        raise ProfileError(what, where=str(path), remedy="profiles/README.md explains every field") from error
-    if faults := profile_faults(profile):
-        raise ProfileError("; ".join(faults), where=str(path), remedy="profiles/README.md says what each field takes")
+        if not (faults and "missing required field" in what):  # most likely one of the unknown keys, mistyped
+            faults.append(what)
+        raise ProfileError("; ".join(faults), where=str(path), remedy=_REMEDY) from error
+    if faults := [*faults, *profile_faults(profile)]:
+        raise ProfileError("; ".join(faults), where=str(path), remedy=_REMEDY)
     return profile
 
 
@@ -151,24 +155,33 @@ def _read(path: Path) -> dict[str, Any]:
         raise ProfileError(f"is not TOML: {what}", where=str(path)) from error
 
 
-def _unknown_keys(table: dict[str, Any], struct: type[msgspec.Struct], prefix: str) -> list[str]:
-    """Unknown keys at any depth, each with its dotted path and the nearest known key."""
-    found = []
+def _without_unknown_keys(
+    table: dict[str, Any], struct: type[msgspec.Struct], prefix: str
+) -> tuple[dict[str, Any], list[str]]:
+    """The table as it can be read, and its unknown keys at any depth, each with its dotted path and the nearest known
+    key."""
+    known: dict[str, Any] = {}
+    faults: list[str] = []
+
+    def inside(value: Any, inner: type[msgspec.Struct], key: str) -> Any:
+        if not isinstance(value, dict):
+            return value
+        kept, found = _without_unknown_keys(value, inner, f"{key}.")
+        faults.extend(found)
+        return kept
+
     hints = get_type_hints(struct)
     for key, value in table.items():
         if key not in hints:
-            found.append(f"unknown key '{prefix}{key}'{_meant(key, tuple(hints))}")
+            faults.append(f"unknown key '{prefix}{key}'{_meant(key, tuple(hints))}")
             continue
-        inner = _struct_in(hints[key])
-        if inner is None:
-            continue
-        if isinstance(value, dict):
-            found += _unknown_keys(value, inner, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            for index, item in enumerate(value):
-                if isinstance(item, dict):
-                    found += _unknown_keys(item, inner, f"{prefix}{key}[{index}].")
-    return found
+        known[key] = value
+        if inner := _struct_in(hints[key]):
+            if isinstance(value, list):
+                known[key] = [inside(item, inner, f"{prefix}{key}[{index}]") for index, item in enumerate(value)]
+            else:
+                known[key] = inside(value, inner, f"{prefix}{key}")
+    return known, faults
 
 
 def _struct_in(hint: Any) -> type[msgspec.Struct] | None:

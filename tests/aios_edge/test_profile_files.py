@@ -160,6 +160,22 @@ def test_all_wrong_values_are_reported_together(tmp_path: Path) -> None:
     assert all(key in text for key in ("threads.intra_op", "threads.workers", "budgets.latency_p95_s"))
 
 
+def test_an_unknown_key_hides_no_wrong_value(tmp_path: Path) -> None:
+    text = fault(tmp_path, GOOD.replace("intra_op = 1", "intra_op = 0\nspining = true").replace("0.1", "-1"))
+    assert "unknown key 'threads.spining' (did you mean 'spinning'?)" in text
+    assert "threads.intra_op: is less than 1" in text and "budgets.latency_p95_s: -1" in text
+    text = fault(
+        tmp_path, GOOD.replace("[[providers]]", "colour = 1\n[[providers]]\nnane = 1").replace("CPUE", "CPU E")
+    )
+    assert all(said in text for said in ("'colour'", "'providers[0].nane'", "providers[0].name: 'CPU Exec"))
+    text = fault(tmp_path, GOOD.replace("intra_op = 1", 'intra_op = "one"\nspining = true'))
+    assert "'threads.spining'" in text and "got `str` at 'threads.intra_op'" in text
+
+
+def test_a_key_that_is_missing_because_it_is_mistyped_is_one_fault(tmp_path: Path) -> None:
+    assert "missing required" not in fault(tmp_path, GOOD.replace("title =", "titel ="))
+
+
 def test_a_file_that_is_not_utf_8_or_not_toml_names_the_line(tmp_path: Path) -> None:
     assert "line 3 is not UTF-8" in fault(tmp_path, GOOD.encode().replace(b"A test", b"\xe9 test"))
     assert re.search(r"line 4, column", fault(tmp_path, GOOD.replace('arch = "aarch64"', "arch = aarch64")))
