@@ -8,6 +8,7 @@ Validation has at least as many different texts as a bundle needs golden samples
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ def load_data(recipe: ExportRecipe) -> Data:
     train_path = recipe.path(section.train)
     table = read_rows(train_path, columns)
     rows, dropped = table.rows, table.dropped
+    every_row = rows
     labels = _label_order(rows, train_path)
     index = {label: position for position, label in enumerate(labels)}
 
@@ -114,7 +116,10 @@ def load_data(recipe: ExportRecipe) -> Data:
         if len(set(part.labels)) < 2:
             what = f"the {name} split has fewer than two classes ({len(part)} rows)"
             raise DataError(what, where=str(train_path), remedy="Give more rows of each class")
-    _check_golden(validation, recipe.path(section.validation or section.train), split_off=section.validation is None)
+    if section.validation is not None:
+        _check_golden(validation, recipe.path(section.validation))
+    elif len(set(validation.texts)) < MIN_SAMPLES:
+        raise _too_few_texts(every_row, len(labels), train_path, test_is_split_off=section.test is None)
     origin = f"{train_path.name} sha256:{train.digest()[:12]} ({len(train)} train, {len(validation)} validation rows)"
     return Data(labels=labels, train=train, validation=validation, test=test, origin=origin, dropped=dropped)
 
@@ -167,14 +172,27 @@ def _limit(rows: Sequence[Row], max_rows: int | None) -> tuple[Row, ...]:
     return kept + tuple(row for row in rows if row.label not in found)
 
 
-def _check_golden(validation: Labelled, path: Path, *, split_off: bool) -> None:
-    """Fail before the training where golden samples would be too few for a bundle."""
+def enough_texts(labels: int, *, test_is_split_off: bool) -> int:
+    """How many different texts, one row each, suffice to hold the golden samples out of train, however they are spread
+    over the labels: of each label one text stays, and the test split may take one more than its share."""
+    if test_is_split_off:
+        return math.ceil(MIN_SAMPLES / (1 - TEST_SHARE)) + 2 * labels
+    return MIN_SAMPLES + labels
+
+
+def _too_few_texts(rows: Sequence[Row], labels: int, path: Path, *, test_is_split_off: bool) -> DataError:
+    given = len({row.text for row in rows})
+    enough = enough_texts(labels, test_is_split_off=test_is_split_off)
+    what = f"has {given} different texts, too few to hold {MIN_SAMPLES} golden samples out of the training"
+    remedy = f"Give more rows ({enough} different texts, one row each, would do), or a validation file"
+    return DataError(what, where=str(path), remedy=remedy)
+
+
+def _check_golden(validation: Labelled, path: Path) -> None:
+    """Fail before the training where a validation file has too few golden samples for a bundle."""
     found = len(set(validation.texts))
     if found >= MIN_SAMPLES:
         return
-    if split_off:
-        what = f"has too few different texts to hold {MIN_SAMPLES} golden samples out of the training"
-        raise DataError(what, where=str(path), remedy="Give more rows, or a validation file")
     what = f"has {found} different texts, a bundle takes {MIN_SAMPLES} golden samples from them"
     remedy = "Give more rows, or leave validation out of [data] to have it split off train"
     raise DataError(what, where=str(path), remedy=remedy)

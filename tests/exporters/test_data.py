@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from aios_edge.errors import AiosEdgeError, DataError
 from aios_edge.golden import MIN_SAMPLES
-from exporters.data import leaks, load_data, split_off
+from exporters.data import TEST_SHARE, VALIDATION_SHARE, enough_texts, leaks, load_data, split_off
 from exporters.read_rows import Columns, Row, read_rows
 from exporters.recipe import ExportRecipe, parse_recipe
 
@@ -171,9 +172,27 @@ def test_rows_that_say_the_same_are_one_golden_sample(tmp_path: Path) -> None:
 def test_too_few_rows_to_hold_golden_samples_out_are_said_before_the_training(tmp_path: Path, count: int) -> None:
     write(tmp_path / "train.csv", table(count))
     with pytest.raises(
-        DataError, match=r"train\.csv: has too few different texts .* 64 golden samples.*Give more rows"
+        DataError, match=rf"train\.csv: has {count} different texts, too few .* 64 golden samples.*Give more rows \(84 "
     ):
         load_data(recipe(tmp_path))
+    write(tmp_path / "test.csv", table(40, start=500))
+    write(tmp_path / "train.csv", table(50))
+    with pytest.raises(DataError, match=r"has 50 different texts.*Give more rows \(66 "):
+        load_data(recipe(tmp_path, test="test.csv"))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 40), min_size=2, max_size=12), st.booleans())
+def test_as_many_texts_as_are_said_to_do_suffice_however_the_labels_are_spread(spread: list[int], split: bool) -> None:
+    enough = enough_texts(len(spread), test_is_split_off=split)
+    names = [label for label, more in enumerate(spread) for _ in range(1 + more)]
+    counts = Counter([*range(len(spread)), *(names * enough)[: enough - len(spread)]])
+    rows = [Row(f"{label} {index}", str(label)) for label, count in counts.items() for index in range(count)]
+    assert len(rows) == enough
+    if split:
+        rows = list(split_off(rows, TEST_SHARE, "test")[0])
+    held = split_off(rows, VALIDATION_SHARE, "validation", least=MIN_SAMPLES)[1]
+    assert len(held) >= MIN_SAMPLES
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
