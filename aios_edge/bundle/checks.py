@@ -265,12 +265,18 @@ def _plausible(name: str, value: float) -> bool:
     return value > 0 or (value == 0 and name not in _TERMS)
 
 
+def _figure(value: float) -> str:
+    """As a person writes it: bytes as whole numbers, never 5e+08."""
+    return f"{value:.15g}"
+
+
 def _consistent(promise: Promise, measured: float, where: str) -> None:
+    promised, found = f"{promise.name} {promise.op} {_figure(promise.value)}", _figure(measured)
     if promise.basis == "measured" and abs(promise.value - measured) > _SAME:
-        what = f"promises {promise.name} {promise.op} {promise.value:g}, but {measured:g} was measured"
+        what = f"promises {promised}, but {found} was measured"
         raise BundleRefused("promises", what, where=where)
     if not promise.kept_by(measured) and abs(promise.value - measured) > _SAME:
-        what = f"promises {promise.name} {promise.op} {promise.value:g}, which the measured {measured:g} doesn't keep"
+        what = f"promises {promised}, which the measured {found} doesn't keep"
         raise BundleRefused("promises", what, where=where)
 
 
@@ -285,4 +291,5 @@ def check_size(root: Path, manifest: Manifest, contract: Contract) -> None:
     for name, actual in ((c.SIZE, model_bytes), (c.BUNDLE_SIZE, total_bytes)):
         promise = contract.promise(name)
         if promise is not None and not promise.kept_by(actual):
-            raise BundleRefused("size", f"{name} is {actual}, promised {promise.op} {promise.value:g}", where=str(root))
+            what = f"{name} is {actual}, promised {promise.op} {_figure(promise.value)}"
+            raise BundleRefused("size", what, where=str(root))

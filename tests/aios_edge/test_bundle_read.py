@@ -262,6 +262,13 @@ def test_a_softened_measured_promise_is_refused_even_with_the_golden_samples_sea
     assert refused_by(tiny_copy) == "promises"
 
 
+def test_bytes_in_a_refusal_are_whole_numbers(tiny_copy: Path) -> None:
+    edit(tiny_copy / "contract.json", lambda d: promise(d, "size_bytes").update(value=500_000_000.0))
+    reseal(tiny_copy)
+    with pytest.raises(BundleRefused, match=r"promises size_bytes <= 500000000, but \d+ was measured"):
+        open_bundle(tiny_copy)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("accuracy", -0.1), ("accuracy", 1.5), ("memory_bytes", -1), ("latency_p95_s", 0), ("accuracy_drop", -0.5)],
