@@ -146,6 +146,8 @@ def _unknown(promise: str, what: str) -> Miss:
 def _over(what: str, value: float, budget: float | None, scale: float, unit: str, promise: str) -> list[Miss]:
     if budget is None or value <= budget:
         return []
+    if not math.isfinite(value):
+        return [_unknown(promise, what)]
     found, allowed = apart(value / scale, budget / scale, digits=1)
     reason = f"misses the {what} budget ({found} of {allowed} {unit})"
     remedy = f"raise budgets.{promise} to {_raised(value)}"  # a budget has the name of its promise
@@ -172,9 +174,11 @@ def _ceil(drop: float) -> float:
 
 
 def _raised(value: float) -> str:
-    """The same for a budget: bytes as they are, seconds with four digits, the last one rounded up."""
-    if isinstance(value, int):
-        return str(value)
+    """The same for a budget: bytes and other whole numbers as they are, seconds with four digits, the last one rounded
+    up."""
+    value = float(value)  # numpy's are floats as well, but their repr is no number
+    if value.is_integer():
+        return str(int(value))
     exact = Decimal(repr(value))
     step = Decimal(1).scaleb(exact.adjusted() - 3)
     return f"{exact.quantize(step, rounding=ROUND_CEILING):f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -171,6 +172,20 @@ def test_following_what_is_proposed_makes_the_candidate_eligible(
     (allowed,) = re.findall(r"allow max_drop = ([0-9.]+)", remedy)
     assert select(found, raised, max_drop=float(allowed), on_target=True).chosen == "a"
     assert float(asked["latency_p95_s"]) <= latency_s * 1.001  # no more than is needed
+
+
+@pytest.mark.parametrize("figure", [float("inf"), float("nan")])
+def test_a_figure_that_is_no_number_is_not_measured(figure: float) -> None:
+    choice = select([figures("a", latency_p95_s=figure)], Budgets(latency_p95_s=0.1), max_drop=0.0, on_target=True)
+    assert (choice.chosen, choice.broken) == (None, "latency_p95_s")
+    assert choice.remedy == "a has no p95 latency measured; find out why"
+
+
+def test_figures_of_numpy_are_numbers_like_others() -> None:
+    found = [figures("a", latency_p95_s=np.float64(0.123456), rss_bytes=np.int64(123_456_789))]
+    tight = Budgets(latency_p95_s=0.1, memory_bytes=1000)
+    remedy = select(found, tight, max_drop=0.0, on_target=True).remedy or ""
+    assert "raise budgets.latency_p95_s to 0.1235, raise budgets.memory_bytes to 123456789" in remedy
 
 
 def test_a_limit_of_zero_reads_as_zero() -> None:
