@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--profile", "profiles", required=True, metavar="NAME[,NAME…]", help="Device profiles, or their files.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Where bundles and report go.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default="out", show_default=True, help="Where bundles and report go."
+)
 @click.option("--cache", type=click.Path(path_type=Path), help="Where finished stages are kept.  [default: OUT/.cache]")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
 def export(recipe: Path, profiles: str, out: Path, cache: Path | None, as_json: bool) -> None:

@@ -76,6 +76,23 @@ def test_an_unseen_label_is_named(export: Export, tmp_path: Path) -> None:
     assert "'zebra'" in one_message(stderr)
 
 
+@pytest.mark.export
+def test_bundles_go_to_out_where_nothing_else_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace('"model"', '"./nowhere"'), encoding="utf-8")
+    (tmp_path / "train.csv").write_text(GOOD, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["aios-edge", "export", "recipe.toml", "--profile", "cloud-cpu"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "is not a directory" in one_message(capsys.readouterr().err)  # of the recipe's source: --out is not missed
+    monkeypatch.setattr(sys, "argv", ["aios-edge", "export", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "[default: out]" in capsys.readouterr().out
+
+
 def test_an_unknown_profile_is_wrong_usage(export: Export) -> None:
     code, stderr = export(profile="rpi55")
     assert code == 2
