@@ -8,6 +8,8 @@ JSON: the whole body is the data of the model's only input.
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import re
 from typing import Any, NoReturn
 
@@ -23,6 +25,11 @@ Parameters = dict[str, Parameter]
 
 LOCAL_ONLY = "local-only"
 MAX_TIMEOUT_US = 2**53  # some 285 years; beyond it a double can't count microseconds
+
+_OURS = ("priority", "timeout", "privacy")
+_SLIP_CUTOFF = 0.76  # takes 'timeout_sec' for a slip, and leaves 'property' alone
+_SLIP_CHARS = 24  # a longer name is none of ours mistyped, and would be slow to compare
+_SLIP_NAMES = 64  # that are compared: who sends more has parameters of a system's, not typed ones
 
 
 #: In place of JSON that wasn't sent (msgspec has no optional Raw).
@@ -175,6 +182,7 @@ def parse_request(body: bytes | memoryview, json_length: int | None) -> Envelope
     if not request.inputs:
         raise RequestError("'inputs' is empty", remedy="Send at least one input tensor")
     parameters = request.parameters or {}
+    _refuse_slips(parameters)
     return Envelope(
         inputs=request.inputs,
         outputs=request.outputs if sent(request.outputs) else None,
@@ -294,6 +302,17 @@ def rewrite_response(
 def _joined(head: dict[str, Any], tail: bytes | memoryview, is_binary: bool) -> tuple[bytes, int | None]:
     text = _encoder.encode(head)
     return (b"".join((text, tail)), len(text)) if is_binary else (text, None)
+
+
+def _refuse_slips(parameters: Parameters) -> None:
+    """Clients send parameters of their own, but a deadline or a wish for privacy that is nearly named would be lost."""
+    unknown = (name for name in parameters if name not in _OURS and len(name) <= _SLIP_CHARS)
+    for name in itertools.islice(unknown, _SLIP_NAMES):
+        typed = name.lower()
+        begun = [ours for ours in _OURS if typed.startswith(ours)]
+        near = begun or difflib.get_close_matches(typed, _OURS, n=1, cutoff=_SLIP_CUTOFF)
+        if near:
+            raise RequestError("is unknown", where=f"parameters.{name}", remedy=f"Did you mean '{near[0]}'?")
 
 
 def _priority(parameters: Parameters) -> int:

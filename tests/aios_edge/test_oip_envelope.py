@@ -89,6 +89,30 @@ def test_a_malformed_request_is_a_400_that_says_why(content: bytes, says: str) -
     assert says in refusal(content)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("timout", "timeout"),
+        ("Timeout", "timeout"),
+        ("timeout_ms", "timeout"),
+        ("timeoutSeconds", "timeout"),
+        ("privcay", "privacy"),
+        ("Privacy", "privacy"),
+        ("PRIORITY", "priority"),
+        ("prority", "priority"),
+    ],
+)
+def test_a_parameter_that_is_nearly_one_of_ours_is_refused(name: str, meant: str) -> None:
+    said = refusal(body(parameters={"content_type": "x", name: 50}))
+    assert f"parameters.{name}" in said and f"Did you mean '{meant}'?" in said
+
+
+def test_parameters_of_the_clients_own_are_taken_however_many() -> None:
+    own = ("content_type", "sequence_id", "headers", "property", "prio", "time", "binary_data_output", "", "é" * 9)
+    parameters = dict.fromkeys((*own, "t" * 10000, *map(str, range(1000))), 1)
+    assert oip.parse_request(body(parameters=parameters), None).parameters == parameters
+
+
 @pytest.mark.parametrize("length", [-1, 10_000])
 def test_an_impossible_json_length_is_refused(length: int) -> None:
     assert oip.JSON_LENGTH_HEADER in refusal(body(), length)
