@@ -125,11 +125,15 @@ class Agent:
         self._stopping.set()
 
     async def check(self) -> CheckedBundles:
-        """Activate every bundle in a worker, serve nothing; raises only for what is written wrong."""
+        """Activate every bundle in a worker, serve nothing.
+
+        Raises only for what is written wrong, and :class:`ResourceError` for a state folder that can't be used.
+        """
         if self.settings.mqtt is not None:
             broker_address(self.settings.mqtt.options())
         if not self.settings.bundle:
             raise _no_bundle()
+        state_dir.try_out(self.settings.device.state_dir)
         opened: dict[str, tuple[BundleEntry, Bundle]] = {}
         refused: dict[Path, AiosEdgeError] = {}
         for entry in self.settings.bundle:

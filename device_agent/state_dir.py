@@ -5,7 +5,10 @@ Two agents on one folder would share an outbox and, as one device, contradict ea
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
+import tempfile
 from pathlib import Path
 from typing import IO
 
@@ -20,19 +23,50 @@ def hold(path: Path) -> IO[bytes]:
     Raises :class:`ResourceError` when it can't be made or another agent has it. The kernel keeps the lock, so a
     killed agent leaves nothing to clean up, and workers don't inherit it.
     """
-    where = f"device.state_dir {path}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / LOCK).open("ab")
     except OSError as error:
-        raise ResourceError(
-            f"can't be made ({error.strerror})", where=where, remedy="Choose a writable folder"
-        ) from error
+        raise _unusable(path, error) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         raise ResourceError(
-            "is in use by another agent", where=where, remedy="Stop that agent, or give this one a folder of its own"
+            "is in use by another agent",
+            where=_where(path),
+            remedy="Stop that agent, or give this one a folder of its own",
         ) from error
     return lock
+
+
+def try_out(path: Path) -> None:
+    """Whether :func:`hold` could make the folder and write in it; leaves everything as it was.
+
+    Raises :class:`ResourceError` when not. An agent that has the folder is no reason, and isn't disturbed.
+    """
+    missing = [folder for folder in (path, *path.parents) if not os.path.lexists(folder)]
+    made: list[Path] = []
+    try:
+        for folder in reversed(missing):
+            folder.mkdir()
+            made.append(folder)
+        path.mkdir(exist_ok=True)  # refuses what is there and no folder
+        with tempfile.TemporaryFile(dir=path):  # has no name in the folder
+            pass
+        if (path / LOCK).exists():
+            (path / LOCK).open("ab").close()
+    except OSError as error:
+        raise _unusable(path, error) from error
+    finally:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # an agent has begun to use it
+                folder.rmdir()
+
+
+def _unusable(path: Path, error: OSError) -> ResourceError:
+    return ResourceError(f"can't be made ({error.strerror})", where=_where(path), remedy="Choose a writable folder")
+
+
+def _where(path: Path) -> str:
+    return f"device.state_dir {path}"

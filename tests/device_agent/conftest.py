@@ -83,9 +83,16 @@ StartAgent = Callable[..., AgentProcess]
 def agent_toml(tiny_bundle: Any) -> Callable[..., str]:
     """Text of an agent.toml for a bundle (the tiny one by default), with more of it appended."""
 
-    def make(more: str = "", *, bundle: Path | None = None, bind: str = "127.0.0.1:0", http: str = "") -> str:
+    def make(
+        more: str = "",
+        *,
+        bundle: Path | None = None,
+        bind: str = "127.0.0.1:0",
+        http: str = "",
+        profile: Path | str = "x86-gateway",
+    ) -> str:
         return (
-            f'[device]\nid = "dev"\nprofile = "x86-gateway"\nstate_dir = "state"\n'
+            f'[device]\nid = "dev"\nprofile = "{profile}"\nstate_dir = "state"\n'
             f'[http]\nbind = "{bind}"\n{http}\n[[bundle]]\npath = "{bundle or tiny_bundle.path}"\n{more}\n'
         )
 

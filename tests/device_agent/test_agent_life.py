@@ -230,6 +230,35 @@ def test_check_activates_every_bundle_and_names_all_that_are_refused(
     assert result.stdout.count("refused ") == 2
 
 
+@pytest.mark.parametrize("folder", ["/proc/aios-none", "file/state", "dangling"])
+def test_check_finds_a_state_folder_that_run_could_not_use(
+    tmp_path: Path, agent_toml: Callable[..., str], folder: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "agent.toml").write_text(agent_toml().replace('"state"', f'"{folder}"'))
+    said = []
+    for command in ("run", "check"):
+        result = agent_command(command, "--config", str(tmp_path / "agent.toml"))
+        assert result.returncode == 1
+        said.append(result.stderr.strip().splitlines()[-1])
+    assert said[0] == said[1] and "device.state_dir" in said[0]
+
+
+def test_check_leaves_no_state_folder_behind_and_minds_no_agent_that_runs_on_it(
+    tmp_path: Path, agent_toml: Callable[..., str], start_agent: Any
+) -> None:
+    (tmp_path / "agent.toml").write_text(agent_toml().replace('"state"', '"new/deep/state"'))
+    assert agent_command("check", "--config", str(tmp_path / "agent.toml")).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["agent.toml"]
+    agent = start_agent()
+    state = agent.config.parent / "state"
+    before = sorted(path.name for path in state.iterdir())
+    assert agent_command("check", "--config", str(agent.config)).returncode == 0
+    assert sorted(path.name for path in state.iterdir()) == before
+    assert agent.infer()[0] == 200 and agent.stop() == 0
+
+
 def test_a_cloud_for_a_model_nobody_has_is_refused_at_the_start(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
     cloud = '[[cloud]]\nname = "c"\nurl = "http://127.0.0.1:1"\nmodel_map = {tinny = "t"}\n'
     (tmp_path / "agent.toml").write_text(agent_toml() + cloud)
