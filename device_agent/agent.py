@@ -20,7 +20,7 @@ from pathlib import Path
 import uvicorn
 
 from aios_edge.bundle.read import Bundle, open_bundle
-from aios_edge.errors import AiosEdgeError, PromiseBroken, SettingsError, UsageError
+from aios_edge.errors import AiosEdgeError, SettingsError, UsageError
 from aios_edge.mqtt_options import broker_address
 from aios_edge.profile_files import load_profile
 from aios_edge.telemetry import BundleStatus, Scalar, StatusBody
@@ -139,7 +139,7 @@ class Agent:
         for entry in self.settings.bundle:
             try:
                 bundle = self._open(entry)
-            except PromiseBroken as error:
+            except AiosEdgeError as error:
                 refused[entry.path] = error
                 continue
             if bundle.manifest.name in opened:

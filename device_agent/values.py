@@ -143,6 +143,5 @@ class CheckedBundles:
 
     @property
     def error(self) -> AiosEdgeError | None:
-        """The first broken promise; else the first of any other errors."""
-        errors = [bundle.error for bundle in self.refused]
-        return next((error for error in errors if isinstance(error, PromiseBroken)), errors[0] if errors else None)
+        """The first refusal, in the order of the settings."""
+        return self.refused[0].error if self.refused else None

@@ -50,7 +50,7 @@ def run(config: Path) -> None:
 def check(config: Path, as_json: bool) -> None:
     """Check configuration and profile, and activate every bundle without serving it.
 
-    Exit 3 when one is refused, after all were tried; the message names the first.
+    When some are refused, after all were tried, message and exit code are those of the first: 3 for a broken promise.
     """
     from device_agent import Agent, load_settings
 

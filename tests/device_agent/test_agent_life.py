@@ -230,6 +230,21 @@ def test_check_activates_every_bundle_and_names_all_that_are_refused(
     assert result.stdout.count("refused ") == 2
 
 
+def test_check_counts_a_missing_folder_as_refused_and_tries_the_others(
+    tmp_path: Path, tiny_copy: Path, make_bundle: Any, agent_toml: Callable[..., str]
+) -> None:
+    (tiny_copy / "extra.bin").write_bytes(b"x")
+    missing = tmp_path / "missing"
+    more = "".join(f'[[bundle]]\npath = "{path}"\n' for path in (tiny_copy, make_bundle(name="good").path))
+    (tmp_path / "agent.toml").write_text(agent_toml(more, bundle=missing))
+    result = agent_command("check", "--config", str(tmp_path / "agent.toml"), "--json")
+    assert result.returncode == 2, "as the first refusal says"
+    document = json.loads(result.stdout)
+    assert [report["model"] for report in document["activations"]] == ["good"]
+    assert [entry["path"] for entry in document["refused"]] == [str(missing), str(tiny_copy)]
+    assert document["error"] == document["refused"][0]["error"] and str(missing) in document["error"]
+
+
 @pytest.mark.parametrize("folder", ["/proc/aios-none", "file/state", "dangling"])
 def test_check_finds_a_state_folder_that_run_could_not_use(
     tmp_path: Path, agent_toml: Callable[..., str], folder: str
