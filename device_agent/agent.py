@@ -21,6 +21,7 @@ import uvicorn
 
 from aios_edge.bundle.read import Bundle, open_bundle
 from aios_edge.errors import AiosEdgeError, SettingsError, UsageError
+from aios_edge.host import inspect_host, matches
 from aios_edge.mqtt_options import broker_address
 from aios_edge.profile_files import load_profile
 from aios_edge.telemetry import BundleStatus, Scalar, StatusBody
@@ -76,6 +77,8 @@ class Agent:
         held = contextlib.ExitStack()
         try:
             held.enter_context(state_dir.hold(self.settings.device.state_dir))
+            if mismatch := self._profile_mismatch():
+                log.warning("%s", mismatch)
             await self._reporter.start()
             with self._signals():
                 await self._serve(sockets)
@@ -162,6 +165,7 @@ class Agent:
         return CheckedBundles(
             activations=tuple(reports),
             refused=tuple(RefusedBundle(path=path, error=refused[path]) for path in in_order),
+            profile_mismatch=self._profile_mismatch(),
         )
 
     def status(self) -> st.AgentStatus:
@@ -220,6 +224,11 @@ class Agent:
         return Reporter(
             options, meter=PowerMeter(self.profile.power), status_body=self._status_body, gauges=self._gauges
         )
+
+    def _profile_mismatch(self) -> str | None:
+        """Why the profile isn't this machine's, which is allowed: its estimates and budgets are then another's."""
+        match = matches(self.profile, inspect_host())
+        return None if match.ok else f"profile '{self.profile.name}' is not this machine ({'; '.join(match.reasons)})"
 
     def _open(self, entry: BundleEntry) -> Bundle:
         # Digests are the worker's to check, on the files it is about to load; here only what is needed to start it.

@@ -136,10 +136,12 @@ class RefusedBundle:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedBundles:
-    """What ``agent check`` found: every bundle is in one of the two."""
+    """What ``agent check`` found: every bundle is in one of the two. ``profile_mismatch``: why the profile isn't this
+    machine's, None when it is."""
 
     activations: tuple[ActivationReport, ...]
     refused: tuple[RefusedBundle, ...]
+    profile_mismatch: str | None = None
 
     @property
     def error(self) -> AiosEdgeError | None:

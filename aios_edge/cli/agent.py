@@ -64,6 +64,7 @@ def check(config: Path, as_json: bool) -> None:
         document = {
             "config": str(config),
             "profile": settings.device.profile,
+            "profile_mismatch": found.profile_mismatch,
             "activations": found.activations,
             "refused": refused,
             "error": None if found.error is None else str(found.error),
@@ -77,6 +78,8 @@ def check(config: Path, as_json: bool) -> None:
 
 
 def _checked(found: CheckedBundles) -> Iterator[str]:
+    if found.profile_mismatch is not None:
+        yield f"warning: {found.profile_mismatch}"
     for report in found.activations:
         yield f"{report.model} {report.version}  {report.bundle_id[:12]}  {', '.join(report.providers_active)}"
         for done in report.checks:

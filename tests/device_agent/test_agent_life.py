@@ -274,6 +274,24 @@ def test_check_leaves_no_state_folder_behind_and_minds_no_agent_that_runs_on_it(
     assert agent.infer()[0] == 200 and agent.stop() == 0
 
 
+def test_a_profile_of_another_device_is_said_and_is_no_error(
+    tmp_path: Path, agent_toml: Callable[..., str], start_agent: Any
+) -> None:
+    text = "profile 'other' is not this machine (architecture is "
+    profile = (Path(__file__).parents[2] / "profiles" / "x86-gateway.toml").read_text()
+    arch = "aarch64" if os.uname().machine == "x86_64" else "x86_64"
+    profile = profile.replace('"x86-gateway"', '"other"').replace('"x86_64"', f'"{arch}"')
+    (tmp_path / "other.toml").write_text(profile)
+    config = tmp_path / "agent.toml"
+    config.write_text(agent_toml(profile="other.toml"))
+    result = agent_command("check", "--config", str(config))
+    assert result.returncode == 0 and f"warning: {text}" in result.stdout, result.stderr
+    result = agent_command("check", "--config", str(config), "--json")
+    assert json.loads(result.stdout)["profile_mismatch"].startswith(text)
+    agent = start_agent(profile=tmp_path / "other.toml")
+    assert agent.log().count(text) == 1 and agent.stop() == 0
+
+
 def test_a_cloud_for_a_model_nobody_has_is_refused_at_the_start(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
     cloud = '[[cloud]]\nname = "c"\nurl = "http://127.0.0.1:1"\nmodel_map = {tinny = "t"}\n'
     (tmp_path / "agent.toml").write_text(agent_toml() + cloud)
