@@ -101,6 +101,8 @@ class Reporter:
         self._in_flight: set[int] = set()
         self._sent_up_to = 0
         self._connected = False  # as this thread was told, a moment behind the link's own state
+        self._away_said = False  # to the log, which isn't told of every attempt
+        self._stopping = False
         self._epoch = 0  # counts connections: an acknowledgement of an earlier one frees no slot of this one
         self._wake = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -176,6 +178,7 @@ class Reporter:
             await self._until(lambda: self._outbox is None or not self._outbox.stats.depth)
             gone = asyncio.Event()
             farewell = self._status("offline", why, self._status_body())
+            self._stopping = True
             if self._link.publish(farewell, lambda _: gone.set()):
                 with contextlib.suppress(asyncio.TimeoutError):
                     await asyncio.wait_for(gone.wait(), self._options.drain_s)
@@ -314,10 +317,22 @@ class Reporter:
         self._in_flight.clear()
         self._sent_up_to = 0
         self._said = None
+        self._log_link(state, was_connected=self._connected)
         self._connected = state.connected
         if state.connected:
             self.status_changed()
         self._wake.set()
+
+    def _log_link(self, state: LinkState, *, was_connected: bool) -> None:
+        url = self._options.mqtt.url if self._options.mqtt is not None else None
+        if state.connected:
+            if not was_connected:
+                _log.info("connected to %s, MQTT %s", url, state.protocol)
+            self._away_said = False
+        elif not self._away_said and not self._stopping:
+            what = "lost the connection to" if was_connected else "can't connect to"
+            _log.warning("%s %s: %s; tried again until it works", what, url, state.reason)
+            self._away_said = True
 
     def _status(self, status: Literal["online", "offline"], why: str, body: StatusBody) -> Publication:
         message = Status(

@@ -125,6 +125,37 @@ def test_what_happened_while_the_broker_was_away_is_delivered_in_order(tmp_path:
     running(scenario)
 
 
+def test_the_log_names_a_broker_once_when_it_is_away_and_once_when_it_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "device_agent.reporter")
+
+    def said() -> list[tuple[str, str]]:
+        return [(record.levelname, record.getMessage()) for record in caplog.records]
+
+    async def scenario() -> None:
+        gone = start_broker("mosquitto")
+        gone.stop()
+        it = reporter(tmp_path, gone.url, interval_s=60.0)
+        await it.start()
+        await eventually(lambda: it.counts.link.failed_attempts >= 3)
+        ((level, text),) = said()
+        assert level == "WARNING" and gone.url in text and "refused" in text
+        for _ in range(2):
+            with start_broker("mosquitto", port=gone.port):
+                await eventually(lambda: said()[-1] == ("INFO", f"connected to {gone.url}, MQTT 5"))
+            await eventually(lambda: not it.counts.link.connected and it.counts.link.failed_attempts >= 3)
+            assert said()[-1][0] == "WARNING" and "lost" in said()[-1][1]
+        with start_broker("mosquitto", port=gone.port):
+            await eventually(lambda: said()[-1][0] == "INFO")
+            await it.stop("done")
+        await asyncio.sleep(0)
+        levels = [level for level, _ in said()]
+        assert levels == ["WARNING", "INFO"] * 3, "a stop of our own is no loss"
+
+    running(scenario)
+
+
 def test_an_outbox_left_behind_is_delivered_by_the_next_start(tmp_path: Path) -> None:
     async def scenario() -> None:
         broker = start_broker("mosquitto")
