@@ -33,6 +33,7 @@ class DoorProtocol(HttpToolsProtocol):
     _turned = False  # whether a head or a body ended within the piece of data that is being read
     _cut_off: asyncio.TimerHandle | None = None  # set while what comes is thrown away
     _left_bytes = LINGER_BYTES
+    _owed: tuple[bytes, str] | None = None  # a refusal that waits for the answers to whole requests before it
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client; closes the connection when they can't become a request."""
@@ -41,9 +42,11 @@ class DoorProtocol(HttpToolsProtocol):
             if self._left_bytes < 0:
                 self.transport.close()
             return
+        if self._owed is not None:
+            return
         self._turned = False
         super().data_received(data)
-        if self._turned or not self._in_head or self.lingers:
+        if self._turned or not self._in_head or self.lingers or self._owed is not None:
             return
         self._head_bytes += len(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -66,6 +69,13 @@ class DoorProtocol(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """What the parser couldn't read."""
         self._refuse(b"400 Bad Request", "this is not HTTP/1.1, or its body doesn't follow its headers")
+
+    def on_response_complete(self) -> None:
+        """A request is answered, and the next one of the pipeline begins."""
+        was_last = not self.pipeline
+        super().on_response_complete()
+        if was_last and self._owed is not None:
+            self._send_refusal(*self._owed)
 
     @property
     def lingers(self) -> bool:
@@ -109,6 +119,19 @@ class DoorProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _refuse(self, status: bytes, text: str) -> None:
+        """Say that what comes can't be read, behind the answers to the whole requests before it."""
+        waits = self._in_head and self.cycle is not None and not self.cycle.response_complete
+        if not self._in_head and self.pipeline and self.pipeline[0][0] is self.cycle:
+            self.pipeline.popleft()  # the request that can't be read to its end; another one is being answered
+            waits = True
+        if waits:
+            self._owed = status, text
+        else:
+            self._send_refusal(status, text)
+
+    def _send_refusal(self, status: bytes, text: str) -> None:
+        if self.lingers or self.transport.is_closing():
+            return
         body = error_body(text)
         head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:

@@ -236,8 +236,6 @@ def test_hostile_bytes_end_in_an_error_and_not_in_the_agent(agent: Any) -> None:
         b"\x16\x03\x01\x00\xa5\r\n\r\n",
         start + b"Content-Length: x\r\n\r\n",
         start + b"Transfer-Encoding: chunked\r\n\r\nZZZ\r\nabc\r\n",
-        # behind a request that is being answered
-        start + b"Content-Length: 2\r\n\r\n{}" + start + b"Transfer-Encoding: chunked\r\n\r\nZZZ\r\nabc\r\n",
     ):
         answer = raw(agent, junk)
         assert answer.startswith(b"HTTP/1.1 400")
@@ -245,6 +243,25 @@ def test_hostile_bytes_end_in_an_error_and_not_in_the_agent(agent: Any) -> None:
     assert agent.infer()[0] == 200
     assert agent.status()["in_flight_bytes"] == 0
     assert "Traceback" not in agent.log()
+
+
+@pytest.mark.parametrize("whole", [1, 3])
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\x16\x03\x01\x00\xa5\r\n\r\n",
+        b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZZ\r\nabc\r\n",
+    ],
+)
+def test_whole_requests_before_what_is_no_http_are_answered_first(agent: Any, junk: bytes, whole: int) -> None:
+    body = json.dumps(BODY).encode()
+    request = b"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    answer = raw(agent, request * whole + junk + request)
+    statuses = [part[:3] for part in answer.split(b"HTTP/1.1 ")[1:]]
+    assert statuses == [b"200"] * whole + [b"400"], answer
+    assert answer.count(b'"positive"') == whole
+    assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]
+    assert agent.status()["in_flight_bytes"] == 0 and "Traceback" not in agent.log()
 
 
 @pytest.mark.parametrize("shape", ["one header", "many headers", "url"])
