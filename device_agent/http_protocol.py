@@ -76,6 +76,8 @@ class DoorProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if was_last and self._owed is not None:
             self._send_refusal(*self._owed)
+        if self.lingers:
+            self._unset_keepalive_if_required()  # what ends it is the cut-off, however long a connection is kept
 
     @property
     def lingers(self) -> bool:

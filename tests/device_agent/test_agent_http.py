@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import uvicorn
 
 from aios_edge.client import Client, HttpError
-from device_agent.http_protocol import LINGER_BYTES
+from device_agent.http_protocol import LINGER_BYTES, DoorProtocol
 
 BODY = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a good film"]}]}
 
@@ -312,6 +313,32 @@ def test_a_refused_client_that_never_ends_is_left_alone_at_last(agent: Any) -> N
                 sent += sock.send(bytes(1 << 20))
     assert sent >= LINGER_BYTES // 2
     assert agent.status()["in_flight_bytes"] == 0
+
+
+def test_a_refused_client_may_go_on_sending_longer_than_a_connection_is_kept() -> None:
+    async def refuse(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body"})
+
+    async def scenario() -> None:
+        config = uvicorn.Config(
+            refuse, http=DoorProtocol, ws="none", lifespan="off", log_config=None, timeout_keep_alive=0
+        )
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            server = uvicorn.Server(config)
+            serving = asyncio.create_task(server.serve(sockets=[listening]))
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 40000000\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 413")
+            for _ in range(40):
+                writer.write(bytes(1_000_000))
+                await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+            server.should_exit = True
+            await serving
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
 def test_a_body_that_comes_with_its_head_is_no_head(agent: Any) -> None:
