@@ -41,7 +41,9 @@ def check_budgets(contract: Contract, profile: DeviceProfile) -> ActivationCheck
         if promise.basis != "budget" or promise.check == "export-only" or budget is None:
             continue
         if promise.value > budget * (1 + 1e-9):
-            detail = f"{promise.name} is promised as {promise.value:.15g}, profile '{profile.name}' allows {budget:.15g}"
+            detail = (
+                f"{promise.name} is promised as {promise.value:.15g}, profile '{profile.name}' allows {budget:.15g}"
+            )
             detail += f" (the bundle was made for '{contract.profile}')"
             return ActivationCheck(name="profile", passed=False, detail=detail, measured=promise.value, promised=budget)
         conditions = promise.conditions
