@@ -10,15 +10,16 @@ from aios_edge.profile import DeviceProfile
 from exporters import graph, ort
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import Data
-from exporters.encode import Encoder
 from exporters.evaluate import Logits, Quality, quality
 from exporters.golden_samples import CPU
 from exporters.measure import SHAPES, Measured
-from exporters.quantize import plans_for
+from exporters.quantize import Plan, plans_for
 from exporters.recipe import ExportRecipe
 from exporters.report import Candidate, Host, Interval, Latency, ProfileReport
-from exporters.select import Choice, Figures, select
+from exporters.select import Choice, Figures, misses, select
 from exporters.stages import Made, Stages
+from exporters.structure import Structure, following
+from exporters.variants import Variant, Variants
 
 ONE_THREAD = tuple((batch, length, 1) for batch, length in SHAPES)
 
@@ -27,25 +28,25 @@ Shape = tuple[int, int, int]  # batch, length, threads
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """What all profiles of one export share.
-
-    ``reference``: fp32's answers to the validation rows. ``shapes``: what every candidate is timed at.
-    """
+    """What all profiles of one export share. ``shapes``: what every candidate is timed at."""
 
     recipe: ExportRecipe
     data: Data
-    encoder: Encoder
-    tokenizer_bytes: int
-    converted: Made
-    reference: Logits
+    variants: Variants
     machine: Machine
     shapes: tuple[Shape, ...]
+
+    @property
+    def whole(self) -> Variant:
+        """The fine-tuned network; its fp32 answers are what all candidates are compared with."""
+        return self.variants.whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tried:
     """A candidate with all that was found out on validation."""
 
+    variant: Variant
     made: Made
     logits: Logits
     quality: Quality
@@ -68,7 +69,7 @@ class Contest:
     @property
     def winner(self) -> Tried:
         """The chosen candidate; only where there is one."""
-        return next(t for t in self.tried if t.made.plan.name == self.choice.chosen)
+        return next(t for t in self.tried if t.made.name == self.choice.chosen)
 
 
 def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
@@ -76,7 +77,7 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
     match = matches(profile, common.machine)
     # Figures come from the CPU: they speak of a profile only if that is where it runs the model.
     on_target = match.ok and bool(profile.providers) and profile.providers[0].name == CPU
-    longest = common.encoder.max_length
+    longest = common.whole.encoder.max_length
     shapes = common.shapes
     if on_target and (own := _conditions(profile, longest)) not in shapes:
         shapes = (*shapes, own)
@@ -88,23 +89,35 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
         figures = [_figures(t, profile, longest, on_target=on_target) for t in tried]
         return select(figures, profile.budgets, max_drop=max_drop, on_target=on_target)
 
-    for plan in plans_for(profile):
+    def try_out(variant: Variant, plan: Plan) -> Tried:
+        rows = common.data.validation
+        made = stages.candidate(variant.candidate(plan.name), plan, variant.fp32.folder, common.data, variant.encoder)
+        logits = stages.answers(made, "validation", rows, variant.encoder)
+        size = graph.size_bytes(made.folder)
+        return Tried(
+            variant=variant,
+            made=made,
+            logits=logits,
+            quality=quality("validation", logits, common.whole.reference, rows.labels, common.data.labels),
+            measured=stages.measured(made, common.whole.fp32, shapes),
+            size_bytes=size,
+            bundle_size_bytes=size + variant.tokenizer_bytes + DOCUMENTS_BYTES,
+        )
+
+    plans = plans_for(profile)
+    for plan in plans:
         if tried and not on_target and not common.recipe.search.exhaustive and choose().chosen:
             break  # preference decides here, and the rest comes after the one that keeps its promises
-        made = stages.candidate(plan, common.converted.folder, common.data, common.encoder)
-        logits = stages.answers(made, "validation", common.data.validation, common.encoder)
-        truth, labels = common.data.validation.labels, common.data.labels
-        size = graph.size_bytes(made.folder)
-        tried.append(
-            Tried(
-                made=made,
-                logits=logits,
-                quality=quality("validation", logits, common.reference, truth, labels),
-                measured=stages.measured(made, common.converted, shapes),
-                size_bytes=size,
-                bundle_size_bytes=size + common.tokenizer_bytes + DOCUMENTS_BYTES,
-            )
-        )
+        tried.append(try_out(common.whole, plan))
+
+    rungs = common.variants.rungs()
+    fits = [_fits(rung, tried[0], profile, common, longest, on_target=on_target) for rung in rungs]
+    kept: dict[Structure, bool] = {}
+    while len(kept) < common.recipe.search.structures and (rung := following(rungs, kept, fits)) is not None:
+        smaller = try_out(common.variants.pruned(rung), plans[0])
+        figures = _figures(smaller, profile, longest, on_target=on_target)
+        kept[rung] = not misses(figures, profile.budgets, max_drop=max_drop, on_target=on_target)
+        tried.insert(sum(t.size_bytes < smaller.size_bytes for t in tried[: len(kept) - 1]), smaller)
     return Contest(
         profile=profile,
         tried=tuple(tried),
@@ -152,11 +165,26 @@ def _conditions(profile: DeviceProfile, longest: int) -> Shape:
     return budgets.latency_batch, min(budgets.latency_length, longest), profile.threads.intra_op
 
 
+def _fits(
+    rung: Structure, whole: Tried, profile: DeviceProfile, common: Common, longest: int, *, on_target: bool
+) -> bool:
+    """Whether a smaller network may keep the profile's budgets, as far as arithmetic and the whole one's time tell."""
+    budgets, shape = profile.budgets, common.variants.shape
+    size = shape.size_bytes(rung, whole.made.plan.precision) + common.whole.tokenizer_bytes + DOCUMENTS_BYTES
+    if budgets.bundle_size_bytes is not None and size > budgets.bundle_size_bytes:
+        return False
+    timing = whole.measured.timing(*_conditions(profile, longest)) if on_target else None
+    if timing is None or budgets.latency_p95_s is None:
+        return True
+    return timing.p95 * shape.products(rung) / shape.products(shape.whole) <= budgets.latency_p95_s
+
+
 def _figures(tried: Tried, profile: DeviceProfile, longest: int, *, on_target: bool) -> Figures:
     timing = tried.measured.timing(*_conditions(profile, longest)) if on_target else None
     return Figures(
-        name=tried.made.plan.name,
+        name=tried.made.name,
         is_fp32=tried.made.plan.precision == "fp32",
+        is_pruned=tried.variant.structure is not None,
         drop=tried.quality.drop.value if tried.quality.drop else None,
         agreement=tried.quality.agreement,
         size_bytes=tried.size_bytes,
@@ -169,7 +197,7 @@ def _figures(tried: Tried, profile: DeviceProfile, longest: int, *, on_target: b
 
 
 def _candidate(tried: Tried, contest: Contest) -> Candidate:
-    name, found = tried.made.plan.name, tried.quality
+    name, found = tried.made.name, tried.quality
     timing = tried.measured.timing(*ONE_THREAD[0])
     drop = found.drop
     return Candidate(

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from aios_edge.errors import PromiseBroken
-from exporters import first_token, graph, ort
+from exporters import first_token, graph, ort, prune
 
 OPSET = 17
 #: As torch wrote it: what anyone would run, and so the baseline of every comparison.
@@ -49,7 +49,7 @@ def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
     first_token.rewrite(work / RAW, work / STANDARD)
     counts = graph.operator_counts(work / STANDARD)
     if fused:
-        ort.fuse_bert(work / RAW, work / FUSED, heads=config.num_attention_heads, hidden=config.hidden_size)
+        ort.fuse_bert(work / RAW, work / FUSED, heads=prune.heads_kept(config), hidden=config.hidden_size)
         first_token.rewrite(work / FUSED, work / FUSED)  # after the fusion, which knows only whole layers
         counts = graph.operator_counts(work / FUSED)
         graph.check_fusion(counts, layers=config.num_hidden_layers, where="convert", gelu=gelu)

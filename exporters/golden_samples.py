@@ -61,7 +61,8 @@ def pick(
 def record(
     rows: Sequence[int], held_out: Labelled, samples: Sequence[Sample], fp32: Logits, shipped: Logits, encoder: Encoder
 ) -> Golden:
-    """The samples with both models' answers, each of which was given to the sample alone."""
+    """The samples with the answers of the shipped model and of the same network in fp32, each given to the sample
+    alone."""
     picked = [samples[row] for row in rows]
     return Golden(
         raw=tuple(held_out.texts[row] for row in rows),

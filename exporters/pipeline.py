@@ -37,6 +37,7 @@ from exporters.report import (
 )
 from exporters.source import Source, check_vocabulary, locate, own_labels
 from exporters.stages import Stages, tool_versions
+from exporters.variants import Variants
 
 #: Checkpoint with optimizer state, best model, graphs and candidates, as a multiple of the source's weights.
 _DISK_FACTOR = 10
@@ -62,30 +63,17 @@ def run(
     tokenizer = stages.tokenizer(source)
     check_vocabulary(source, tokenizer / TOKENIZER)
     identity = stages.identity(source, data.labels, pair=data.pair)
-    encoder = stages.encoder(identity, tokenizer)
-
-    tuned_folder, tuned = stages.finetune(source, data, encoder)
-    samples = encoder.samples(data.validation.texts)
-    converted_folder, parity = stages.convert(tuned_folder, identity, samples, encoder)
-    converted = stages.baseline(converted_folder)
-    reference = stages.answers(converted, "validation", data.validation, encoder)
+    tuned_folder, tuned = stages.finetune(source, data, stages.encoder(identity, tokenizer))
+    variants = Variants(stages, data, identity, tokenizer, tuned_folder)
+    whole = variants.whole
     shapes = shapes_within(source.max_length, exhaustive=recipe.search.exhaustive)
-    cost = stages.measured(converted, converted, shapes[:1])
-    common = Common(
-        recipe=recipe,
-        data=data,
-        encoder=encoder,
-        tokenizer_bytes=(tokenizer / TOKENIZER).stat().st_size,
-        converted=converted,
-        reference=reference,
-        machine=machine,
-        shapes=shapes,
-    )
+    cost = stages.measured(whole.fp32, whole.fp32, shapes[:1])
+    common = Common(recipe=recipe, data=data, variants=variants, machine=machine, shapes=shapes)
     contests = [hold(profile, common, stages) for profile in profiles]
     for contest in contests:
         progress.message(f"{contest.profile.name}: {contest.choice.chosen or 'no candidate is left'}")
 
-    as_fp32 = metrics(reference.argmax(axis=1), np.asarray(data.validation.labels), data.labels)
+    as_fp32 = metrics(whole.reference.argmax(axis=1), np.asarray(data.validation.labels), data.labels)
     report = ExportReport(
         schema=REPORT_SCHEMA,
         name=identity.name,
@@ -96,13 +84,13 @@ def run(
         labels=data.labels,
         tools=tool_versions(),
         baseline=Baseline(
-            size_bytes=(converted_folder / convert.RAW).stat().st_size,
+            size_bytes=(whole.fp32.folder / convert.RAW).stat().st_size,
             latency_s=latency_of(cost),
             rss_bytes=cost.rss_bytes,
             metrics=as_fp32,
             test=None,
             majority_accuracy=None,
-            parity=parity,
+            parity=whole.parity,
         ),
         finetuned=Finetuned(metrics=as_fp32, **msgspec.structs.asdict(tuned)),
         profiles={contest.profile.name: report_of(contest) for contest in contests},
@@ -140,7 +128,7 @@ def run(
     progress.stage("bundle", str(out))
     for done, contest in enumerate(contests, start=1):
         name = contest.profile.name
-        bundle = ship.write(contest, trial, common, identity, tokenizer, source.name, out / name)
+        bundle = ship.write(contest, trial, common, source.name, out / name)
         report = _with_bundle(report, name, bundle)
         progress.update(done, len(contests), name)
     return finish(report)

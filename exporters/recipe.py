@@ -7,7 +7,7 @@ import math
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
@@ -22,7 +22,7 @@ TASKS = ("text-classification",)
 METHODS = ("full", "head", "last-n", "none")
 #: Named by the recipe's format, not built yet: refused by name, never silently ignored.
 LATER_METHODS = ("lora", "dora", "adalora", "ia3", "prefix")
-LATER_TABLES = ("prune", "distill", "augment", "pretrain")
+LATER_TABLES = ("augment", "pretrain")
 LATER_KEYS = {"data": ("unlabelled",)}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -61,6 +61,34 @@ class FinetuneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     threads: int | None = None
 
 
+class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What each layer keeps: ``heads``, ``ffn`` (neurons), ``layers``. With one of them given the others stay whole;
+    with none, the profile's budget and what training recovers decide (:mod:`exporters.structure`). ``vocabulary``
+    counts pieces: None keeps what the training rows use and the most frequent of the rest, 0 all."""
+
+    heads: int | None = None
+    ffn: int | None = None
+    layers: int | None = None
+    vocabulary: int | None = None
+
+    @property
+    def explicit(self) -> bool:
+        """Whether the user says how narrow the network gets."""
+        return any(size is not None for size in (self.heads, self.ffn, self.layers))
+
+
+class DistillSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Recovery after pruning. ``teacher_weight`` is the share of the loss that the teacher's answers have, the truth
+    has the rest; ``state_weight`` is that of the first token's states."""
+
+    epochs: int = 8
+    batch_size: int = 32
+    learning_rate: float = 8e-4
+    temperature: float = 2.0
+    teacher_weight: float = 0.9
+    state_weight: float = 0.0
+
+
 class AccuracySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``max_drop`` against the fine-tuned fp32 model; None leaves it to the profile, the stricter one counts."""
 
@@ -70,9 +98,11 @@ class AccuracySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 class SearchSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``exhaustive`` false: where the profile's preference decides (its latency can't be measured here), candidates
-    after the first one that keeps its promises can't win and aren't built, and only one shape is timed."""
+    after the first one that keeps its promises can't win and aren't built, and only one shape is timed. ``structures``:
+    at most so many pruned networks are trained for a profile."""
 
     exhaustive: bool = True
+    structures: int = 2
 
 
 class ExportSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,6 +119,8 @@ class ExportRecipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: ModelSection
     data: DataSection
     finetune: FinetuneSection = FinetuneSection()
+    prune: PruneSection | None = None
+    distill: DistillSection = DistillSection()
     accuracy: AccuracySection = AccuracySection()
     search: SearchSection = SearchSection()
     export: ExportSection = ExportSection()
@@ -143,12 +175,17 @@ def _check_keys(document: dict[str, Any], where: str) -> None:
             raise RecipeError(f"[{table}] is not available in this version", where=where, remedy=f"Remove [{table}]")
         if table not in tables:
             raise _unknown(table, [*tables], f"{where}: top level")
-        known = [field.name for field in msgspec.structs.fields(tables[table])]
+        known = [field.name for field in msgspec.structs.fields(_struct(tables[table]))]
         for key in content if isinstance(content, dict) else ():
             if key in LATER_KEYS.get(table, ()):
                 raise RecipeError(f"'{key}' is not available in this version", where=f"{where}: [{table}]")
             if key not in known:
                 raise _unknown(key, known, f"{where}: [{table}]")
+
+
+def _struct(kind: Any) -> Any:
+    """The struct of a table's type, of ``X | None`` too."""
+    return next((part for part in get_args(kind) if part is not type(None)), kind)
 
 
 def _unknown(key: str, known: list[str], where: str) -> RecipeError:
@@ -181,9 +218,41 @@ def _check_values(recipe: ExportRecipe, where: str) -> None:
     if drop is not None and not 0 <= drop < 1:
         remedy = "It is a share: 0.01 is one point"
         raise RecipeError(f"max_drop = {drop} is not in 0 … 1", where=f"{where}: [accuracy]", remedy=remedy)
+    _check_pruning(recipe, where)
     if not _NAME.fullmatch(recipe.name):
         what = f"name '{recipe.name}' is not letters, digits, '.', '_', '-'"
         raise RecipeError(what, where=f"{where}: [export]")
     if not _SEMVER.fullmatch(recipe.export.version):
         remedy = "Write it like 1.0.0"
         raise RecipeError(f"version '{recipe.export.version}' is not SemVer", where=f"{where}: [export]", remedy=remedy)
+
+
+def _check_pruning(recipe: ExportRecipe, where: str) -> None:
+    """Sizes that leave nothing, and training that can't work."""
+    if recipe.search.structures < 1:
+        raise RecipeError(f"structures = {recipe.search.structures} is less than 1", where=f"{where}: [search]")
+    if recipe.prune is None:
+        if recipe.distill != DistillSection():
+            raise RecipeError("[distill] is the recovery of a pruned network", where=where, remedy="Add [prune]")
+        return
+    for key in ("heads", "ffn", "layers"):
+        value = getattr(recipe.prune, key)
+        if value is not None and value < 1:
+            what = f"{key} = {value} would leave nothing of the network"
+            raise RecipeError(what, where=f"{where}: [prune]", remedy=f"{key} is how many are kept; at least 1")
+    if recipe.prune.vocabulary is not None and recipe.prune.vocabulary < 0:
+        what = f"vocabulary = {recipe.prune.vocabulary} is less than 0"
+        raise RecipeError(what, where=f"{where}: [prune]", remedy="It is how many pieces are kept; 0 keeps all")
+    distill, place = recipe.distill, f"{where}: [distill]"
+    for key in ("epochs", "batch_size"):
+        if getattr(distill, key) < 1:
+            raise RecipeError(f"{key} = {getattr(distill, key)} is less than 1", where=place)
+    for key in ("learning_rate", "temperature"):
+        value = getattr(distill, key)
+        if not (math.isfinite(value) and value > 0):
+            raise RecipeError(f"{key} = {value} is not positive", where=place)
+    if not 0 <= distill.teacher_weight <= 1:
+        what = f"teacher_weight = {distill.teacher_weight} is not in 0 … 1"
+        raise RecipeError(what, where=place, remedy="It is a share; the truth has the rest")
+    if not (math.isfinite(distill.state_weight) and distill.state_weight >= 0):
+        raise RecipeError(f"state_weight = {distill.state_weight} is negative", where=place)

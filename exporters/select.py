@@ -17,6 +17,8 @@ from aios_edge.profile import Budgets
 
 #: Quantized models must answer as fp32 does on this share of the rows, however accurate they are by luck.
 MIN_AGREEMENT = 0.90
+#: A pruned one is another network, which finds other answers as good; below this it is no longer its teacher's student.
+MIN_AGREEMENT_PRUNED = 0.80
 #: Latencies this close are one latency; the smaller model wins then.
 TIE = 0.05
 
@@ -31,6 +33,7 @@ class Figures:
 
     name: str
     is_fp32: bool
+    is_pruned: bool = False
     drop: float | None
     agreement: float | None
     size_bytes: int | None
@@ -69,14 +72,14 @@ def select(candidates: Sequence[Figures], budgets: Budgets, *, max_drop: float, 
     ``max_drop`` is the stricter of recipe and profile; ``on_target`` says that latency and memory were measured on
     a host that matches the profile.
     """
-    misses = {c.name: _misses(c, budgets, max_drop=max_drop, on_target=on_target) for c in candidates}
-    reasons = {name: "; ".join(miss.reason for miss in found) for name, found in misses.items() if found}
-    eligible = [candidate for candidate in candidates if not misses[candidate.name]]
+    missed = {c.name: misses(c, budgets, max_drop=max_drop, on_target=on_target) for c in candidates}
+    reasons = {name: "; ".join(miss.reason for miss in found) for name, found in missed.items() if found}
+    eligible = [candidate for candidate in candidates if not missed[candidate.name]]
     if not eligible:
-        nearest = min(candidates, key=lambda c: _distance(misses[c.name]), default=None)
+        nearest = min(candidates, key=lambda c: _distance(missed[c.name]), default=None)
         if nearest is None:
             return Choice(chosen=None, reasons={}, remedy="Name a precision in the profile's precision_preference")
-        found = misses[nearest.name]
+        found = missed[nearest.name]
         text = f"{nearest.name} {'; '.join(m.reason for m in found)}; {', '.join(m.remedy for m in found)}"
         return Choice(chosen=None, reasons=reasons, nearest=nearest.name, broken=found[0].promise, remedy=text)
     if on_target:
@@ -99,7 +102,8 @@ def _fastest(eligible: Sequence[Figures]) -> Figures:
     return min(close, key=lambda c: (c.size_bytes or 0, c.latency_p50_s or 0.0))
 
 
-def _misses(c: Figures, budgets: Budgets, *, max_drop: float, on_target: bool) -> list[Miss]:
+def misses(c: Figures, budgets: Budgets, *, max_drop: float, on_target: bool) -> list[Miss]:
+    """The rules that a candidate breaks; see :func:`select`."""
     found = []
     if c.drop is None or c.agreement is None:
         found.append(_unknown(ACCURACY_DROP, "accuracy"))
@@ -109,10 +113,11 @@ def _misses(c: Figures, budgets: Budgets, *, max_drop: float, on_target: bool) -
             remedy = f"allow max_drop = {_ceil(c.drop)}"
             reason, excess = f"misses max_drop by {points:.2g} pt", c.drop - max_drop
             found.append(Miss(promise=ACCURACY_DROP, reason=reason, excess=excess, remedy=remedy))
-        if c.agreement < MIN_AGREEMENT:
-            reason = f"agrees with fp32 on {c.agreement:.3f} of the rows only (at least {MIN_AGREEMENT})"
-            remedy = "fine-tune longer or use another precision"
-            excess = MIN_AGREEMENT - c.agreement
+        least = MIN_AGREEMENT_PRUNED if c.is_pruned else MIN_AGREEMENT
+        if c.agreement < least:
+            reason = f"agrees with fp32 on {c.agreement:.3f} of the rows only (at least {least})"
+            remedy = "prune less or distil longer" if c.is_pruned else "fine-tune longer or use another precision"
+            excess = least - c.agreement
             found.append(Miss(promise=AGREEMENT, reason=reason, excess=excess, remedy=remedy))
     if c.size_bytes is None or c.bundle_size_bytes is None:
         found.append(_unknown(SIZE, "size"))

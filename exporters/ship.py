@@ -14,7 +14,7 @@ from aios_edge.digest import canonical_json, sha256_bytes
 from aios_edge.errors import PromiseBroken
 from aios_edge.manifest import Measured, Provenance
 from exporters import graph
-from exporters.bundle import UNMEASURED_BATCH, UNMEASURED_BATCH_CPU, Identity, contract_of, manifest_of
+from exporters.bundle import UNMEASURED_BATCH, UNMEASURED_BATCH_CPU, contract_of, manifest_of
 from exporters.calibration import Calibration, calibrate
 from exporters.contest import Common, Contest
 from exporters.data import Labelled
@@ -40,15 +40,15 @@ class Trial:
 def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, stages: Stages) -> Trial:
     """Winners and baselines on the held-out rows; candidates that lost never meet them."""
     labels = common.data.labels
-    reference = stages.answers(common.converted, "test", test, common.encoder)
+    reference = stages.answers(common.whole.fp32, "test", test, common.whole.encoder)
     truth = np.asarray(test.labels)
     majority = int(np.bincount(np.asarray(common.data.train.labels)).argmax())
     winners: dict[str, Quality] = {}
     calibrations: dict[str, Calibration] = {}
     for winner in (contest.winner for contest in contests):
-        name = winner.made.plan.name
+        name = winner.made.name
         if name not in winners:
-            logits = stages.answers(winner.made, "test", test, common.encoder)
+            logits = stages.answers(winner.made, "test", test, winner.variant.encoder)
             winners[name] = quality("test", logits, reference, test.labels, labels)
             if winners[name].metrics is not None:
                 calibrations[name] = calibrate(winner.logits, common.data.validation.labels, logits, test.labels)
@@ -64,7 +64,7 @@ def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, sta
 def broken_promise(trial: Trial, contests: Sequence[Contest]) -> PromiseBroken | None:
     """The first profile whose winner loses too much on the test split, as the error to raise."""
     for contest in contests:
-        name = contest.winner.made.plan.name
+        name = contest.winner.made.name
         found = trial.winners[name]
         where = f"profile {contest.profile.name}"
         if found.drop is None:
@@ -88,12 +88,11 @@ def batch_size(precision: str, *, useful: int | None, on_cpu: bool) -> int:
     return UNMEASURED_BATCH_CPU if on_cpu else UNMEASURED_BATCH
 
 
-def write(
-    contest: Contest, trial: Trial, common: Common, identity: Identity, tokenizer: Path, source: str, target: Path
-) -> Bundle:
+def write(contest: Contest, trial: Trial, common: Common, source: str, target: Path) -> Bundle:
     """Write one profile's bundle; whole or not at all."""
     winner = contest.winner
-    found = trial.winners[winner.made.plan.name]
+    variant = winner.variant
+    found = trial.winners[winner.made.name]
     assert found.metrics is not None and found.drop is not None and found.agreement is not None  # broken_promise
     figures = Measured(
         accuracy=found.metrics.accuracy,
@@ -102,11 +101,11 @@ def write(
         size_bytes=winner.size_bytes,
     )
     held_out = common.data.validation
-    samples = common.encoder.samples(held_out.texts)
+    samples = variant.encoder.samples(held_out.texts)
     rows = pick(held_out, [length_of(sample) for sample in samples], margins_of(winner.logits))
-    golden = record(rows, held_out, samples, common.reference, winner.logits, common.encoder)
+    golden = record(rows, held_out, samples, variant.reference, winner.logits, variant.encoder)
     manifest = manifest_of(
-        identity,
+        variant.identity,
         profile=contest.profile.name,
         precision=winner.made.plan.precision,
         session=winner.made.built.session,
@@ -117,14 +116,14 @@ def write(
         ),
         provenance=Provenance(
             source=source,
-            candidate=winner.made.plan.name,
+            candidate=winner.made.name,
             recipe_sha256=sha256_bytes(canonical_json(common.recipe.document())),
             data=common.data.origin,
             finetune=common.recipe.finetune.method,
             tools=tool_versions(),
         ),
         measured=figures,
-        temperature=trial.calibrations[winner.made.plan.name].temperature,
+        temperature=trial.calibrations[winner.made.name].temperature,
     )
     contract = contract_of(
         contest.profile,
@@ -134,5 +133,5 @@ def write(
         host=contest.host.host,
         on_target=contest.on_target,
     )
-    files: dict[str, Path | bytes] = {TOKENIZER: tokenizer / TOKENIZER, **graph.model_files(winner.made.folder)}
+    files: dict[str, Path | bytes] = {TOKENIZER: variant.tokenizer / TOKENIZER, **graph.model_files(winner.made.folder)}
     return write_bundle(target, manifest, contract, files, golden)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,11 @@ from exporters import (
     measure,
     measure_rss,
     ort,
+    prune,
     quantize,
     source,
     tables,
+    training,
     verify,
 )
 from exporters.bundle import Identity, draft, text_input
@@ -54,8 +56,9 @@ def tool_versions() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Made:
-    """A built candidate: its plan, its folder (named by its digest), and how it must be run."""
+    """A built candidate: its name in the report, its plan, its folder (named by its digest), and how it must be run."""
 
+    name: str
     plan: Plan
     folder: Path
     built: Built
@@ -70,14 +73,20 @@ class Stages:
     """The steps of one export; each returns a value and keeps its files in the cache."""
 
     def __init__(self, recipe: ExportRecipe, cache: StageCache, host: Host, progress: Progress) -> None:
-        self._recipe, self._cache, self._host, self._progress = recipe, cache, host, progress
-        self._tools = tool_versions()
+        self.recipe, self.progress, self.tools = recipe, progress, tool_versions()
+        self._cache, self._host = cache, host
         self._task = importlib.import_module(TASKS[recipe.model.task].__module__)  # its code decides answers too
         self._threads = recipe.finetune.threads or os.cpu_count() or 1
 
+    def produce(
+        self, stage: str, ingredients: dict[str, Any], build: Callable[[Path], None], *, resumes: bool = False
+    ) -> Path:
+        """See :meth:`StageCache.produce`."""
+        return self._cache.produce(stage, ingredients, build, resumes=resumes)
+
     def tokenizer(self, origin: Source) -> Path:
         """A folder with tokenizer.json."""
-        ingredients = {"source": origin.digest, "tools": self._tools, "code": code_digest(source)}
+        ingredients = {"source": origin.digest, "tools": self.tools, "code": code_digest(source)}
 
         def build(work: Path) -> None:
             (work / encode.TOKENIZER).write_bytes(source.tokenizer_json(origin.folder))
@@ -87,16 +96,16 @@ class Stages:
     def identity(self, origin: Source, labels: tuple[str, ...], *, pair: bool) -> Identity:
         """What the bundles share: name, labels, inputs, pre-processing."""
         types = int(origin.config.get("type_vocab_size", 0))
-        length = min(self._recipe.finetune.max_length, origin.max_length)
+        length = min(self.recipe.finetune.max_length, origin.max_length)
         pad_id = int(origin.config.get("pad_token_id") or 0)
         return Identity(
-            name=self._recipe.name,
-            version=self._recipe.export.version,
-            task=self._recipe.model.task,
+            name=self.recipe.name,
+            version=self.recipe.export.version,
+            task=self.recipe.model.task,
             labels=labels,
             inputs=_BERT_INPUTS if types > 1 else _BERT_INPUTS[:2],
             text=text_input(max_length=length, pad_id=pad_id, pair=pair),
-            licence=self._recipe.export.licence,
+            licence=self.recipe.export.licence,
         )
 
     def encoder(self, identity: Identity, tokenizer: Path) -> Encoder:
@@ -105,24 +114,24 @@ class Stages:
 
     def finetune(self, origin: Source, data: Data, encoder: Encoder) -> tuple[Path, Tuned]:
         """The folder of the fine-tuned model, and what happened."""
-        section = self._recipe.finetune
+        section = self.recipe.finetune
         ingredients = {
             "source": origin.digest,
             "train": data.train.digest(),
             "validation": data.validation.digest(),
             "labels": data.labels,
             "finetune": {**msgspec.to_builtins(section), "threads": None},
-            "tools": self._tools,
-            "code": code_digest(finetune, source, encode, self._task),
+            "tools": self.tools,
+            "code": code_digest(finetune, training, source, encode, self._task),
         }
 
         def build(work: Path) -> None:
             import torch
 
-            self._progress.stage("finetune", f"{section.method}, {len(data.train)} rows")
+            self.progress.stage("finetune", f"{section.method}, {len(data.train)} rows")
             torch.manual_seed(section.seed)  # a fresh head starts the same way each time
             model = source.load_torch(origin.folder, labels=data.labels if section.method != "none" else None)
-            tuned = finetune.finetune(model, section, data.train, data.validation, encoder, work, self._progress)
+            tuned = finetune.finetune(model, section, data.train, data.validation, encoder, work, self.progress)
             finetune.save_tuned(tuned, work)
 
         folder = self._cache.produce("finetune", ingredients, build, resumes=True)
@@ -135,19 +144,19 @@ class Stages:
         ingredients = {
             "finetune": tuned.name,
             "inputs": identity.inputs,
-            "tools": self._tools,
-            "code": code_digest(convert, first_token, graph, ort, verify),
+            "tools": self.tools,
+            "code": code_digest(convert, first_token, graph, ort, prune, verify),
             "samples": len(samples),
         }
 
         def build(work: Path) -> None:
-            self._progress.stage("convert", "torch to ONNX, fused, parity with torch")
+            self.progress.stage("convert", "torch to ONNX, fused, parity with torch")
             model = source.load_torch(tuned / "model")
             convert.save_converted(convert.convert(model, identity.inputs, work), work)
             batches = verify.parity_batches(samples, encoder)
 
             def torch_run(batch: Sample) -> Any:
-                return finetune.batch_logits(model, batch)
+                return training.batch_logits(model, batch)
 
             worst = 0.0
             for name in convert.GRAPHS:
@@ -159,48 +168,48 @@ class Stages:
         folder = self._cache.produce("convert", ingredients, build)
         return folder, msgspec.json.decode((folder / "parity.json").read_bytes(), type=float)
 
-    def candidate(self, plan: Plan, converted: Path, data: Data, encoder: Encoder) -> Made:
+    def candidate(self, name: str, plan: Plan, converted: Path, data: Data, encoder: Encoder) -> Made:
         """One candidate, built. Only what calibrates depends on the training rows."""
         ingredients = {
             "convert": converted.name,
             "plan": [plan.name, plan.precision, plan.reduce_range],
-            "tools": self._tools,
+            "tools": self.tools,
             "code": code_digest(quantize, equalize, graph, ort, tables),
             "calibration": quantize.CALIBRATION_SAMPLES,
         }
 
         def build(work: Path) -> None:
-            self._progress.stage("quantize", plan.name)
+            self.progress.stage("quantize", name)
             texts = data.train.texts[:: max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)]
             calibration = encoder.samples(texts[: quantize.CALIBRATION_SAMPLES])
             quantize.build(plan, converted, calibration, work)
 
         folder = self._cache.produce("quantize", ingredients, build)
-        return Made(plan=plan, folder=folder, built=quantize.load_built(folder))
+        return Made(name=name, plan=plan, folder=folder, built=quantize.load_built(folder))
 
     def baseline(self, converted: Path) -> Made:
         """fp32 as converted, run at onnxruntime's defaults: what candidates are compared with."""
         built = Built(session=ort.DEFAULT_SPEC, operators={})
-        return Made(plan=Plan(name="baseline", precision="fp32"), folder=converted, built=built)
+        return Made(name="baseline", plan=Plan(name="baseline", precision="fp32"), folder=converted, built=built)
 
     def answers(self, made: Made, split: str, rows: Labelled, encoder: Encoder) -> Logits:
         """A model's answers to a split. They depend on the CPU as well (8-bit products saturate on some)."""
-        model = made.folder / convert.RAW if made.plan.name == "baseline" else made.model
+        model = made.folder / convert.RAW if made.name == "baseline" else made.model
         ingredients = {
             "model": [made.folder.name, model.name],
             "rows": rows.digest(),
             "host": self._host_key(),
-            "tools": self._tools,
+            "tools": self.tools,
             "code": code_digest(evaluate, ort, encode, self._task),
         }
 
         def build(work: Path) -> None:
-            self._progress.stage("verify", f"{made.plan.name}, {len(rows)} {split} rows")
+            self.progress.stage("verify", f"{made.name}, {len(rows)} {split} rows")
             session = ort.Session(model, made.built.session)
             samples = encoder.samples(rows.texts)
 
             def tick(done: int) -> None:
-                self._progress.update(done, len(samples))
+                self.progress.update(done, len(samples))
 
             logits = evaluate.answers(session, samples, threads=self._threads, tick=tick)
             np.save(work / "logits.npy", logits, allow_pickle=False)
@@ -212,18 +221,18 @@ class Stages:
     def measured(self, made: Made, baseline: Made, shapes: tuple[tuple[int, int, int], ...]) -> measure.Measured:
         """A candidate's latency, memory and useful batch size on this machine."""
         fp32 = baseline.folder / convert.RAW
-        model = fp32 if made.plan.name == "baseline" else made.model
+        model = fp32 if made.name == "baseline" else made.model
         ingredients = {
             "model": [made.folder.name, model.name],
             "fp32": baseline.folder.name,
             "shapes": shapes,
             "host": self._host_key(),
-            "tools": self._tools,
+            "tools": self.tools,
             "code": code_digest(measure, measure_rss, ort),
         }
 
         def build(work: Path) -> None:
-            self._progress.stage("measure", made.plan.name)
+            self.progress.stage("measure", made.name)
             spec = made.built.session
             figures = measure.measure(model, spec, fp32, baseline.built.session, shapes)
             (work / "measured.json").write_bytes(msgspec.json.encode(figures))

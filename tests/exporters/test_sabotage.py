@@ -12,7 +12,7 @@ import pytest
 
 from aios_edge.errors import PromiseBroken
 from aios_edge.manifest import SessionSpec
-from exporters import convert, finetune, graph, ort, verify
+from exporters import convert, finetune, graph, ort, training, verify
 from exporters.encode import Encoder
 from exporters.source import load_torch
 
@@ -52,7 +52,7 @@ def batches(seed: int = 0) -> list[tuple[list[int], dict[str, np.ndarray]]]:
 def test_parity_holds_on_padded_batches(model: Any, converted: Path) -> None:
     for name in convert.GRAPHS:
         run = ort.Session(converted / name, SessionSpec()).run
-        assert verify.check_parity(name, run, lambda b: finetune.batch_logits(model, b), batches()) < 1e-5
+        assert verify.check_parity(name, run, lambda b: training.batch_logits(model, b), batches()) < 1e-5
 
 
 def test_lost_fusion_stops_the_export(model: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_fusion_lost_in_one_layer_is_found() -> None:
 def test_permuted_labels_break_parity_and_the_row_is_named(model: Any, converted: Path) -> None:
     run = ort.Session(converted / convert.RAW, SessionSpec()).run
     with pytest.raises(PromiseBroken, match="validation row") as caught:
-        verify.check_parity("raw", lambda b: run(b)[:, ::-1], lambda b: finetune.batch_logits(model, b), batches())
+        verify.check_parity("raw", lambda b: run(b)[:, ::-1], lambda b: training.batch_logits(model, b), batches())
     assert caught.value.promise == "parity"
 
 
@@ -83,7 +83,7 @@ def test_an_ignored_mask_breaks_parity(model: Any, converted: Path) -> None:
         return run({**batch, "attention_mask": np.ones_like(batch["attention_mask"])})
 
     with pytest.raises(PromiseBroken, match="differs from torch"):
-        verify.check_parity("raw", blind, lambda b: finetune.batch_logits(model, b), batches())
+        verify.check_parity("raw", blind, lambda b: training.batch_logits(model, b), batches())
 
 
 def test_outputs_that_are_not_finite_break_parity(model: Any) -> None:
@@ -91,7 +91,7 @@ def test_outputs_that_are_not_finite_break_parity(model: Any) -> None:
         return np.full((len(batch["input_ids"]), 2), np.nan, dtype=np.float32)
 
     with pytest.raises(PromiseBroken, match="inf"):
-        verify.check_parity("raw", nan, lambda b: finetune.batch_logits(model, b), batches())
+        verify.check_parity("raw", nan, lambda b: training.batch_logits(model, b), batches())
 
 
 def test_a_zero_point_other_than_zero_is_refused(converted: Path, tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""How far to prune: the sizes of a network, the ladder of smaller ones, and which rung to try next. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from aios_edge.errors import RecipeError
+from exporters.recipe import PruneSection
+
+#: Shares of layers, and of each layer's heads and neurons, mildest first.
+LADDER = (
+    (Fraction(1), Fraction(1, 2)),
+    (Fraction(1), Fraction(1, 3)),
+    (Fraction(1), Fraction(1, 6)),
+    (Fraction(2, 3), Fraction(1, 4)),
+    (Fraction(1, 2), Fraction(1, 6)),
+)
+#: The rung to begin with where the budget asks for no narrower one.
+_FIRST = 1
+#: Neurons come in these: onnxruntime's int8 kernels work on 64 columns at a time.
+_NEURONS = 64
+#: Bytes of a weight after quantization.
+_WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What a network has: the same heads and neurons (``ffn``) in every layer; ``vocabulary`` counts pieces."""
+
+    layers: int
+    heads: int
+    ffn: int
+    vocabulary: int
+
+    @property
+    def name(self) -> str:
+        """As it stands before a candidate's precision: ``l6-h4-f512-v10000``."""
+        return f"l{self.layers}-h{self.heads}-f{self.ffn}-v{self.vocabulary}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A whole network: its structure and what pruning leaves alone (``hidden`` is the width between layers)."""
+
+    whole: Structure
+    hidden: int
+    positions: int
+
+    def products(self, structure: Structure) -> int:
+        """Weights that are multiplied with every token; with them, time goes."""
+        width = self.hidden * structure.heads // self.whole.heads
+        return structure.layers * (4 * self.hidden * width + 2 * self.hidden * structure.ffn)
+
+    def size_bytes(self, structure: Structure, precision: str) -> int:
+        """An estimate of a candidate's model files: products, tables and pooler."""
+        tables = (structure.vocabulary + self.positions) * self.hidden
+        weights = self.products(structure) + tables + self.hidden**2
+        return weights * _WEIGHT_BYTES.get(precision, 1)
+
+
+def ladder(shape: Shape, vocabulary: int) -> tuple[Structure, ...]:
+    """Smaller networks, mildest first, all with this vocabulary; equal ones once, none as large as the whole."""
+    whole = shape.whole
+    found = []
+    for depth, width in LADDER:
+        rung = Structure(
+            layers=max(1, math.ceil(whole.layers * depth)),
+            heads=max(1, round(whole.heads * width)),
+            ffn=min(whole.ffn, max(_NEURONS, round(whole.ffn * width / _NEURONS) * _NEURONS)),
+            vocabulary=vocabulary,
+        )
+        if rung not in found and shape.products(rung) < shape.products(whole):
+            found.append(rung)
+    return tuple(found)
+
+
+def asked_for(section: PruneSection, shape: Shape, vocabulary: int) -> Structure:
+    """The structure that a recipe spells out; raises :class:`RecipeError` where the network hasn't as much to keep."""
+    whole = shape.whole
+    for key in ("layers", "heads", "ffn"):
+        asked, there = getattr(section, key), getattr(whole, key)
+        if asked is not None and asked > there:
+            remedy = f"{key} is what each layer keeps" if key != "layers" else "layers is how many are kept"
+            raise RecipeError(f"{key} = {asked}, but the model has {there}", where="[prune]", remedy=remedy)
+    return Structure(
+        layers=section.layers or whole.layers,
+        heads=section.heads or whole.heads,
+        ffn=section.ffn or whole.ffn,
+        vocabulary=vocabulary,
+    )
+
+
+def following(rungs: Sequence[Structure], tried: Mapping[Structure, bool], fits: Sequence[bool]) -> Structure | None:
+    """The rung to train next, or None: begin where the budget ``fits``; after one that kept its promises (True in
+    ``tried``) try the next narrower, after one that didn't the next wider that fits."""
+    if not rungs:
+        return None
+    widest = next((index for index, fit in enumerate(fits) if fit), len(rungs) - 1)
+    if not tried:
+        return rungs[min(max(widest, _FIRST), len(rungs) - 1)]
+    places = {rungs.index(rung): kept for rung, kept in tried.items()}
+    kept = [place for place, good in places.items() if good]
+    narrower = max(kept) + 1 if kept else min(places) - 1
+    inside = widest <= narrower < len(rungs)
+    return rungs[narrower] if inside and narrower not in places else None

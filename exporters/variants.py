@@ -1,0 +1,226 @@
+"""The networks that candidates are built from: the fine-tuned one, and smaller ones pruned out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from exporters import distill, encode, finetune, prune, recipe, source, structure, training, vocabulary
+from exporters.bundle import Identity, text_input
+from exporters.cache import code_digest
+from exporters.data import Data
+from exporters.encode import TOKENIZER, Encoder
+from exporters.evaluate import Logits
+from exporters.finetune import Tuned
+from exporters.prune import Importance
+from exporters.stages import Made, Stages
+from exporters.structure import Shape, Structure
+
+#: Training rows that importance is measured on.
+_IMPORTANCE_ROWS = 1024
+_BATCH = 32
+#: Share of the vocabulary that stays at least, where the recipe doesn't say.
+_VOCABULARY_SHARE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A network in torch and ONNX. ``structure`` None: the whole one. ``tokenizer`` is a folder.
+
+    ``fp32``: as converted; ``reference``: its answers to the validation rows; ``parity``: with torch.
+    """
+
+    structure: Structure | None
+    identity: Identity
+    encoder: Encoder
+    tokenizer: Path
+    tuned: Tuned
+    fp32: Made
+    reference: Logits
+    parity: float
+
+    def candidate(self, plan: str) -> str:
+        """A candidate's name."""
+        return plan if self.structure is None else f"{self.structure.name}+{plan}"
+
+    @property
+    def tokenizer_bytes(self) -> int:
+        """Size of tokenizer.json."""
+        return (self.tokenizer / TOKENIZER).stat().st_size
+
+
+class Variants:
+    """Makes variants; what is already made comes from the cache."""
+
+    def __init__(self, stages: Stages, data: Data, identity: Identity, tokenizer: Path, tuned: Path) -> None:
+        self._stages, self._data, self._identity = stages, data, identity
+        self._tokenizer, self._tuned = tokenizer, tuned
+        self._recipe = stages.recipe
+
+    @cached_property
+    def whole(self) -> Variant:
+        """The fine-tuned network."""
+        return self._variant(None, self._identity, self._tokenizer, self._tuned)
+
+    @cached_property
+    def shape(self) -> Shape:
+        """Its sizes; raises :class:`RecipeError` for an architecture that can't be pruned."""
+        return prune.shape_of(source.load_torch(self._tuned / "model"))
+
+    @cached_property
+    def pieces(self) -> tuple[int, ...]:
+        """The vocabulary's ids that pruned networks keep.
+
+        Raises :class:`RecipeError` where a class would lose its words, or the tokenizer can't be pruned.
+        """
+        asked = self._prune.vocabulary
+        whole = self.shape.whole.vocabulary
+        every = tuple(range(whole))
+        tokenizer = (self._tokenizer / TOKENIZER).read_bytes()
+        if asked == 0 or (asked is None and not vocabulary.can_prune(tokenizer)):
+            return every
+        rows = self._data.train
+        counts = vocabulary.used(tokenizer, rows.texts)
+        if asked is None:
+            needed = vocabulary.least(tokenizer).union(*counts)
+            asked = min(whole, max(len(needed), round(whole * _VOCABULARY_SHARE)))
+        kept = vocabulary.choose(tokenizer, counts, asked)
+        vocabulary.check_classes(kept, counts, rows.labels, self._data.labels)
+        return kept
+
+    def rungs(self) -> tuple[Structure, ...]:
+        """The smaller networks that the recipe allows, mildest first; none without ``[prune]``."""
+        if self._recipe.prune is None:
+            return ()
+        if self._prune.explicit:
+            return (structure.asked_for(self._prune, self.shape, len(self.pieces)),)
+        return structure.ladder(self.shape, len(self.pieces))
+
+    def pruned(self, wanted: Structure) -> Variant:
+        """One of them, pruned and recovered by distillation."""
+        kept = self.pieces
+        own = len(kept) < self.shape.whole.vocabulary
+        tokenizer = self._own_tokenizer(kept) if own else self._tokenizer
+        identity = self._identity
+        if own:
+            text = identity.text
+            pad = kept.index(text.pad_id) if text.pad_id in kept else 0
+            identity = replace(identity, text=text_input(max_length=text.max_length, pad_id=pad, pair=text.pair))
+        encoder = self._stages.encoder(identity, tokenizer)
+        section, data, tune = self._recipe.distill, self._data, self._recipe.finetune
+        lesson_folder, found_folder = self._lesson(), self._importance()
+        ingredients = {
+            "finetune": self._tuned.name,
+            "structure": msgspec.to_builtins(wanted),
+            "pieces": [tokenizer.name, kept if own else None],
+            "distill": msgspec.to_builtins(section),
+            "seed": tune.seed,
+            "importance": found_folder.name,
+            "train": data.train.digest(),
+            "validation": data.validation.digest(),
+            "tools": self._stages.tools,
+            "code": code_digest(distill, finetune, training, prune, vocabulary, source, encode),
+        }
+
+        def build(work: Path) -> None:
+            self._stages.progress.stage("distill", f"{wanted.name}, {len(data.train)} rows")
+            found = Importance.load(found_folder)
+            student = source.load_torch(self._tuned / "model")
+            prune.prune(student, wanted, found)
+            if own:
+                vocabulary.slice_embeddings(student, kept)
+            tuned = distill.distill(
+                student,
+                section,
+                distill.Lesson.load(lesson_folder),
+                prune.most_important(found.layers, wanted.layers),
+                data.train,
+                data.validation,
+                encoder,
+                work,
+                self._stages.progress,
+                seed=tune.seed,
+                threads=tune.threads,
+            )
+            finetune.save_tuned(tuned, work)
+
+        folder = self._stages.produce("distill", ingredients, build, resumes=True)
+        return self._variant(wanted, identity, tokenizer, folder)
+
+    @property
+    def _prune(self) -> recipe.PruneSection:
+        return self._recipe.prune or recipe.PruneSection()
+
+    def _variant(self, wanted: Structure | None, identity: Identity, tokenizer: Path, tuned: Path) -> Variant:
+        stages, rows = self._stages, self._data.validation
+        encoder = stages.encoder(identity, tokenizer)
+        converted, parity = stages.convert(tuned, identity, encoder.samples(rows.texts), encoder)
+        fp32 = stages.baseline(converted)
+        return Variant(
+            structure=wanted,
+            identity=identity,
+            encoder=encoder,
+            tokenizer=tokenizer,
+            tuned=finetune.load_tuned(tuned),
+            fp32=fp32,
+            reference=stages.answers(fp32, "validation", rows, encoder),
+            parity=parity,
+        )
+
+    def _own_tokenizer(self, kept: tuple[int, ...]) -> Path:
+        ingredients = {"whole": self._tokenizer.name, "pieces": kept, "code": code_digest(vocabulary)}
+
+        def build(work: Path) -> None:
+            whole = (self._tokenizer / TOKENIZER).read_bytes()
+            (work / TOKENIZER).write_bytes(vocabulary.reduced(whole, kept))
+
+        return self._stages.produce("tokenizer", ingredients, build)
+
+    def _lesson(self) -> Path:
+        ingredients = {**self._teacher(), "code": code_digest(distill, training, source, encode)}
+
+        def build(work: Path) -> None:
+            self._stages.progress.stage("teacher", f"{len(self._data.train)} rows")
+            samples = self.whole.encoder.samples(self._data.train.texts)
+            self._prepare()
+            teacher = source.load_torch(self._tuned / "model")
+            distill.ask(teacher, samples, self.whole.encoder, self._stages.progress).save(work)
+
+        return self._stages.produce("teacher", ingredients, build)
+
+    def _importance(self) -> Path:
+        ingredients = {**self._teacher(), "code": code_digest(prune, source, encode), "rows": _IMPORTANCE_ROWS}
+
+        def build(work: Path) -> None:
+            import torch
+
+            self._stages.progress.stage("importance", f"{_IMPORTANCE_ROWS} rows")
+            self._prepare()
+            model = source.load_torch(self._tuned / "model")
+            prune.importance(model, self._batches(), torch.nn.functional.cross_entropy).save(work)
+
+        return self._stages.produce("importance", ingredients, build)
+
+    def _teacher(self) -> dict[str, Any]:
+        return {"finetune": self._tuned.name, "train": self._data.train.digest(), "tools": self._stages.tools}
+
+    def _prepare(self) -> None:
+        tune = self._recipe.finetune
+        training.prepare(seed=tune.seed, threads=tune.threads)
+
+    def _batches(self) -> Iterator[tuple[dict[str, Any], Any]]:
+        """Some training rows, picked at random but always the same."""
+        import torch
+
+        rows, encoder = self._data.train, self.whole.encoder
+        picked = np.random.default_rng(0).permutation(len(rows))[:_IMPORTANCE_ROWS]
+        for start in range(0, len(picked), _BATCH):
+            some = picked[start : start + _BATCH]
+            batch = encoder.pad(encoder.samples([rows.texts[row] for row in some]))
+            yield training.tensors(batch), torch.tensor([rows.labels[row] for row in some])

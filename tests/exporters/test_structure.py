@@ -1,0 +1,78 @@
+"""How far to prune: the ladder, the explicit wish, and which rung comes next."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aios_edge.errors import RecipeError
+from exporters.recipe import PruneSection
+from exporters.structure import Shape, Structure, asked_for, following, ladder
+
+WHOLE = Structure(layers=6, heads=12, ffn=1536, vocabulary=30522)
+MINILM = Shape(whole=WHOLE, hidden=384, positions=512)
+
+
+def test_the_ladder_gets_narrower_rung_by_rung() -> None:
+    rungs = ladder(MINILM, 8000)
+    products = [MINILM.products(rung) for rung in rungs]
+    assert products == sorted(products, reverse=True)
+    assert rungs[0].name == "l6-h6-f768-v8000" and rungs[1].name == "l6-h4-f512-v8000"
+    assert MINILM.products(rungs[1]) * 3 == MINILM.products(WHOLE)
+
+
+@given(layers=st.integers(1, 24), heads=st.integers(1, 32), ffn=st.integers(1, 4096), vocabulary=st.integers(1, 50_000))
+def test_no_rung_is_empty_or_as_large_as_the_network(layers: int, heads: int, ffn: int, vocabulary: int) -> None:
+    whole = Structure(layers=layers, heads=heads, ffn=ffn, vocabulary=vocabulary)
+    shape = Shape(whole=whole, hidden=32 * heads, positions=128)
+    rungs = ladder(shape, vocabulary)
+    assert len(set(rungs)) == len(rungs)
+    for rung in rungs:
+        assert 1 <= rung.layers <= layers and 1 <= rung.heads <= heads and 1 <= rung.ffn <= ffn
+        assert shape.products(rung) < shape.products(whole)
+
+
+def test_size_is_an_estimate_of_the_files() -> None:
+    # Measured: 23.07 MB and 8.00 MB for these two as dynamic-s8.
+    assert MINILM.size_bytes(WHOLE, "dynamic-s8") / 1e6 == pytest.approx(23.07, rel=0.03)
+    small = Structure(layers=6, heads=4, ffn=512, vocabulary=10_000)
+    assert MINILM.size_bytes(small, "dynamic-s8") / 1e6 == pytest.approx(8.00, rel=0.05)
+    assert MINILM.size_bytes(small, "fp16") == 2 * MINILM.size_bytes(small, "dynamic-s8")
+
+
+def test_what_the_recipe_spells_out_is_taken_and_the_rest_stays_whole() -> None:
+    found = asked_for(PruneSection(heads=4), MINILM, 30522)
+    assert found == Structure(layers=6, heads=4, ffn=1536, vocabulary=30522)
+    with pytest.raises(RecipeError, match="heads = 13, but the model has 12"):
+        asked_for(PruneSection(heads=13), MINILM, 30522)
+
+
+def test_the_search_narrows_while_promises_are_kept_and_widens_when_not() -> None:
+    rungs = ladder(MINILM, 8000)
+    every = [True] * len(rungs)
+    assert following(rungs, {}, every) == rungs[1]
+    assert following(rungs, {rungs[1]: True}, every) == rungs[2]
+    assert following(rungs, {rungs[1]: True, rungs[2]: False}, every) is None
+    assert following(rungs, {rungs[1]: False}, every) == rungs[0]
+    assert following(rungs, {rungs[1]: False, rungs[0]: True}, every) is None
+    assert following(rungs, {rungs[1]: False, rungs[0]: False}, every) is None
+
+
+def test_the_budget_says_where_the_search_begins() -> None:
+    rungs = ladder(MINILM, 8000)
+    tight = [False, False, False, True, True]
+    assert following(rungs, {}, tight) == rungs[3]
+    assert following(rungs, {rungs[3]: False}, tight) is None  # a wider one would not fit
+    assert following(rungs, {}, [False] * len(rungs)) == rungs[-1]  # the nearest there is
+    assert following((), {}, []) is None
+
+
+@given(st.lists(st.booleans(), min_size=5, max_size=5), st.lists(st.booleans(), min_size=5, max_size=5))
+def test_the_search_ends_and_never_trains_a_rung_twice(outcomes: list[bool], fits: list[bool]) -> None:
+    rungs = ladder(MINILM, 8000)
+    tried: dict[Structure, bool] = {}
+    while (rung := following(rungs, tried, fits)) is not None:
+        assert rung not in tried
+        tried[rung] = outcomes[rungs.index(rung)]
+    assert 1 <= len(tried) <= len(rungs)

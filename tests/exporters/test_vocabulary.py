@@ -1,0 +1,111 @@
+"""A smaller vocabulary: words are cut anew, none becomes unknown, and the model answers the same for what stayed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from aios_edge.errors import RecipeError
+from exporters import vocabulary
+from exporters.source import load_torch
+
+LETTERS = "abcdef"
+PIECES = ("abc", "##def", "fed", "##cba", "cab", "##ab", "bead", "##face")
+
+
+def tokenizer() -> bytes:
+    words = ["[PAD]", "[UNK]", *PIECES, *LETTERS, *(f"##{letter}" for letter in LETTERS), "[CLS]", "[SEP]"]
+    made = Tokenizer(models.WordPiece({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    cls, sep = (words.index(name) for name in ("[CLS]", "[SEP]"))
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
+    )
+    return made.to_str().encode()
+
+
+def encode(document: bytes, text: str) -> list[str]:
+    return list(Tokenizer.from_str(document.decode()).encode(text).tokens)
+
+
+@settings(max_examples=40)
+@given(st.sets(st.sampled_from(range(len(PIECES)))), st.lists(st.text(LETTERS, min_size=1), min_size=1))
+def test_no_word_becomes_unknown_and_letters_stay_the_same(gone: set[int], words: list[str]) -> None:
+    whole = tokenizer()
+    every = range(Tokenizer.from_str(whole.decode()).get_vocab_size())
+    kept = tuple(number for number in every if number - 2 not in gone)
+    small = vocabulary.reduced(whole, kept)
+    tokens = encode(small, " ".join(words))
+    assert tokens[0] == "[CLS]" and tokens[-1] == "[SEP]" and "[UNK]" not in tokens
+    assert "".join(token.removeprefix("##") for token in tokens[1:-1]) == "".join(words)
+
+
+def test_ids_are_numbered_anew_everywhere() -> None:
+    whole = tokenizer()
+    kept = vocabulary.choose(whole, [], len(vocabulary.least(whole)))
+    small = Tokenizer.from_str(vocabulary.reduced(whole, kept).decode())
+    ids = small.encode("abcdef", "fed").ids
+    assert max(ids) < len(kept) == small.get_vocab_size()
+    assert [small.id_to_token(number) for number in ids][0] == "[CLS]"
+    assert small.token_to_id("[SEP]") == len(kept) - 1
+
+
+def test_what_training_uses_is_kept_first_then_the_most_frequent() -> None:
+    whole = tokenizer()
+    counts = vocabulary.used(whole, ["bead bead", "cabface"])
+    vocab = json.loads(whole)["model"]["vocab"]
+    assert counts[0] == Counter({vocab["bead"]: 2})
+    least = len(vocabulary.least(whole))
+    kept = vocabulary.choose(whole, counts, least + 3)
+    assert {vocab["bead"], vocab["cab"], vocab["##face"]} <= set(kept) and vocab["abc"] not in kept
+    assert vocab["abc"] in vocabulary.choose(whole, counts, least + 4)
+
+
+def test_a_piece_whose_letters_have_none_of_their_own_stays() -> None:
+    document = json.loads(tokenizer())
+    number = document["model"]["vocab"].pop("##f")
+    document["model"]["vocab"]["##x"] = number
+    assert document["model"]["vocab"]["##def"] in vocabulary.least(json.dumps(document).encode())
+
+
+def test_a_vocabulary_that_is_too_small_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"vocabulary = 3 is less than the \d+ pieces"):
+        vocabulary.choose(tokenizer(), [], 3)
+
+
+def test_a_class_that_would_lose_its_words_is_named() -> None:
+    whole = tokenizer()
+    counts = vocabulary.used(whole, ["bead", "cabface"])
+    kept = vocabulary.choose(whole, counts[:1], len(vocabulary.least(whole)) + 1)
+    vocabulary.check_classes(kept, counts[:1], [0], ["beads"])
+    with pytest.raises(RecipeError, match="keeps 0% of the pieces that the class 'faces'"):
+        vocabulary.check_classes(kept, counts, [0, 1], ["beads", "faces"])
+
+
+def test_another_kind_of_tokenizer_is_refused() -> None:
+    other = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]")).to_str().encode()
+    assert not vocabulary.can_prune(other) and vocabulary.can_prune(tokenizer())
+    with pytest.raises(RecipeError, match="WordLevel tokenizer's vocabulary can't be pruned"):
+        vocabulary.least(other)
+
+
+@pytest.mark.export
+def test_the_model_answers_the_same_with_the_pieces_that_stay(workshop: Path) -> None:
+    import torch
+
+    model = load_torch(workshop / "tiny", labels=("a", "b")).eval()
+    kept = (0, 1, 2, 3, 7, 9, 20)
+    with torch.inference_mode():
+        before = model(input_ids=torch.tensor([[2, 7, 20, 3]])).logits.numpy()
+        vocabulary.slice_embeddings(model, kept)
+        after = model(input_ids=torch.tensor([[2, 4, 6, 3]])).logits.numpy()
+    np.testing.assert_allclose(before, after, atol=1e-6)
+    assert model.config.vocab_size == 7 and model.config.pad_token_id == 0
