@@ -58,7 +58,16 @@ def test_a_good_bundle_is_activated_and_everything_is_reported(tiny_bundle: Any)
     found = activate(tiny_bundle.path, profile(), alone=False, on_stage=stages.append)
     report = found.report
     names = [check.name for check in report.checks]
-    assert names == [*BUNDLE_CHECKS, "profile", "load", "golden", "golden_raw", "latency_p95_s", "memory_bytes"]
+    assert names == [
+        *BUNDLE_CHECKS,
+        "purpose",
+        "profile",
+        "load",
+        "golden",
+        "golden_raw",
+        "latency_p95_s",
+        "memory_bytes",
+    ]
     assert all(check.passed for check in report.checks)
     assert report.bundle_id == tiny_bundle.bundle_id
     assert report.providers_active == ("CPUExecutionProvider",)
