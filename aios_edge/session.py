@@ -49,6 +49,13 @@ def session_options(spec: SessionSpec, threads: Threads) -> SessionOptions:
     )
 
 
+def pinned(spec: SessionSpec, threads: Threads) -> SessionSpec:
+    """The bundle's options with the threads they were measured with. Pure."""
+    return msgspec.structs.replace(
+        spec, intra_op_threads=threads.intra_op, inter_op_threads=threads.inter_op, spinning=threads.spinning
+    )
+
+
 def native(ort: Any, options: SessionOptions) -> Any:
     """onnxruntime's own ``SessionOptions``; ``ort`` is the module. ``disabled_optimizers`` isn't in it: onnxruntime
     takes that beside it."""

@@ -20,7 +20,7 @@ from aios_edge.errors import WorkerLost
 from aios_edge.golden import Golden, read_golden
 from aios_edge.host import inspect_host
 from aios_edge.manifest import Purpose
-from aios_edge.measurement import Measurement, Quantiles, measured_on, model_of
+from aios_edge.measurement import Compared, Measurement, Quantiles, measured_on, model_of
 from aios_edge.profile import DeviceProfile
 from aios_edge.session import session_options
 from device_agent.activation_measure import WARM_UP_RUNS, Latency, measure_latency, shaped_inputs
@@ -152,15 +152,20 @@ def _bench(
         providers_requested=tuple(runtime.providers_requested),
         providers_active=tuple(runtime.providers_active),
         provider_reason=runtime.provider_reason,
-        method=(
-            f"one model run after the other on {threads} thread(s) of {runtime.providers_active[0]}, tensors from "
-            f"golden samples repeated to the length, {REPEATS} repeats per shape after {WARM_UP_RUNS} runs of warm-up, median of the "
-            "repeats; throughput: best batch size at the same length; memory: resident set of a fresh worker process "
-            "after loading and a few golden samples" + (f"; speed-up: {COMPARISON}" if compared else "")
-        ),
+        method=_method(threads, runtime.providers_active[0], compared),
         host=host,
         measured_on=measured_on(profile, host, runtime=runtime_note()),
     )
+
+
+def _method(threads: int, provider: str, compared: Compared | None) -> str:
+    text = (
+        f"one model run after the other on {threads} thread(s) of {provider}, tensors from golden samples repeated to "
+        f"the length, {REPEATS} repeats per shape after {WARM_UP_RUNS} runs of warm-up, median of the repeats; "
+        "throughput: best batch size at the same length; memory: resident set of a fresh worker process after loading "
+        "and a few golden samples"
+    )
+    return f"{text}; speed-up: {COMPARISON}" if compared else text
 
 
 def _longest(bundle: Bundle) -> int:
