@@ -155,7 +155,7 @@ class Agent:
             check_model_maps(self.settings, opened)
         reports: list[ActivationReport] = []
         for entry, bundle in opened.values():
-            host = self._host(entry, bundle)
+            host = self._host(entry, bundle, state_dir=None)  # nothing is left behind, engines included
             try:
                 reports.append(await host.activate())
             except UsageError:  # the profile's or the settings', not the bundle's
@@ -237,7 +237,7 @@ class Agent:
         # Digests are the worker's to check, on the files it is about to load; here only what is needed to start it.
         return open_bundle(entry.path, verify=False)
 
-    def _host(self, entry: BundleEntry, bundle: Bundle) -> ModelHost:
+    def _host(self, entry: BundleEntry, bundle: Bundle, *, state_dir: Path | None) -> ModelHost:
         spec = WorkerSpec(
             model=bundle.manifest.name,
             bundle_path=entry.path,
@@ -245,7 +245,7 @@ class Agent:
             isolation=self.profile.isolation,
             intra_op_threads=session_options(bundle.manifest.session, self.profile.threads).intra_op_threads,
             slowdown=self.settings.emulate.slowdown,
-            state_dir=self.settings.device.state_dir,
+            state_dir=state_dir,
         )
         around = Surroundings(policy=self.settings.policy, cloud=self._cloud, emit=self._emit, energy=self._energy)
         return ModelHost(spec, bundle, around)
@@ -284,7 +284,7 @@ class Agent:
         name = bundle.manifest.name
         if name in self._hosts:
             raise _same_name(name, entry.path)
-        host = self._host(entry, bundle)
+        host = self._host(entry, bundle, state_dir=self.settings.device.state_dir)
         self._hosts[name], self._entries[name] = host, entry
         log.info("%s %s: checking its contract on this device", name, bundle.manifest.version)
         try:

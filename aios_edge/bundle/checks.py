@@ -218,7 +218,7 @@ _SESSION_SINCE_1_1 = ("intra_op_threads", "inter_op_threads", "spinning")
 
 
 def check_promises(root: Path, manifest: Manifest, contract: Contract) -> None:
-    """Contract, golden samples and the manifest's measured figures tell one story.
+    """Contract, golden samples and measured figures tell one story.
 
     The golden samples carry the sha256 of contract.json, so neither can be altered alone; a measured promise is the
     measured figure itself, so the contract can't be softened even together with the samples. What every exporter
@@ -250,6 +250,14 @@ def check_promises(root: Path, manifest: Manifest, contract: Contract) -> None:
             require(promise.check == check, f"{promise.name} is checked '{promise.check}', not '{check}'")
         if promise.name in measured:
             _consistent(promise, measured[promise.name], where)
+    for name, seen in contract.measured.items():
+        require(_plausible(name, seen.value), f"measured {name} = {seen.value} is not possible")
+        require(name not in contract.unmeasured, f"says of {name} that it was measured, and that it was not")
+        if (promised := contract.promise(name)) is not None:
+            kept, value = promised.kept_by(seen.value), _figure(promised.value)
+            require(
+                kept, f"promises {name} {promised.op} {value}, and {_figure(seen.value)} was measured on the target"
+            )
     golden = contract.golden
     require(0 < golden.min_agreement <= 1, f"golden.min_agreement = {golden.min_agreement} is not a share")
     require(bool(golden.tolerance), "golden.tolerance is empty")
