@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -164,3 +165,34 @@ def test_bundles_of_schema_1_0_keep_loading_and_cannot_be_given_options(tiny_cop
         with pytest.raises(BundleRefused) as refused:
             open_bundle(tiny_copy)
         assert refused.value.promise == "manifest"
+
+
+def test_a_running_agent_gives_its_workers_the_place_and_forgets_what_is_not_configured(
+    make_bundle: Any, tmp_path: Path, agent_toml: Any
+) -> None:
+    from aios_edge.profile_files import _folder
+    from device_agent import Agent, load_settings
+
+    text = (_folder() / "x86-gateway.toml").read_text()
+    chain = f'[[providers]]\nname = "{TENSORRT}"\n[providers.options]\ntrt_engine_cache_enable = true\n\n[[providers]]'
+    profile = tmp_path / "with-tensorrt.toml"
+    renamed = text.replace('name = "x86-gateway"', 'name = "with-tensorrt"').replace("[[providers]]", chain, 1)
+    profile.write_text(renamed, encoding="utf-8")
+    bundle = make_bundle(profile="with-tensorrt", provider_options=ASKED)
+    (tmp_path / "agent.toml").write_text(agent_toml(bundle=bundle.path, profile=profile), encoding="utf-8")
+    settings = load_settings(tmp_path / "agent.toml")
+    gone = settings.device.state_dir / "tensorrt/trt-1_driver-1_ort-1" / ("0" * 16)
+
+    assert asyncio.run(Agent(settings).check()).error is None
+    assert not settings.device.state_dir.exists()  # a check leaves nothing behind
+
+    async def served() -> None:
+        agent = Agent(settings)
+        running = asyncio.create_task(agent.run())
+        await asyncio.wait_for(agent.ready.wait(), 60)
+        agent.shut_down()
+        await running
+
+    gone.mkdir(parents=True)
+    asyncio.run(served())
+    assert [folder.name for folder in settings.device.state_dir.glob("tensorrt/*/*")] == [bundle.bundle_id[:16]]
