@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-CONTRACT_SCHEMA = "1.0"
+CONTRACT_SCHEMA = "1.1"  # 1.1: measured
 
 #: Names of promises; a contract may carry others, which are shown and not checked.
 ACCURACY = "accuracy"
@@ -52,6 +52,14 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True):
         return measured <= self.value if self.op == "<=" else measured >= self.value
 
 
+class Observed(msgspec.Struct, frozen=True, kw_only=True):
+    """A figure that was measured on the target, with the circumstances."""
+
+    value: float
+    unit: str
+    conditions: Conditions
+
+
 class GoldenSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How golden samples are judged on a device.
 
@@ -66,13 +74,15 @@ class GoldenSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Contract(msgspec.Struct, frozen=True, kw_only=True):
-    """contract.json. ``unmeasured`` says which figures were not measured on the target, and why."""
+    """contract.json. ``measured`` has the figures that were measured on the target, beside the budgets they keep;
+    ``unmeasured`` says which were not, and why."""
 
     schema: str
     profile: str
     promises: tuple[Promise, ...]
     golden: GoldenSpec
     unmeasured: dict[str, str] = {}
+    measured: dict[str, Observed] = {}
 
     def promise(self, name: str) -> Promise | None:
         """The promise of that name, or None."""

@@ -4,7 +4,8 @@
     ├── UsageError                exit 2   HTTP 400   what was typed or written in a recipe, profile or config is wrong
     │   ├── ProfileError                              an unknown or invalid device profile
     │   ├── RecipeError                               an invalid export recipe
-    │   └── SettingsError                             an invalid agent configuration
+    │   ├── SettingsError                             an invalid agent configuration
+    │   └── MeasurementRefused                        a measurement that isn't of what is exported; carries what differs
     ├── RequestError              exit 1   HTTP 4xx   a client's request is malformed; carries its own status
     ├── PromiseBroken             exit 3   HTTP 500   a promise was not kept; carries the promise's name
     │   └── BundleRefused                             a bundle failed a named check
@@ -61,6 +62,18 @@ class RecipeError(UsageError):
 
 class SettingsError(UsageError):
     """An agent configuration is invalid."""
+
+
+class MeasurementRefused(UsageError):
+    """A measurement can't be used for this export; ``check`` names what differs (``profile``, ``host``, ``candidate``,
+    ``model_sha256`` …)."""
+
+    def __init__(self, check: str, what: str, *, where: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(what, where=where, remedy=remedy)
+        self.check = check
+
+    def __str__(self) -> str:
+        return f"[{self.check}] {super().__str__()}"
 
 
 class RequestError(AiosEdgeError):

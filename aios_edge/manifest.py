@@ -10,8 +10,12 @@ from typing import Literal
 
 import msgspec
 
-MANIFEST_SCHEMA = "1.0"
+MANIFEST_SCHEMA = "1.1"  # 1.1: provider_options, purpose, and threads and spinning of the session
 
+Scalar = str | int | float | bool
+#: ``serve``: made to go live. ``measure``: a candidate to be timed on its target; its accuracy was seen on validation
+#: rows only, and an agent doesn't serve it.
+Purpose = Literal["serve", "measure"]
 #: Precisions name the candidates of the exporter: see ``exporters/quantize.py``.
 Precision = Literal["fp32", "fp16", "dynamic-s8", "qdq-s8-sym"]
 
@@ -35,12 +39,16 @@ class TensorSpec(msgspec.Struct, frozen=True, kw_only=True):
 class SessionSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The ONNX Runtime session options the bundle was measured with; the agent uses exactly these.
 
-    Threads and spinning come from the device profile, because they are the device's.
+    Threads and spinning are None where nothing was measured on the target: then the device profile's count. Who
+    decides, and when an agent refuses: :mod:`aios_edge.session`.
     """
 
     graph_optimization_level: Literal["disable", "basic", "extended", "all"] = "all"
     disabled_optimizers: tuple[str, ...] = ()
     config_entries: dict[str, str] = {}
+    intra_op_threads: int | None = None
+    inter_op_threads: int | None = None
+    spinning: bool | None = None
 
 
 class TextInput(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="text"):
@@ -80,7 +88,11 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """manifest.json. ``files`` lists every other file of the bundle."""
+    """manifest.json. ``files`` lists every other file of the bundle.
+
+    ``provider_options``: execution provider -> what this model needs of it, laid over the profile's options
+    (:mod:`aios_edge.provider_options`).
+    """
 
     schema: str
     name: str
@@ -99,4 +111,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     licence: str
     measured: Measured
     model: str = "model.onnx"
+    purpose: Purpose = "serve"
+    provider_options: dict[str, dict[str, Scalar]] = {}
     files: tuple[FileEntry, ...] = ()

@@ -5,7 +5,9 @@ The checks, in order, each known by its name in reports, events and errors:
 ==================  ====================================================================================
 ``schema`` …        what :func:`aios_edge.bundle.read.open_bundle` verifies: ``schema``, ``unlisted``,
                     ``digest``, ``manifest``, ``promises``, ``size``
-``profile``         the contract promises no less than this device's profile asks
+``purpose``         the bundle was made to serve, not only to be measured
+``profile``         the contract promises no less than this device's profile asks, and the session takes no more
+                    threads than it grants
 ``load``            onnxruntime loads the model, and its tensors are those of the manifest
 ``golden``          recorded inputs give the recorded outputs, as tensors
 ``golden_raw``      raw text gives the recorded tensors and labels
@@ -13,8 +15,8 @@ The checks, in order, each known by its name in reports, events and errors:
 ``memory_bytes``    the profile's memory budget, measured here
 ==================  ====================================================================================
 
-``quick``, after a crash, leaves out the last two and looks at a few golden samples: the bundle has been through the
-full check on this device before, and every second counts.
+``quick``, after a crash, leaves out ``purpose`` and the last two and looks at a few golden samples: the bundle has been
+through the full check on this device before, and every second counts. ``bench`` weighs a bundle that way too.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from aios_edge.profile import DeviceProfile
 from aios_edge.tasks import Task, task_for
 from device_agent import activation_golden as golden_checks
 from device_agent import activation_measure as measure
-from device_agent.runtime import Runtime
+from device_agent.runtime import Runtime, open_runtime
 from device_agent.values import ActivationCheck, ActivationReport
 from device_agent.worker_memory import resident_bytes
 
@@ -61,11 +63,13 @@ def activate(
     check: str = "full",
     *,
     alone: bool,
+    state_dir: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Activated:
     """Load a bundle and check its contract on this device.
 
-    ``alone``: this process holds nothing but this model, so its resident set is the model's. Raises
+    ``alone``: this process holds nothing but this model, so its resident set is the model's. ``state_dir``: where
+    engines are kept that take minutes to build (None: nowhere). Raises
     :class:`ActivationRefused` with the check's name as ``promise``; :class:`MissingExtra` and
     :class:`UsageError` (no such directory) as they come.
     """
@@ -77,11 +81,13 @@ def activate(
         record.checks.extend(ActivationCheck(name=name, passed=True, detail="verified") for name in BUNDLE_CHECKS)
 
         record.stage("profile")
-        record.add(measure.check_budgets(bundle.contract, profile))
+        if check != "quick":
+            record.add(measure.check_purpose(bundle.manifest))
+        record.add(measure.check_profile(bundle, profile))
 
         record.stage("load")
         started_at = time.perf_counter()
-        record.runtime = runtime = Runtime(bundle.file(bundle.manifest.model), bundle.manifest.session, profile)
+        record.runtime = runtime = open_runtime(bundle, profile, state_dir=state_dir)
         record.load_s = time.perf_counter() - started_at
         record.add(golden_checks.check_tensors(bundle.manifest, runtime))
 

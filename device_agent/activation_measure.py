@@ -6,13 +6,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from aios_edge import contract as c
+from aios_edge.bundle.read import Bundle
 from aios_edge.contract import Contract
 from aios_edge.golden import Golden
+from aios_edge.manifest import Manifest
 from aios_edge.profile import Budgets, DeviceProfile
+from aios_edge.session import differences, excess
 from device_agent.runtime import Runtime
 from device_agent.values import ActivationCheck
 
@@ -22,7 +26,25 @@ MOST_SAMPLES = 200
 LATENCY_RUN_S = 0.5
 ATTEMPTS = 3
 
+_WHY_MEASURE = "was made for measuring: its accuracy was seen on validation rows only, no promise stands on test rows"
+
 Inputs = Mapping[str, NDArray[np.generic]]
+
+
+def check_purpose(manifest: Manifest) -> ActivationCheck:
+    """``purpose``: a candidate that was given out to be timed doesn't serve."""
+    serves = manifest.purpose == "serve"
+    return ActivationCheck(name="purpose", passed=serves, detail="made to serve" if serves else _WHY_MEASURE)
+
+
+def check_profile(bundle: Bundle, profile: DeviceProfile) -> ActivationCheck:
+    """``profile``: the contract is no looser, and the session no greedier, than this device's profile allows."""
+    session = bundle.manifest.session
+    if (greedy := excess(session, profile.threads)) is not None:
+        return ActivationCheck(name="profile", passed=False, detail=f"{greedy} ('{profile.name}')")
+    found = check_budgets(bundle.contract, profile)
+    note = differences(session, profile.threads)
+    return found if note is None else msgspec.structs.replace(found, detail=f"{found.detail}; {note}")
 
 
 def check_budgets(contract: Contract, profile: DeviceProfile) -> ActivationCheck:
@@ -110,8 +132,8 @@ def check_latency(runtime: Runtime, inputs: Inputs, profile: DeviceProfile) -> A
         runs.append(measure_latency(runtime, inputs))
     best = _best(runs)
     shape = " x ".join(str(size) for size in next(iter(inputs.values())).shape)
-    detail = f"p95 {best.p95_s * 1e3:.3g} ms, p50 {best.p50_s * 1e3:.3g} ms at {shape} on {profile.threads.intra_op}"
-    detail += f" thread(s), {best.samples} samples, best of {len(runs)} run(s)"
+    detail = f"p95 {best.p95_s * 1e3:.3g} ms, p50 {best.p50_s * 1e3:.3g} ms at {shape}"
+    detail += f" on {runtime.options.intra_op_threads} thread(s), {best.samples} samples, best of {len(runs)} run(s)"
     if budget is None:
         detail += "; the profile has no latency budget: kept as this device's baseline"
     elif best.p95_s > budget:

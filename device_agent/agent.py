@@ -24,6 +24,7 @@ from aios_edge.errors import AiosEdgeError, SettingsError, UsageError
 from aios_edge.host import inspect_host, matches
 from aios_edge.mqtt_options import broker_address
 from aios_edge.profile_files import load_profile
+from aios_edge.session import differences, session_options
 from aios_edge.telemetry import BundleStatus, Scalar, StatusBody
 from aios_edge.version import __version__
 from device_agent import state_dir
@@ -37,7 +38,9 @@ from device_agent.http_protocol import DoorProtocol
 from device_agent.listen import address, open_sockets, remove_socket_file
 from device_agent.metrics import Metrics
 from device_agent.model_host import ModelHost, Surroundings
+from device_agent.model_views import bundle_status, model_status
 from device_agent.power.meter import PowerMeter
+from device_agent.provider_chain import forget_engines
 from device_agent.reporter import Reporter, ReporterOptions
 from device_agent.settings import BundleEntry, Settings, check_model_maps
 from device_agent.values import ActivationReport, CheckedBundles, Completion, RefusedBundle
@@ -152,7 +155,7 @@ class Agent:
             check_model_maps(self.settings, opened)
         reports: list[ActivationReport] = []
         for entry, bundle in opened.values():
-            host = self._host(entry, bundle)
+            host = self._host(entry, bundle, state_dir=None)  # nothing is left behind, engines included
             try:
                 reports.append(await host.activate())
             except UsageError:  # the profile's or the settings', not the bundle's
@@ -195,7 +198,7 @@ class Agent:
                 cpu_count=os.cpu_count(),
             ),
             listen=self.listen,
-            models={name: self._model_status(host) for name, host in self._hosts.items()},
+            models={name: model_status(host, self._entries[name]) for name, host in self._hosts.items()},
             refused=tuple(self._refused),
             cloud={name: endpoint.status(now) for name, endpoint in self._cloud.endpoints.items()},
             power=reading,
@@ -234,14 +237,15 @@ class Agent:
         # Digests are the worker's to check, on the files it is about to load; here only what is needed to start it.
         return open_bundle(entry.path, verify=False)
 
-    def _host(self, entry: BundleEntry, bundle: Bundle) -> ModelHost:
+    def _host(self, entry: BundleEntry, bundle: Bundle, *, state_dir: Path | None) -> ModelHost:
         spec = WorkerSpec(
             model=bundle.manifest.name,
             bundle_path=entry.path,
             profile=self.settings.device.profile,
             isolation=self.profile.isolation,
-            intra_op_threads=self.profile.threads.intra_op,
+            intra_op_threads=session_options(bundle.manifest.session, self.profile.threads).intra_op_threads,
             slowdown=self.settings.emulate.slowdown,
+            state_dir=state_dir,
         )
         around = Surroundings(policy=self.settings.policy, cloud=self._cloud, emit=self._emit, energy=self._energy)
         return ModelHost(spec, bundle, around)
@@ -263,6 +267,7 @@ class Agent:
                 log.error("%s is refused: %s", entry.path, error)
                 self._emit("bundle_refused", path=str(entry.path), check=check, detail=str(error))
                 self._refused.append(self._refusal(entry, error))
+        forget_engines(self.settings.device.state_dir, [host.bundle.bundle_id for host in self._hosts.values()])
         if not any(host.state == "ready" for host in self._hosts.values()):
             raise last if last is not None else _no_bundle()
 
@@ -279,7 +284,7 @@ class Agent:
         name = bundle.manifest.name
         if name in self._hosts:
             raise _same_name(name, entry.path)
-        host = self._host(entry, bundle)
+        host = self._host(entry, bundle, state_dir=self.settings.device.state_dir)
         self._hosts[name], self._entries[name] = host, entry
         log.info("%s %s: checking its contract on this device", name, bundle.manifest.version)
         try:
@@ -300,6 +305,8 @@ class Agent:
             load_s=round(report.load_s, 3),
         )
         log.info("%s is live on %s (p95 %s ms)", name, ", ".join(report.providers_active), latency)
+        if note := differences(bundle.manifest.session, self.profile.threads):
+            log.info("%s %s", name, note)
 
     def _uvicorn_config(self) -> uvicorn.Config:
         app = HttpApp(self._desk, max_body_bytes=self.settings.http.max_body_bytes, record=self._record)
@@ -354,7 +361,7 @@ class Agent:
         return Energy(energy_j=reading.active_w * compute_s / max(batch_size, 1), method="estimated")
 
     def _status_body(self) -> StatusBody:
-        bundles = tuple(self._bundle_status(host) for host in self._hosts.values())
+        bundles = tuple(bundle_status(host) for host in self._hosts.values())
         reasons = [bundle.providers_reason for bundle in bundles if bundle.providers_reason]
         slowdown = self.settings.emulate.slowdown
         return StatusBody(
@@ -365,40 +372,6 @@ class Agent:
             providers_reason="; ".join(reasons) or None,
             bundles=(*bundles, *self._refused),
             emulated_slowdown=None if slowdown == 1.0 else slowdown,
-        )
-
-    def _bundle_status(self, host: ModelHost) -> BundleStatus:
-        report = host.report
-        return BundleStatus(
-            model=host.name,
-            version=host.bundle.manifest.version,
-            bundle_id=host.bundle.bundle_id,
-            state=host.state,
-            providers_requested=report.providers_requested if report else (),
-            providers_active=report.providers_active if report else (),
-            providers_reason=report.provider_reason if report else None,
-            detail=host.detail if host.state != "loading" else None,  # stages are for /status, not for the broker
-        )
-
-    def _model_status(self, host: ModelHost) -> st.ModelStatus:
-        return st.ModelStatus(
-            model=host.name,
-            version=host.bundle.manifest.version,
-            bundle_id=host.bundle.bundle_id,
-            path=str(self._entries[host.name].path),
-            pinned=self._entries[host.name].pinned,
-            state=host.state,
-            detail=host.detail,
-            worker_pid=host.worker.pid,
-            worker_rss_bytes=host.worker.rss_bytes,
-            restarts=host.restarts,
-            queued=host.queued,
-            running=host.running,
-            max_batch_size=host.bundle.manifest.max_batch_size,
-            service_base_s=host.service.base_s,
-            service_per_unit_s=host.service.per_unit_s,
-            spread=host.service.spread,
-            activation=host.report,
         )
 
     def _gauges(self) -> Gauges:

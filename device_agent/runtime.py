@@ -7,6 +7,7 @@ reason for a difference is kept. (A GPU build lists its providers even on a mach
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aios_edge.bundle.read import Bundle
 from aios_edge.errors import MissingExtra, RequestError, RuntimeUnavailable
-from aios_edge.manifest import SessionSpec, TensorSpec
+from aios_edge.manifest import Scalar, SessionSpec, TensorSpec
 from aios_edge.oip.datatypes import DTYPES
-from aios_edge.profile import DeviceProfile, Scalar
+from aios_edge.profile import DeviceProfile, Provider
+from aios_edge.session import native, session_options
+from device_agent.provider_chain import cache_folder, provider_chain
 
 CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
 
-_LEVELS = {
-    "disable": "ORT_DISABLE_ALL",
-    "basic": "ORT_ENABLE_BASIC",
-    "extended": "ORT_ENABLE_EXTENDED",
-    "all": "ORT_ENABLE_ALL",
-}
 #: onnxruntime's type -> the protocol's datatype.
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -50,17 +48,29 @@ class Runtime:
     """A loaded model.
 
     ``providers_requested`` is the profile's chain, ``providers_active`` what the session uses, ``provider_reason``
-    why they differ (None when they don't; onnxruntime's implicit CPU at the end is no difference).
+    why they differ (None when they don't; onnxruntime's implicit CPU at the end is no difference). ``options`` is what
+    the session was opened with.
     """
 
-    def __init__(self, model_path: Path, session: SessionSpec, profile: DeviceProfile) -> None:
-        """Raises :class:`MissingExtra` without onnxruntime, :class:`RuntimeUnavailable` when the model can't be
-        loaded or a strict profile doesn't get its first provider."""
+    def __init__(
+        self,
+        model_path: Path,
+        session: SessionSpec,
+        profile: DeviceProfile,
+        providers: tuple[Provider, ...] | None = None,
+    ) -> None:
+        """``providers``: the profile's with the bundle's options over theirs (default: the profile's).
+
+        Raises :class:`MissingExtra` without onnxruntime, :class:`RuntimeUnavailable` when the model can't be
+        loaded or a strict profile doesn't get its first provider.
+        """
         ort = _onnxruntime()
         ort.set_default_logger_severity(_ERRORS_ONLY)
+        self.options = session_options(session, profile.threads)
         self.providers_requested = tuple(provider.name for provider in profile.providers)
+        self._providers = provider_chain(profile.providers, {}, None) if providers is None else providers
         self._model_path = model_path
-        self._session, reasons = self._open(ort, session, profile)
+        self._session, reasons = self._open(ort, profile)
         self.providers_active: tuple[str, ...] = tuple(self._session.get_providers())
         self.provider_reason = self._reason(reasons)
         if profile.strict_providers and self.providers_active[0] != self.providers_requested[0]:
@@ -102,12 +112,12 @@ class Runtime:
             for name, value in zip(self._output_names, values, strict=True)
         }
 
-    def _open(self, ort: Any, session: SessionSpec, profile: DeviceProfile) -> tuple[Any, list[str]]:
+    def _open(self, ort: Any, profile: DeviceProfile) -> tuple[Any, list[str]]:
         available = ort.get_available_providers()
         reasons = [f"{name} is not in this onnxruntime" for name in self.providers_requested if name not in available]
         chain = [
             (provider.name, {key: _option(value) for key, value in provider.options.items()})
-            for provider in profile.providers
+            for provider in self._providers
             if provider.name in available
         ]
         strict = profile.strict_providers and self.providers_requested[0] != CPU
@@ -123,7 +133,7 @@ class Runtime:
         elif all(name != CPU for name, _ in chain):
             chain.append((CPU, {}))
         while True:
-            options = _options(ort, session, profile)
+            options = native(ort, self.options)
             if strict:
                 options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
             try:
@@ -131,7 +141,7 @@ class Runtime:
                     str(self._model_path),
                     options,
                     providers=chain,
-                    disabled_optimizers=list(session.disabled_optimizers) or None,
+                    disabled_optimizers=list(self.options.disabled_optimizers) or None,
                     # onnxruntime's own fallback prints to stdout and drops the whole chain at once
                     enable_fallback=0,
                 )
@@ -154,6 +164,21 @@ class Runtime:
             if all(not reason.startswith(name) for reason in reasons):
                 reasons.append(f"{name} is in this onnxruntime but didn't start (driver or library missing?)")
         return "; ".join(reasons) if missing else None
+
+
+def open_runtime(bundle: Bundle, profile: DeviceProfile, *, state_dir: Path | None = None) -> Runtime:
+    """A bundle's model as the device runs it: its session options, its providers' options over the profile's, and
+    their caches in ``state_dir`` (None: no caches). Raises as :class:`Runtime` does."""
+    manifest = bundle.manifest
+    runtime = _onnxruntime().__version__
+    cache = cache_folder(profile.providers, bundle.bundle_id, state_dir, runtime=runtime)
+    chain = provider_chain(profile.providers, manifest.provider_options, cache)
+    return Runtime(bundle.file(manifest.model), manifest.session, profile, chain)
+
+
+def runtime_note() -> str:
+    """What an answer's time depends on beyond the model: runtime and instruction set."""
+    return f"onnxruntime {_onnxruntime().__version__} on {platform.machine()}"
 
 
 def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any]]) -> None:
@@ -198,19 +223,6 @@ def _onnxruntime() -> Any:
         )
         raise missing from error
     return onnxruntime
-
-
-def _options(ort: Any, session: SessionSpec, profile: DeviceProfile) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[session.graph_optimization_level])
-    options.intra_op_num_threads = profile.threads.intra_op
-    options.inter_op_num_threads = profile.threads.inter_op
-    spinning = "1" if profile.threads.spinning else "0"
-    entries = {"session.intra_op.allow_spinning": spinning, "session.inter_op.allow_spinning": spinning}
-    for key, value in {**session.config_entries, **entries}.items():  # threads are the device's, not the bundle's
-        options.add_session_config_entry(key, value)
-    return options
 
 
 def _option(value: Scalar) -> str:

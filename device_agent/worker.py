@@ -66,6 +66,7 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
             load_profile(load.profile),
             load.check,
             alone=alone,
+            state_dir=Path(load.state_dir) if load.state_dir else None,
             on_stage=lambda stage: wire.send(sock, wire.Loading(generation=load.generation, stage=stage)),
         )
     except PromiseBroken as error:

@@ -28,8 +28,8 @@ EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that linger
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
-    """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` the
-    profile's; ``slowdown`` emulates a weaker device."""
+    """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` those of the
+    session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere."""
 
     model: str
     bundle_path: Path
@@ -37,6 +37,7 @@ class WorkerSpec:
     isolation: Isolation = "process"
     intra_op_threads: int = 1
     slowdown: float = 1.0
+    state_dir: Path | None = None
 
 
 class Connection:

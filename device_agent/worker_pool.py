@@ -81,6 +81,7 @@ class WorkerHandle:
             generation=self.generation,
             check=check,
             slowdown=self.spec.slowdown,
+            state_dir=str(self.spec.state_dir.absolute()) if self.spec.state_dir else None,
         )
         try:
             reply, _ = await asyncio.wait_for(connection.ask(load), timeout_s)

@@ -28,6 +28,8 @@ def export(
     *,
     progress: Progress | None = None,
     cache: Path | str | None = None,
+    measured: Sequence[Path | str] = (),
+    candidates: bool = False,
 ) -> ExportReport:
     """Make one verified bundle per profile under ``out/<profile>/`` and a report beside them.
 
@@ -36,7 +38,12 @@ def export(
     command. ``cache`` (default ``out/.cache``) keeps finished stages, so an interrupted export resumes and a further
     profile reuses what it can.
 
-    Raises ``RecipeError``, ``ProfileError`` and ``DataError`` for bad input, ``MissingExtra`` without the workshop's
+    ``measured`` are files with what ``aios-edge bench --json`` printed on devices of the profiles: their figures count
+    in the choice. ``candidates`` writes every candidate as a bundle to be measured so, under
+    ``out/candidates/<profile>/<candidate>/``.
+
+    Raises ``RecipeError``, ``ProfileError`` and ``DataError`` for bad input, ``MeasurementRefused`` for a
+    measurement of something else, ``MissingExtra`` without the workshop's
     packages, ``PromiseBroken`` when no candidate keeps accuracy, parity or size; then no bundle is written at all.
     """
     from aios_edge.profile_files import load_profile
@@ -51,7 +58,15 @@ def export(
 
     folder = Path(out)
     kept = Path(cache) if cache is not None else folder / ".cache"
-    return run(value, devices, folder, progress=progress or SilentProgress(), cache=kept)
+    return run(
+        value,
+        devices,
+        folder,
+        progress=progress or SilentProgress(),
+        cache=kept,
+        measured=tuple(Path(path) for path in measured),
+        candidates=candidates,
+    )
 
 
 def _require_workshop() -> None:

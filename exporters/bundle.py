@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aios_edge import contract as c
-from aios_edge.contract import CONTRACT_SCHEMA, Conditions, Contract, GoldenSpec, Promise
+from aios_edge.contract import CONTRACT_SCHEMA, Conditions, Contract, GoldenSpec, Observed, Promise
 from aios_edge.manifest import (
     MANIFEST_SCHEMA,
     Manifest,
     Measured,
     Precision,
     Provenance,
+    Purpose,
+    Scalar,
     SessionSpec,
     Softmax,
     TensorSpec,
@@ -52,6 +54,8 @@ def manifest_of(
     provenance: Provenance,
     measured: Measured,
     temperature: float = 1.0,
+    purpose: Purpose = "serve",
+    provider_options: dict[str, dict[str, Scalar]] | None = None,
 ) -> Manifest:
     """The manifest, without its list of files."""
     return Manifest(
@@ -71,6 +75,8 @@ def manifest_of(
         provenance=provenance,
         licence=identity.licence,
         measured=measured,
+        purpose=purpose,
+        provider_options=provider_options or {},
     )
 
 
@@ -95,11 +101,22 @@ def text_input(*, max_length: int, pad_id: int, pair: bool) -> TextInput:
 
 
 def contract_of(
-    profile: DeviceProfile, measured: Measured, golden: GoldenSpec, *, rows: int, host: str, on_target: bool
+    profile: DeviceProfile,
+    measured: Measured,
+    golden: GoldenSpec,
+    *,
+    rows: int,
+    host: str,
+    observed: dict[str, Observed],
+    split: str = "test",
 ) -> Contract:
-    """What the bundle promises: accuracy and size as measured, latency and memory as the profile's budget."""
+    """What the bundle promises: accuracy and size as measured, latency and memory as the profile's budget.
+
+    ``rows`` of ``split`` are what accuracy was measured on, on ``host``; ``observed`` is what was measured on the
+    target.
+    """
     budgets = profile.budgets
-    test = Conditions(batch=1, samples=rows, method="test split, one sample at a time", host=host)
+    test = Conditions(batch=1, samples=rows, method=f"{split} split, one sample at a time", host=host)
     promises = [
         _promise(c.ACCURACY, ">=", measured.accuracy, "share", "measured", "export-only", test),
         _promise(c.ACCURACY_DROP, "<=", measured.accuracy_drop, "share", "measured", "export-only", test),
@@ -122,10 +139,15 @@ def contract_of(
         when = Conditions(provider=provider, method="resident set of the worker with the model loaded")
         promises.append(_promise(c.MEMORY, "<=", budgets.memory_bytes, "byte", "budget", "activation", when))
     why = f"{UNMEASURED}: the exporting host is not of this profile's class"
-    unmeasured = {} if on_target else {c.LATENCY_P95: why, c.MEMORY: why}
+    unmeasured = {name: why for name in (c.LATENCY_P95, c.MEMORY) if name not in observed}
     unmeasured["energy_j_per_inference"] = f"{UNMEASURED}: the exporter does not measure energy"
     return Contract(
-        schema=CONTRACT_SCHEMA, profile=profile.name, promises=tuple(promises), golden=golden, unmeasured=unmeasured
+        schema=CONTRACT_SCHEMA,
+        profile=profile.name,
+        promises=tuple(promises),
+        golden=golden,
+        unmeasured=unmeasured,
+        measured=observed,
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from aios_edge.host import Host as Machine
-from aios_edge.host import describe, matches
-from aios_edge.profile import DeviceProfile
+from aios_edge.host import matches
+from aios_edge.measurement import MeasuredOn, measured_on
+from aios_edge.profile import DeviceProfile, Threads
 from exporters import graph, ort
+from exporters.brought import Brought, assign, targets_of
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import Data
 from exporters.evaluate import Logits, Quality, quality
@@ -15,7 +18,7 @@ from exporters.golden_samples import CPU
 from exporters.measure import SHAPES, Measured
 from exporters.quantize import Plan, plans_for
 from exporters.recipe import ExportRecipe
-from exporters.report import Candidate, Host, Interval, Latency, ProfileReport
+from exporters.report import Candidate, Interval, Latency, ProfileReport, Target
 from exporters.select import Choice, Figures, misses, select
 from exporters.stages import Made, Stages
 from exporters.structure import Structure, following
@@ -28,13 +31,24 @@ Shape = tuple[int, int, int]  # batch, length, threads
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
-    """What all profiles of one export share. ``shapes``: what every candidate is timed at."""
+    """What all profiles of one export share.
+
+    ``shapes``: what every candidate is timed at. ``brought``: by profile, what was measured on its devices.
+    ``for_measuring``: all candidates are given out as bundles.
+    """
 
     recipe: ExportRecipe
     data: Data
     variants: Variants
     machine: Machine
     shapes: tuple[Shape, ...]
+    brought: Mapping[str, tuple[Brought, ...]] = field(default_factory=dict)
+    for_measuring: bool = False
+
+    @property
+    def all_candidates(self) -> bool:
+        """Whether even those are built that can't win."""
+        return self.recipe.search.exhaustive or self.for_measuring
 
     @property
     def whole(self) -> Variant:
@@ -57,14 +71,21 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """A profile's candidates in its order of preference, and which of them won."""
+    """A profile's candidates in its order of preference, and which of them won.
+
+    ``on_target``: this machine's own figures count for the profile. ``targets``: by candidate, what was measured on a
+    device and brought; where there is any, it counts and this machine's figures don't. ``longest``: tokens of the
+    longest input.
+    """
 
     profile: DeviceProfile
     tried: tuple[Tried, ...]
     choice: Choice
     max_drop: float
+    longest: int
     on_target: bool
-    host: Host
+    host: MeasuredOn
+    targets: Mapping[str, Target] = field(default_factory=dict)
 
     @property
     def winner(self) -> Tried:
@@ -75,19 +96,23 @@ class Contest:
 def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
     """Build, verify and measure every candidate of a profile on validation rows, then choose."""
     match = matches(profile, common.machine)
+    brought = common.brought.get(profile.name, ())
     # Figures come from the CPU: they speak of a profile only if that is where it runs the model.
-    on_target = match.ok and bool(profile.providers) and profile.providers[0].name == CPU
+    on_target = match.ok and bool(profile.providers) and profile.providers[0].name == CPU and not brought
     longest = common.whole.encoder.max_length
     shapes = common.shapes
-    if on_target and (own := _conditions(profile, longest)) not in shapes:
+    if on_target and (own := conditions_of(profile, longest)) not in shapes:
         shapes = (*shapes, own)
     asked = common.recipe.accuracy.max_drop
     max_drop = profile.budgets.max_drop if asked is None else min(asked, profile.budgets.max_drop)
     tried: list[Tried] = []
+    targets: dict[str, Target] = {}
 
     def choose() -> Choice:
         figures = [_figures(t, profile, longest, on_target=on_target) for t in tried]
-        return select(figures, profile.budgets, max_drop=max_drop, on_target=on_target)
+        if targets:
+            figures = [_as_brought(f, targets.get(f.name)) for f in figures]
+        return select(figures, profile.budgets, max_drop=max_drop, on_target=on_target or bool(targets))
 
     def try_out(variant: Variant, plan: Plan) -> Tried:
         rows = common.data.validation
@@ -99,14 +124,14 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
             made=made,
             logits=logits,
             quality=quality("validation", logits, common.whole.reference, rows.labels, common.data.labels),
-            measured=stages.measured(made, common.whole.fp32, shapes),
+            measured=stages.measured(made, common.whole.fp32, shapes, profile.threads if on_target else Threads()),
             size_bytes=size,
             bundle_size_bytes=size + variant.tokenizer_bytes + DOCUMENTS_BYTES,
         )
 
     plans = plans_for(profile)
     for plan in plans:
-        if tried and not on_target and not common.recipe.search.exhaustive and choose().chosen:
+        if tried and not on_target and not brought and not common.all_candidates and choose().chosen:
             break  # preference decides here, and the rest comes after the one that keeps its promises
         tried.append(try_out(common.whole, plan))
 
@@ -118,19 +143,19 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
         figures = _figures(smaller, profile, longest, on_target=on_target)
         kept[rung] = not misses(figures, profile.budgets, max_drop=max_drop, on_target=on_target)
         tried.insert(sum(t.size_bytes < smaller.size_bytes for t in tried[: len(kept) - 1]), smaller)
+    if brought:
+        candidates = [t.made for t in tried]
+        given = assign(brought, candidates, profile, conditions_of(profile, longest)[:2])
+        targets.update(targets_of(given, candidates))
     return Contest(
         profile=profile,
+        targets=targets,
+        longest=longest,
         tried=tuple(tried),
         choice=choose(),
         max_drop=max_drop,
         on_target=on_target,
-        host=Host(
-            host=describe(common.machine),
-            cpu_flags=tuple(sorted(common.machine.cpu_flags)),
-            matches_profile=match.ok,
-            reasons=match.reasons,
-            runtime=ort.machine_note(),
-        ),
+        host=measured_on(profile, common.machine, runtime=ort.machine_note()),
     )
 
 
@@ -159,7 +184,7 @@ def shapes_within(positions: int, *, exhaustive: bool = True) -> tuple[Shape, ..
     return tuple(shape for shape in wanted if shape[1] <= positions) or ((1, positions, 1),)
 
 
-def _conditions(profile: DeviceProfile, longest: int) -> Shape:
+def conditions_of(profile: DeviceProfile, longest: int) -> Shape:
     """The profile's shape; its length cut to the longest input, as an agent does when it checks the budget."""
     budgets = profile.budgets
     return budgets.latency_batch, min(budgets.latency_length, longest), profile.threads.intra_op
@@ -173,14 +198,14 @@ def _fits(
     size = shape.size_bytes(rung, whole.made.plan.precision) + common.whole.tokenizer_bytes + DOCUMENTS_BYTES
     if budgets.bundle_size_bytes is not None and size > budgets.bundle_size_bytes:
         return False
-    timing = whole.measured.timing(*_conditions(profile, longest)) if on_target else None
+    timing = whole.measured.timing(*conditions_of(profile, longest)) if on_target else None
     if timing is None or budgets.latency_p95_s is None:
         return True
     return timing.p95 * shape.products(rung) / shape.products(shape.whole) <= budgets.latency_p95_s
 
 
 def _figures(tried: Tried, profile: DeviceProfile, longest: int, *, on_target: bool) -> Figures:
-    timing = tried.measured.timing(*_conditions(profile, longest)) if on_target else None
+    timing = tried.measured.timing(*conditions_of(profile, longest)) if on_target else None
     return Figures(
         name=tried.made.name,
         is_fp32=tried.made.plan.precision == "fp32",
@@ -193,6 +218,18 @@ def _figures(tried: Tried, profile: DeviceProfile, longest: int, *, on_target: b
         latency_p95_s=timing.p95 if timing else None,
         speedup=timing.speedup if timing else None,
         rss_bytes=tried.measured.rss_bytes if on_target else None,
+    )
+
+
+def _as_brought(figures: Figures, target: Target | None) -> Figures:
+    """The figures with those of the device, or with none where others were measured there and this one wasn't."""
+    return replace(
+        figures,
+        brought=target is not None,
+        latency_p50_s=target.p50 if target else None,
+        latency_p95_s=target.p95 if target else None,
+        speedup=target.speedup if target else None,
+        rss_bytes=target.rss_bytes if target else None,
     )
 
 
@@ -218,4 +255,5 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         measured_on=contest.host,
         operators=tried.made.built.operators,
         not_measured=found.reason,
+        target=contest.targets.get(name),
     )

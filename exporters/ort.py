@@ -19,32 +19,22 @@ from numpy.typing import NDArray
 
 from aios_edge.errors import RuntimeUnavailable
 from aios_edge.manifest import SessionSpec
+from aios_edge.profile import Threads
+from aios_edge.session import native, session_options
 
 Tensors = dict[str, NDArray[Any]]
 
 SKIP_FUSION = "SkipLayerNormFusion"
 #: fp32 as anyone would run it: the baseline of every speed-up.
 DEFAULT_SPEC = SessionSpec(graph_optimization_level="all")
-_LEVELS = {
-    "disable": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-}
 
 
 class Session:
-    """An inference session on the CPU with the options of a bundle."""
+    """An inference session on the CPU with the options of a bundle; one inter-op thread, no spinning, and ``threads``
+    intra-op ones where the bundle doesn't say otherwise."""
 
     def __init__(self, model: Path, spec: SessionSpec, *, threads: int = 1, optimized: Path | None = None) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        options.graph_optimization_level = _LEVELS[spec.graph_optimization_level]
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        for key, value in spec.config_entries.items():
-            options.add_session_config_entry(key, value)
+        options = native(onnxruntime, session_options(spec, Threads(intra_op=threads)))
         if optimized is not None:
             options.optimized_model_filepath = str(optimized)
         extra = {"disabled_optimizers": list(spec.disabled_optimizers)} if spec.disabled_optimizers else {}
@@ -111,7 +101,7 @@ def activations(model: Any, names: Sequence[str], samples: Sequence[Tensors]) ->
         probed.graph.output.append(type(model.graph.output[0])(name=name))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.graph_optimization_level = _LEVELS["basic"]
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
     for sample in samples:
         yield session.run(list(names), sample)

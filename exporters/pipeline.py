@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,8 @@ from aios_edge.bundle.write import check_replaceable
 from aios_edge.errors import PromiseBroken, ResourceError, UsageError
 from aios_edge.host import inspect_host
 from aios_edge.profile import DeviceProfile
-from exporters import convert, quantize, ship
+from exporters import convert, measuring, quantize, ship
+from exporters.brought import read_measurements
 from exporters.cache import StageCache
 from exporters.contest import Common, Contest, hold, latency_of, report_of, shapes_within
 from exporters.data import Data, Labelled, leaks, load_data
@@ -45,12 +46,22 @@ _EARLIER = "holds the bundle of an earlier export"
 
 
 def run(
-    recipe: ExportRecipe, profiles: tuple[DeviceProfile, ...], out: Path, *, progress: Progress, cache: Path
+    recipe: ExportRecipe,
+    profiles: tuple[DeviceProfile, ...],
+    out: Path,
+    *,
+    progress: Progress,
+    cache: Path,
+    measured: Sequence[Path] = (),
+    candidates: bool = False,
 ) -> ExportReport:
     """See :func:`exporters.export`."""
     started_at = time.monotonic()
     _check_profiles(profiles)
     _check_places(profiles, out)
+    if candidates:
+        measuring.check_measuring_places(profiles, out)
+    brought = read_measurements(measured, profiles)
     store, machine = StageCache(cache), inspect_host()
     stages = Stages(recipe, store, machine, progress)
 
@@ -68,7 +79,15 @@ def run(
     whole = variants.whole
     shapes = shapes_within(source.max_length, exhaustive=recipe.search.exhaustive)
     cost = stages.measured(whole.fp32, whole.fp32, shapes[:1])
-    common = Common(recipe=recipe, data=data, variants=variants, machine=machine, shapes=shapes)
+    common = Common(
+        recipe=recipe,
+        data=data,
+        variants=variants,
+        machine=machine,
+        shapes=shapes,
+        brought=brought,
+        for_measuring=candidates,
+    )
     contests = [hold(profile, common, stages) for profile in profiles]
     for contest in contests:
         progress.message(f"{contest.profile.name}: {contest.choice.chosen or 'no candidate is left'}")
@@ -126,10 +145,12 @@ def run(
         raise refused(problem, report)
 
     progress.stage("bundle", str(out))
+    making = ship.Making(common=common, source=source.name)
     for done, contest in enumerate(contests, start=1):
         name = contest.profile.name
-        bundle = ship.write(contest, trial, common, source.name, out / name)
-        report = _with_bundle(report, name, bundle)
+        bundle = ship.write(contest, trial, making, out / name)
+        folders = measuring.write_for_measuring(contest, making, out) if candidates else {}
+        report = _with_bundle(report, name, bundle, folders)
         progress.update(done, len(contests), name)
     return finish(report)
 
@@ -216,12 +237,16 @@ def _with_trial(report: ExportReport, trial: ship.Trial, leaked: int) -> ExportR
     return replaced(report, baseline=baseline, profiles=profiles, warnings=warnings)
 
 
-def _with_bundle(report: ExportReport, name: str, bundle: Bundle) -> ExportReport:
+def _with_bundle(report: ExportReport, name: str, bundle: Bundle, folders: Mapping[str, str]) -> ExportReport:
     replaced = msgspec.structs.replace
     size = sum(path.stat().st_size for path in bundle.path.rglob("*") if path.is_file())
     profile = report.profiles[name]
     candidates = tuple(
-        replaced(candidate, bundle_size_bytes=size) if candidate.chosen else candidate
+        replaced(
+            candidate,
+            bundle_size_bytes=size if candidate.chosen else candidate.bundle_size_bytes,
+            measuring_bundle=folders.get(candidate.name),
+        )
         for candidate in profile.candidates
     )
     shipped = replaced(profile, bundle=name, bundle_id=bundle.bundle_id, candidates=candidates)

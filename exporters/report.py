@@ -8,21 +8,12 @@ from typing import Any
 import msgspec
 
 from aios_edge.errors import PromiseBroken
+from aios_edge.measurement import MeasuredOn
 from exporters.calibration import Calibration
 from exporters.evaluate import Metrics, Quality
 from exporters.measure import Timing
 
 REPORT_SCHEMA = "1.0"
-
-
-class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """Where figures were measured, and whether that machine is of the profile's class."""
-
-    host: str
-    cpu_flags: tuple[str, ...]
-    matches_profile: bool
-    reasons: tuple[str, ...]
-    runtime: str
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,9 +32,27 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     split: str
 
 
+class Target(msgspec.Struct, frozen=True, kw_only=True):
+    """What ``bench`` measured of a candidate on the target, in the report. ``speedup`` is against the profile's fp32
+    candidate on the same device: ``interleaved`` with it, or from its own measurement; None where there was none."""
+
+    p50: float
+    p95: float
+    batch: int
+    length: int
+    threads: int
+    speedup: float | None
+    interleaved: bool
+    rss_bytes: int | None
+    provider: str
+    bundle_id: str
+    measured_on: MeasuredOn
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate of one profile. ``test`` and ``calibration`` are filled for the chosen one only: the others never
-    meet that split."""
+    meet that split. ``target``: what was measured on a device and brought; all other figures are of ``measured_on``.
+    ``measuring_bundle``: the folder of the bundle that was given out to be measured."""
 
     name: str
     precision: str
@@ -59,11 +68,13 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     latency: tuple[Timing, ...]
     rss_bytes: int | None
     max_batch_size: int | None
-    measured_on: Host
+    measured_on: MeasuredOn
     operators: dict[str, int]
     test: Quality | None = None
     calibration: Calibration | None = None
     not_measured: str | None = None  # why figures are None
+    target: Target | None = None
+    measuring_bundle: str | None = None
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):

@@ -55,10 +55,23 @@ def _profile(name: str, profile: ProfileReport) -> str:
     if where is not None:
         fits = "of this profile's class" if where.matches_profile else f"not of this class: {'; '.join(where.reasons)}"
         note = f"<p class='note'>Measured on {_t(where.host)} ({_t(fits)}), {_t(where.runtime)}.</p>"
+    note += "".join(_target(candidate) for candidate in profile.candidates)
     classes = _classes(_chosen(profile)) + _calibration(_chosen(profile)) if profile.chosen else ""
     return (
         f"<h2>{_t(name)}</h2>{verdict}<table>{head}</tr>{rows}</table><ul>{reasons}</ul>{note}"
         f"{_scatter(profile.candidates)}{classes}"
+    )
+
+
+def _target(c: Candidate) -> str:
+    """What was measured on the device; it decided, the table's times didn't."""
+    if (found := c.target) is None:
+        return ""
+    speedup = f", {found.speedup:.2f}x fp32" if found.speedup is not None else ""
+    return (
+        f"<p>{_t(c.name)} measured on target: p50 {_ms(found.p50)}, p95 {_ms(found.p95)} at {found.batch} x "
+        f"{found.length} on {found.threads} thread(s) of {_t(found.provider)}{speedup}, memory {_mb(found.rss_bytes)}; "
+        f"{_t(found.measured_on.host)}, {_t(found.measured_on.runtime)}.</p>"
     )
 
 

@@ -29,7 +29,11 @@ _MOST_DIGITS = 9
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What is known of a candidate; None where a figure was not measured. Latency at the profile's conditions."""
+    """What is known of a candidate; None where a figure was not measured. Latency at the profile's conditions.
+
+    ``brought``: latency and memory were measured on the target and brought here; False where that was done for other
+    candidates and not for this one, None where it was done for none.
+    """
 
     name: str
     is_fp32: bool
@@ -42,6 +46,7 @@ class Figures:
     latency_p95_s: float | None = None
     speedup: float | None = None
     rss_bytes: int | None = None
+    brought: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,8 @@ def select(candidates: Sequence[Figures], budgets: Budgets, *, max_drop: float, 
     """Choose among ``candidates``, which stand in the profile's order of preference.
 
     ``max_drop`` is the stricter of recipe and profile; ``on_target`` says that latency and memory were measured on
-    a host that matches the profile.
+    a host that matches the profile. Of figures that were brought from there, a candidate without any wins only where
+    none that was measured keeps its promises.
     """
     missed = {c.name: misses(c, budgets, max_drop=max_drop, on_target=on_target) for c in candidates}
     reasons = {name: "; ".join(miss.reason for miss in found) for name, found in missed.items() if found}
@@ -82,16 +88,24 @@ def select(candidates: Sequence[Figures], budgets: Budgets, *, max_drop: float, 
         found = missed[nearest.name]
         text = f"{nearest.name} {'; '.join(m.reason for m in found)}; {', '.join(m.remedy for m in found)}"
         return Choice(chosen=None, reasons=reasons, nearest=nearest.name, broken=found[0].promise, remedy=text)
-    if on_target:
-        winner = _fastest(eligible)
+    timed = [candidate for candidate in eligible if candidate.brought is not False]
+    if on_target and timed:
+        winner = _fastest(timed)
         won = "keeps accuracy, size, latency and memory, and is the fastest here"
-        if winner.latency_p50_s != min(c.latency_p50_s or 0.0 for c in eligible):
+        if winner.brought:
+            won = "keeps accuracy, size, latency and memory, and is the fastest of those measured on the target"
+            won += "" if winner.speedup is not None or winner.is_fp32 else "; fp32 was not measured there"
+        if winner.latency_p50_s != min(c.latency_p50_s or 0.0 for c in timed):
             won = "keeps every promise and is the smallest of those within 5 % of the fastest"
     else:
         winner = eligible[0]
         won = f"first of the profile's preference that keeps accuracy and size; latency and memory {UNMEASURED}"
     for candidate in eligible:
-        lost = f"keeps its promises, but {winner.name} is " + ("faster or smaller" if on_target else "preferred")
+        lost = f"keeps its promises, but {winner.name} is " + (
+            "faster or smaller" if on_target and timed else "preferred"
+        )
+        if candidate.brought is False and winner.brought:
+            lost = f"is {UNMEASURED}, where {winner.name} was measured and keeps its promises"
         reasons[candidate.name] = won if candidate is winner else lost
     return Choice(chosen=winner.name, reasons=reasons)
 
@@ -123,17 +137,17 @@ def misses(c: Figures, budgets: Budgets, *, max_drop: float, on_target: bool) ->
         found.append(_unknown(SIZE, "size"))
     else:
         found += _over("bundle size", c.bundle_size_bytes, budgets.bundle_size_bytes, 1e6, "MB", BUNDLE_SIZE)
-    if on_target:
+    if on_target and c.brought is not False:
         found += _cost_misses(c, budgets)
     return found
 
 
 def _cost_misses(c: Figures, budgets: Budgets) -> list[Miss]:
     found = []
-    if c.latency_p50_s is None or c.latency_p95_s is None or c.speedup is None:
+    if c.latency_p50_s is None or c.latency_p95_s is None or (c.speedup is None and not c.brought):
         return [_unknown(LATENCY_P95, "latency")]
-    if c.speedup < 1 and not c.is_fp32:
-        reason = f"is slower than fp32 on this host ({c.speedup:.2f}x)"
+    if c.speedup is not None and c.speedup < 1 and not c.is_fp32:
+        reason = f"is slower than fp32 on {'the target' if c.brought else 'this host'} ({c.speedup:.2f}x)"
         remedy = "add fp32 to the profile's preference"
         found.append(Miss(promise="speedup", reason=reason, excess=1 / c.speedup - 1, remedy=remedy))
     found += _over("p95 latency", c.latency_p95_s, budgets.latency_p95_s, 1e-3, "ms", LATENCY_P95)

@@ -12,17 +12,18 @@ from aios_edge.bundle.read import Bundle
 from aios_edge.bundle.write import write_bundle
 from aios_edge.digest import canonical_json, sha256_bytes
 from aios_edge.errors import PromiseBroken
-from aios_edge.manifest import Measured, Provenance
-from exporters import graph
+from aios_edge.manifest import Measured, Provenance, Purpose
+from exporters import graph, tensorrt
 from exporters.bundle import UNMEASURED_BATCH, UNMEASURED_BATCH_CPU, contract_of, manifest_of
 from exporters.calibration import Calibration, calibrate
-from exporters.contest import Common, Contest
+from exporters.contest import Common, Contest, Tried
 from exporters.data import Labelled
 from exporters.encode import TOKENIZER, length_of
 from exporters.evaluate import Metrics, Quality, metrics, quality
 from exporters.golden_samples import CPU, judge, margins_of, pick, record
 from exporters.select import apart
 from exporters.stages import Stages, tool_versions
+from exporters.target import observed_of, session_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,50 +89,89 @@ def batch_size(precision: str, *, useful: int | None, on_cpu: bool) -> int:
     return UNMEASURED_BATCH_CPU if on_cpu else UNMEASURED_BATCH
 
 
-def write(contest: Contest, trial: Trial, common: Common, source: str, target: Path) -> Bundle:
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """What all bundles of one export are made of."""
+
+    common: Common
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What a bundle's accuracy rests on."""
+
+    quality: Quality
+    rows: int
+    split: str
+    temperature: float
+
+
+def write(contest: Contest, trial: Trial, making: Making, target: Path) -> Bundle:
     """Write one profile's bundle; whole or not at all."""
-    winner = contest.winner
-    variant = winner.variant
-    found = trial.winners[winner.made.name]
-    assert found.metrics is not None and found.drop is not None and found.agreement is not None  # broken_promise
+    name = contest.winner.made.name
+    seen = Seen(
+        quality=trial.winners[name], rows=trial.rows, split="test", temperature=trial.calibrations[name].temperature
+    )
+    return assemble(contest.winner, contest, making, seen, target, purpose="serve")
+
+
+def assemble(tried: Tried, contest: Contest, making: Making, seen: Seen, target: Path, *, purpose: Purpose) -> Bundle:
+    """Write a candidate's bundle. One that is made to be measured carries nothing that was measured here or there."""
+    common, variant, found, profile = making.common, tried.variant, seen.quality, contest.profile
+    assert found.metrics is not None and found.drop is not None and found.agreement is not None  # the caller's check
+    precision, serves = tried.made.plan.precision, purpose == "serve"
     figures = Measured(
         accuracy=found.metrics.accuracy,
         accuracy_drop=found.drop.value,
         agreement=found.agreement,
-        size_bytes=winner.size_bytes,
+        size_bytes=tried.size_bytes,
     )
     held_out = common.data.validation
     samples = variant.encoder.samples(held_out.texts)
-    rows = pick(held_out, [length_of(sample) for sample in samples], margins_of(winner.logits))
-    golden = record(rows, held_out, samples, variant.reference, winner.logits, variant.encoder)
+    rows = pick(held_out, [length_of(sample) for sample in samples], margins_of(tried.logits))
+    golden = record(rows, held_out, samples, variant.reference, tried.logits, variant.encoder)
+    largest = batch_size(
+        precision,
+        useful=tried.measured.max_batch_size if contest.on_target else None,
+        on_cpu=bool(profile.providers) and profile.providers[0].name == CPU,
+    )
     manifest = manifest_of(
         variant.identity,
-        profile=contest.profile.name,
-        precision=winner.made.plan.precision,
-        session=winner.made.built.session,
-        max_batch_size=batch_size(
-            winner.made.plan.precision,
-            useful=winner.measured.max_batch_size if contest.on_target else None,
-            on_cpu=bool(contest.profile.providers) and contest.profile.providers[0].name == CPU,
-        ),
+        profile=profile.name,
+        precision=precision,
+        session=session_of(tried, contest) if serves else tried.made.built.session,
+        max_batch_size=largest,
         provenance=Provenance(
-            source=source,
-            candidate=winner.made.name,
+            source=making.source,
+            candidate=tried.made.name,
             recipe_sha256=sha256_bytes(canonical_json(common.recipe.document())),
             data=common.data.origin,
             finetune=common.recipe.finetune.method,
             tools=tool_versions(),
         ),
         measured=figures,
-        temperature=trial.calibrations[winner.made.name].temperature,
+        temperature=seen.temperature,
+        purpose=purpose,
+        provider_options=tensorrt.provider_options(
+            profile,
+            precision,
+            variant.identity.inputs,
+            max_batch_size=largest,
+            max_length=variant.identity.text.max_length,
+        ),
     )
     contract = contract_of(
-        contest.profile,
+        profile,
         figures,
-        judge(golden, winner.made.plan.precision),
-        rows=trial.rows,
+        judge(golden, precision),
+        rows=seen.rows,
         host=contest.host.host,
-        on_target=contest.on_target,
+        observed=observed_of(tried, contest) if serves else {},
+        split=seen.split,
     )
-    files: dict[str, Path | bytes] = {TOKENIZER: variant.tokenizer / TOKENIZER, **graph.model_files(winner.made.folder)}
+    files: dict[str, Path | bytes] = {
+        TOKENIZER: variant.tokenizer / TOKENIZER,
+        **graph.model_files(tried.made.folder),
+    }
     return write_bundle(target, manifest, contract, files, golden)

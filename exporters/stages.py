@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from aios_edge.host import Host, describe
+from aios_edge.profile import Threads
 from aios_edge.tasks import TASKS
 from aios_edge.version import __version__
 from exporters import (
@@ -46,6 +47,7 @@ from exporters.recipe import ExportRecipe
 from exporters.source import Source
 
 _TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy")
+_QUIET = Threads()
 _BERT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -218,14 +220,18 @@ class Stages:
         logits: Logits = np.load(folder / "logits.npy", allow_pickle=False)
         return logits
 
-    def measured(self, made: Made, baseline: Made, shapes: tuple[tuple[int, int, int], ...]) -> measure.Measured:
-        """A candidate's latency, memory and useful batch size on this machine."""
+    def measured(
+        self, made: Made, baseline: Made, shapes: tuple[tuple[int, int, int], ...], threads: Threads = _QUIET
+    ) -> measure.Measured:
+        """A candidate's latency, memory and useful batch size on this machine. ``threads``: whether they spin, and how
+        many run beside each other; those within an operator come with the shapes."""
         fp32 = baseline.folder / convert.RAW
         model = fp32 if made.name == "baseline" else made.model
         ingredients = {
             "model": [made.folder.name, model.name],
             "fp32": baseline.folder.name,
             "shapes": shapes,
+            "threads": [threads.inter_op, threads.spinning],
             "host": self._host_key(),
             "tools": self.tools,
             "code": code_digest(measure, measure_rss, ort),
@@ -233,8 +239,11 @@ class Stages:
 
         def build(work: Path) -> None:
             self.progress.stage("measure", made.name)
-            spec = made.built.session
-            figures = measure.measure(model, spec, fp32, baseline.built.session, shapes)
+            spec, fp32_spec = (
+                msgspec.structs.replace(built.session, inter_op_threads=threads.inter_op, spinning=threads.spinning)
+                for built in (made.built, baseline.built)
+            )
+            figures = measure.measure(model, spec, fp32, fp32_spec, shapes)
             (work / "measured.json").write_bytes(msgspec.json.encode(figures))
 
         folder = self._cache.produce("measure", ingredients, build)

@@ -103,9 +103,9 @@ def tiny_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     import onnxruntime as ort
     from tokenizers import Tokenizer
 
-    from aios_edge.contract import Conditions, GoldenSpec, Promise
+    from aios_edge.contract import CONTRACT_SCHEMA, Conditions, GoldenSpec, Promise
     from aios_edge.golden import Golden
-    from aios_edge.manifest import Measured, Provenance, SessionSpec, Softmax, TensorSpec, TextInput
+    from aios_edge.manifest import MANIFEST_SCHEMA, Measured, Provenance, SessionSpec, Softmax, TensorSpec, TextInput
 
     folder = tmp_path_factory.mktemp("tiny_parts")
     _write_model(folder / "model.onnx")
@@ -146,7 +146,7 @@ def tiny_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             manifest_sha256="",
         ),
         "manifest": {
-            "schema": "1.0",
+            "schema": MANIFEST_SCHEMA,
             "name": "tiny",
             "version": "1.0.0",
             "task": "text-classification",
@@ -166,7 +166,7 @@ def tiny_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             "measured": Measured(accuracy=0.9, accuracy_drop=0.0, agreement=1.0, size_bytes=size_bytes),
         },
         "contract": {
-            "schema": "1.0",
+            "schema": CONTRACT_SCHEMA,
             "profile": "x86-gateway",
             "promises": (
                 promise("accuracy", ">=", 0.9, "share", "measured", "export-only", here),

@@ -35,6 +35,7 @@ from aios_edge.digest import canonical_json, sha256_bytes, sha256_file
 from aios_edge.errors import BundleRefused
 from aios_edge.golden import MIN_SAMPLES, read_seal
 from aios_edge.manifest import MANIFEST_SCHEMA, Manifest
+from aios_edge.provider_options import options_fault
 
 CHECKS = ("schema", "unlisted", "digest", "manifest", "promises", "size")
 
@@ -97,6 +98,10 @@ def parse_manifest(root: Path) -> tuple[Manifest, dict[str, Any]]:
     require(manifest.max_batch_size >= 1, "max_batch_size is less than 1")
     require(len(manifest.labels) == len(set(manifest.labels)) > 0, "labels are empty or not unique")
     require(bool(manifest.inputs and manifest.outputs), "inputs or outputs are empty")
+    for threads in (manifest.session.intra_op_threads, manifest.session.inter_op_threads):
+        require(threads is None or threads >= 1, "session has less than 1 thread")
+    fault = options_fault(manifest.provider_options)
+    require(fault is None, f"provider_options {fault}")
     for entry in manifest.files:
         require(_SHA256.fullmatch(entry.sha256) is not None, f"sha256 of {entry.path!r} is not 64 hex digits")
         require(entry.size_bytes >= 0, f"size of {entry.path!r} is negative")
@@ -189,14 +194,31 @@ def check_manifest(root: Path, manifest: Manifest, document: dict[str, Any], con
     if sealed is None:
         what = f"is not sealed: {contract.golden.file} was written by an aios-edge that didn't do so yet"
         raise BundleRefused("manifest", what, where=where, remedy="Export the bundle again with this one")
-    known = {**msgspec.to_builtins(manifest), "schema": MANIFEST_SCHEMA}
-    if sealed not in (manifest_sha256(document), manifest_sha256(known)):
+    if sealed not in (manifest_sha256(document), *(manifest_sha256(form) for form in _known_forms(manifest))):
         what = f"was altered: it is not the manifest that {contract.golden.file} was recorded for"
         raise BundleRefused("manifest", what, where=where, remedy="Fetch it again")
 
 
+def _known_forms(manifest: Manifest) -> list[dict[str, Any]]:
+    """The document as exporters of the minor schemas up to ours wrote it, which say the same of this manifest."""
+    document: dict[str, Any] = {**msgspec.to_builtins(manifest), "schema": MANIFEST_SCHEMA}
+    forms = [document]
+    session = {name: value for name, value in document["session"].items() if name not in _SESSION_SINCE_1_1}
+    if all(document["session"][name] is None for name in _SESSION_SINCE_1_1) and all(
+        document[name] == default for name, default in _SINCE_1_1.items()
+    ):
+        older = {name: value for name, value in document.items() if name not in _SINCE_1_1}
+        forms.append({**older, "schema": "1.0", "session": session})
+    return forms
+
+
+#: What schema 1.1 added to a manifest and to its session, with the value that means nothing was said.
+_SINCE_1_1: dict[str, Any] = {"purpose": "serve", "provider_options": {}}
+_SESSION_SINCE_1_1 = ("intra_op_threads", "inter_op_threads", "spinning")
+
+
 def check_promises(root: Path, manifest: Manifest, contract: Contract) -> None:
-    """Contract, golden samples and the manifest's measured figures tell one story.
+    """Contract, golden samples and measured figures tell one story.
 
     The golden samples carry the sha256 of contract.json, so neither can be altered alone; a measured promise is the
     measured figure itself, so the contract can't be softened even together with the samples. What every exporter
@@ -228,6 +250,14 @@ def check_promises(root: Path, manifest: Manifest, contract: Contract) -> None:
             require(promise.check == check, f"{promise.name} is checked '{promise.check}', not '{check}'")
         if promise.name in measured:
             _consistent(promise, measured[promise.name], where)
+    for name, seen in contract.measured.items():
+        require(_plausible(name, seen.value), f"measured {name} = {seen.value} is not possible")
+        require(name not in contract.unmeasured, f"says of {name} that it was measured, and that it was not")
+        if (promised := contract.promise(name)) is not None:
+            kept, value = promised.kept_by(seen.value), _figure(promised.value)
+            require(
+                kept, f"promises {name} {promised.op} {value}, and {_figure(seen.value)} was measured on the target"
+            )
     golden = contract.golden
     require(0 < golden.min_agreement <= 1, f"golden.min_agreement = {golden.min_agreement} is not a share")
     require(bool(golden.tolerance), "golden.tolerance is empty")

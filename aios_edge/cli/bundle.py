@@ -46,6 +46,8 @@ def _show(opened: Bundle, as_json: bool) -> None:
         return
     manifest = opened.manifest
     click.echo(f"{manifest.name} {manifest.version}: {manifest.task}, {manifest.precision} for {manifest.profile}")
+    if manifest.purpose == "measure":
+        click.echo("  FOR MEASURING ONLY: its accuracy was seen on validation rows; an agent doesn't serve it")
     click.echo(f"  id        {opened.bundle_id}")
     click.echo(f"  labels    {', '.join(manifest.labels)}")
     for word, tensors in (("input", manifest.inputs), ("output", manifest.outputs)):
@@ -61,6 +63,8 @@ def _show(opened: Bundle, as_json: bool) -> None:
         click.echo(f"    {promise.name} {promise.op} {promise.value:.15g} {promise.unit} ({basis})")
     golden = opened.contract.golden
     click.echo(f"    {golden.count} golden samples, at least {golden.min_agreement:.1%} of them answered alike")
+    for name, seen in opened.contract.measured.items():
+        click.echo(f"    {name}: {seen.value:.4g} {seen.unit} measured on target, {seen.conditions.host}")
     for name, why in opened.contract.unmeasured.items():
         click.echo(f"    {name}: not measured, {why}")
 

@@ -23,12 +23,31 @@ if TYPE_CHECKING:
     "--out", type=click.Path(path_type=Path), default="out", show_default=True, help="Where bundles and report go."
 )
 @click.option("--cache", type=click.Path(path_type=Path), help="Where finished stages are kept.  [default: OUT/.cache]")
+@click.option(
+    "--measured",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="What 'aios-edge bench --json' printed on a device of the profile; for several candidates, several times.",
+)
+@click.option("--candidates", is_flag=True, help="Write every candidate as a bundle to be measured on the device, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON document.")
-def export(recipe: Path, profiles: str, out: Path, cache: Path | None, as_json: bool) -> None:
+def export(
+    recipe: Path,
+    profiles: str,
+    out: Path,
+    cache: Path | None,
+    measured: tuple[Path, ...],
+    candidates: bool,
+    as_json: bool,
+) -> None:
     """Fine-tune, convert, quantize, verify and bundle the model of RECIPE (TOML).
 
     Writes OUT/<profile>/ for each profile, OUT/report.json and OUT/report.html. Interrupted, it resumes: run the
     same command again.
+
+    Where this machine isn't of a profile's class, --candidates gives all its candidates out to be measured by
+    'aios-edge bench' on the device; with --measured its figures decide.
     """
     import exporters
     from aios_edge.profile_files import load_profile
@@ -41,7 +60,9 @@ def export(recipe: Path, profiles: str, out: Path, cache: Path | None, as_json: 
     loaded = [load_profile(name) for name in names]
     try:
         with TerminalProgress() if _live() else nullcontext(LineProgress()) as progress:
-            report = exporters.export(recipe, loaded, out, progress=progress, cache=cache)
+            report = exporters.export(
+                recipe, loaded, out, progress=progress, cache=cache, measured=measured, candidates=candidates
+            )
     except NothingShipped as refused:
         if as_json:
             click.echo(refused.report.to_json(), nl=False)
@@ -69,6 +90,8 @@ def _print(report: ExportReport, out: Path) -> None:
             mark = "*" if candidate.chosen else " "
             size = f"{candidate.size_bytes / 1e6:.1f} MB" if candidate.size_bytes is not None else "n/a"
             speedup = f"{candidate.speedup:.2f}x" if candidate.speedup is not None else "n/a"
+            if candidate.target is not None and candidate.target.speedup is not None:
+                speedup = f"{candidate.target.speedup:.2f}x on target"
             agreement = f"{candidate.agreement:.4f}" if candidate.agreement is not None else "n/a"
             line = f"{mark} {candidate.name:<15} {size:>9}  agreement {agreement}  speed {speedup}  {candidate.reason}"
             click.echo(f"{name:<18} {line}")

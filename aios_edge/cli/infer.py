@@ -50,7 +50,7 @@ def infer(
     """
     from aios_edge.bundle.read import open_bundle
     from aios_edge.tasks import task_for
-    from device_agent.runtime import Runtime
+    from device_agent.runtime import open_runtime
 
     if inputs and file is not None:
         raise UsageError("both INPUT and --file were given", remedy="Give one of them")
@@ -63,7 +63,7 @@ def infer(
         manifest = opened.manifest
         raw = list(_raw_inputs(inputs, file, columns, manifest))
         task = task_for(manifest, opened.path)
-        runtime = Runtime(opened.file(manifest.model), manifest.session, _profile(profile_name, manifest))
+        runtime = open_runtime(opened, _profile(profile_name, manifest))
         if runtime.provider_reason:
             click.echo(f"running on {runtime.providers_active[0]}: {runtime.provider_reason}", err=True)
 

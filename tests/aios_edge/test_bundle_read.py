@@ -332,6 +332,25 @@ def test_a_contract_for_another_profile_is_refused(tiny_copy: Path) -> None:
     assert refused_by(tiny_copy) == "promises"
 
 
+@pytest.mark.parametrize(
+    ("measured", "unmeasured", "says"),
+    [
+        ({"latency_p95_s": 0.5}, {}, "0.5 was measured on the target"),
+        ({"latency_p95_s": -1.0}, {}, "is not possible"),
+        ({"memory_bytes": 1e8}, {"memory_bytes": "why"}, "that it was measured, and that it was not"),
+    ],
+)
+def test_figures_of_the_target_that_contradict_the_contract_are_refused_by_promises(
+    tiny_copy: Path, measured: dict[str, float], unmeasured: dict[str, str], says: str
+) -> None:
+    seen = {name: {"value": value, "unit": "s", "conditions": {}} for name, value in measured.items()}
+    edit(tiny_copy / "contract.json", lambda d: d.update(measured=seen, unmeasured=unmeasured))
+    reseal(tiny_copy)
+    with pytest.raises(BundleRefused, match=says) as caught:
+        open_bundle(tiny_copy)
+    assert caught.value.promise == "promises"
+
+
 def test_a_contract_of_a_newer_major_schema_is_refused(tiny_copy: Path) -> None:
     edit(tiny_copy / "contract.json", lambda d: d.update(schema="7.0"))
     reseal(tiny_copy)

@@ -13,8 +13,8 @@ import pytest
 
 from aios_edge.digest import sha256_file
 from aios_edge.golden import encode_golden, read_golden
-from aios_edge.manifest import TensorSpec
-from aios_edge.profile import Budgets, DeviceProfile
+from aios_edge.manifest import SessionSpec, TensorSpec
+from aios_edge.profile import Budgets, DeviceProfile, Threads
 from aios_edge.profile_files import load_profile
 from device_agent.activation import Activated, ActivationRefused, activate
 from device_agent.activation_measure import check_memory
@@ -58,12 +58,38 @@ def test_a_good_bundle_is_activated_and_everything_is_reported(tiny_bundle: Any)
     found = activate(tiny_bundle.path, profile(), alone=False, on_stage=stages.append)
     report = found.report
     names = [check.name for check in report.checks]
-    assert names == [*BUNDLE_CHECKS, "profile", "load", "golden", "golden_raw", "latency_p95_s", "memory_bytes"]
+    assert names == [
+        *BUNDLE_CHECKS,
+        "purpose",
+        "profile",
+        "load",
+        "golden",
+        "golden_raw",
+        "latency_p95_s",
+        "memory_bytes",
+    ]
     assert all(check.passed for check in report.checks)
     assert report.bundle_id == tiny_bundle.bundle_id
     assert report.providers_active == ("CPUExecutionProvider",)
     assert report.latency_p95_s is not None and 0 < report.latency_p95_s < 0.06
     assert stages == ["bundle", "profile", "load", "golden", "golden_raw", "latency_p95_s", "memory_bytes"]
+
+
+def test_a_bundle_that_takes_less_of_the_cpu_says_so_and_one_that_takes_more_is_refused(make_bundle: Any) -> None:
+    two = msgspec.structs.replace(profile(), threads=Threads(intra_op=2))
+    found = activated(make_bundle(session=SessionSpec(intra_op_threads=1)).path, device=two)
+    assert found.runtime.options.intra_op_threads == 1
+    details = {check.name: check.detail for check in found.report.checks}
+    assert "runs as it was measured: intra-op threads 1 (the profile grants 2)" in details["profile"]
+    assert "on 1 thread(s)" in details["latency_p95_s"]
+    refused = refusal(make_bundle(session=SessionSpec(intra_op_threads=3)).path, device=two)
+    assert refused.promise == "profile" and "3 intra-op threads, the profile grants 2" in refused.what
+
+
+def test_a_bundle_for_measuring_is_weighed_and_not_served(make_bundle: Any) -> None:
+    bundle = make_bundle(purpose="measure")
+    assert refusal(bundle.path).promise == "purpose"
+    assert activated(bundle.path, "quick").report.checks
 
 
 def test_quick_looks_at_digests_and_a_few_samples_only(tiny_bundle: Any) -> None:

@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from aios_edge.host import matches
+from aios_edge.manifest import SessionSpec
 from aios_edge.profile import Power, PowerEstimate
 from device_agent.bench_energy import measure_energy
 from device_agent.power.meter import PowerMeter
@@ -49,6 +52,37 @@ def test_bench_prints_one_document_with_all_promised_keys(tiny_bundle: Any, sens
     shapes = [(shape["batch"], shape["length"]) for shape in document["shapes"]]
     assert shapes[0] == (document["batch"], document["length"])
     assert len(shapes) == len(set(shapes)) > 2
+    assert document["speedup"] is None and document["compared"] is None
+
+
+def test_bench_names_the_candidate_and_what_it_was_compared_with_on_which_provider(
+    make_bundle: Any, tiny_bundle: Any, sensorless: Path
+) -> None:
+    from aios_edge.measurement import Measurement, model_of
+    from aios_edge.profile_files import load_profile
+
+    arguments = ("bench", str(tiny_bundle.path), "--profile", str(sensorless), "--duration", "0.2")
+    done = aios_edge(*arguments, "--against", str(make_bundle(name="other").path), "--json")
+    assert done.returncode == 0, done.stderr
+    found = msgspec.json.decode(done.stdout, type=Measurement)
+    assert (found.bundle_id, found.candidate, found.precision) == (tiny_bundle.bundle_id, "fp32", "fp32")
+    assert found.model_sha256 == model_of(tiny_bundle.manifest)
+    assert found.compared is not None and found.speedup == found.compared.speedup
+    assert 0.2 < found.compared.speedup < 5 and found.compared.model_sha256 == found.model_sha256
+    assert found.compared.providers_active == found.providers_active == ("CPUExecutionProvider",)
+    assert found.session.intra_op_threads == found.threads == load_profile(sensorless).threads.intra_op
+    assert found.measured_on.matches_profile == matches(load_profile(sensorless), found.host).ok
+    assert found.measured_on.runtime.startswith("onnxruntime ")
+    person = aios_edge(*arguments)
+    assert "speed-up    not measured" in person.stdout and "candidate   fp32" in person.stdout
+
+
+def test_bundles_on_other_threads_are_not_compared(make_bundle: Any, tiny_bundle: Any, sensorless: Path) -> None:
+    other = make_bundle(session=SessionSpec(intra_op_threads=2))
+    done = aios_edge(
+        "bench", str(tiny_bundle.path), "--profile", str(sensorless), "--duration", "0.2", "--against", str(other.path)
+    )
+    assert done.returncode == 2 and "runs on 2 thread(s), the measured bundle on 1" in done.stderr
 
 
 def test_bench_without_json_speaks_to_a_person(tiny_bundle: Any, sensorless: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from aios_edge.errors import RequestError, RuntimeUnavailable
 from aios_edge.manifest import SessionSpec, TensorSpec
 from aios_edge.profile import DeviceProfile, Provider, Threads
+from aios_edge.session import native, session_options
 from device_agent import runtime as module
 from device_agent.runtime import CPU, Runtime
 
@@ -181,11 +182,11 @@ def test_session_options_reach_the_session(tmp_path: Path) -> None:
     written = tmp_path / "optimized.onnx"
     entries = {"session.intra_op.allow_spinning": "1", "session.x": "7"}
     spec = SessionSpec(graph_optimization_level="basic", disabled_optimizers=("X",), config_entries=entries)
-    options = module._options(module._onnxruntime(), spec, profile(intra_op=3, inter_op=2))
+    options = native(module._onnxruntime(), session_options(spec, Threads(intra_op=3, inter_op=2)))
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (3, 2)
     assert options.graph_optimization_level.name == "ORT_ENABLE_BASIC"
     assert options.get_session_config_entry("session.x") == "7"
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"  # the device's word counts
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"  # not by the back door
     assert options.log_severity_level == 3 and not written.exists()
     assert Runtime(path, spec, profile()).run({"x": np.zeros((2, 1), dtype=np.float32)})["y"].tolist() == [[1], [1]]
 

@@ -99,6 +99,25 @@ def test_each_profile_gets_its_own_candidates(whole: Run) -> None:
     assert "unmeasured on target" in open_bundle(whole.out / "rpi5").contract.unmeasured["latency_p95_s"]
 
 
+def test_a_jetsons_bundle_pins_its_shapes_and_precision(whole: Run) -> None:
+    manifest = open_bundle(whole.out / "jetson-orin-nano").manifest
+    options = manifest.provider_options["TensorrtExecutionProvider"]
+    shape = f"8x{manifest.preprocess.max_length}"
+    assert options["trt_profile_max_shapes"] == ",".join(f"{tensor.name}:{shape}" for tensor in manifest.inputs)
+    assert options["trt_fp16_enable"] is True and options["trt_int8_enable"] is False
+    assert open_bundle(whole.out / "rpi5").manifest.provider_options == {}
+
+
+def test_threads_travel_where_they_were_measured(whole: Run) -> None:
+    measured = open_bundle(whole.out / "cloud-cpu")  # any machine is of that class
+    session = measured.manifest.session
+    assert (session.intra_op_threads, session.inter_op_threads, session.spinning) == (1, 1, False)
+    assert (
+        measured.contract.measured["latency_p95_s"].value > 0 and measured.contract.measured["memory_bytes"].value > 0
+    )
+    assert open_bundle(whole.out / "rpi5").manifest.session.intra_op_threads is None
+
+
 def test_the_batch_size_of_another_device_is_not_taken_from_this_machine(whole: Run) -> None:
     sizes = {name: open_bundle(whole.out / name).manifest.max_batch_size for name in PROFILES}
     assert (sizes["cloud-cpu"], sizes["rpi5"], sizes["jetson-orin-nano"]) == (4, 1, 8)

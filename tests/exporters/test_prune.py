@@ -1,4 +1,4 @@
-"""Pruning: the least important units leave the tensors, the rest stands in for them, and the result is a plain model."""
+"""Pruning: the least important units leave the tensors, the rest stands in for them, and a plain model is left."""
 
 from __future__ import annotations
 

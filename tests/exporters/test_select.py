@@ -19,6 +19,7 @@ seconds = st.one_of(st.none(), st.floats(0.001, 1))
 
 @st.composite
 def candidates(draw: st.DrawFn) -> list[Figures]:
+    brought = draw(st.sampled_from([(None,), (True, False)]))  # of one profile, some are brought or none is
     return [
         Figures(
             name=f"c{index}",
@@ -31,6 +32,7 @@ def candidates(draw: st.DrawFn) -> list[Figures]:
             latency_p95_s=draw(seconds),
             speedup=draw(st.one_of(st.none(), st.floats(0.2, 8))),
             rss_bytes=draw(size),
+            brought=draw(st.sampled_from(brought)),
         )
         for index in range(draw(st.integers(0, 5)))
     ]
@@ -71,8 +73,12 @@ def test_every_candidate_has_a_reason_and_the_winner_keeps_every_rule(
     assert winner.agreement is not None and winner.agreement >= MIN_AGREEMENT
     assert winner.size_bytes is not None and winner.bundle_size_bytes is not None
     assert limits.bundle_size_bytes is None or winner.bundle_size_bytes <= limits.bundle_size_bytes
-    if on_target:
-        assert winner.speedup is not None and (winner.is_fp32 or winner.speedup >= 1)
+    if on_target and winner.brought is False:
+        assert "unmeasured on target" in choice.reasons[winner.name]
+        assert all(c.brought is False or "keeps" not in choice.reasons[c.name] for c in found)
+    elif on_target:
+        assert winner.speedup is not None or winner.brought
+        assert winner.is_fp32 or winner.speedup is None or winner.speedup >= 1
         assert winner.latency_p95_s is not None
         assert limits.latency_p95_s is None or winner.latency_p95_s <= limits.latency_p95_s
         assert limits.memory_bytes is None or (winner.rss_bytes is not None and winner.rss_bytes <= limits.memory_bytes)
@@ -206,3 +212,22 @@ def test_two_figures_that_differ_never_read_alike(bundle_bytes: int, budget_byte
     found = [figures("a", bundle_size_bytes=bundle_bytes)]
     choice = select(found, Budgets(bundle_size_bytes=budget_bytes), max_drop=0.0, on_target=False)
     assert choice.reasons["a"] == f"misses the bundle size budget ({said})"
+
+
+def test_brought_figures_choose_among_those_that_have_them() -> None:
+    slow, quick = figures("slow", brought=True, latency_p50_s=0.02), figures("quick", brought=True, latency_p50_s=0.01)
+    unknown = figures("unknown", brought=False, latency_p50_s=None, latency_p95_s=None, speedup=None, rss_bytes=None)
+    choice = select([unknown, slow, quick], Budgets(), max_drop=0.01, on_target=True)
+    assert choice.chosen == "quick" and "measured on the target" in choice.reasons["quick"]
+    assert choice.reasons["unknown"].startswith("is unmeasured on target")
+    late = [unknown, figures("late", brought=True, latency_p95_s=9.0)]
+    assert select(late, Budgets(latency_p95_s=0.1), max_drop=0.01, on_target=True).chosen == "unknown"
+
+
+def test_a_speed_up_that_was_not_brought_is_no_reason_to_lose_and_one_below_1_is() -> None:
+    alone = figures("alone", brought=True, speedup=None)
+    choice = select([alone], Budgets(), max_drop=0.01, on_target=True)
+    assert choice.chosen == "alone" and choice.reasons["alone"].endswith("fp32 was not measured there")
+    assert select([figures("here", speedup=None)], Budgets(), max_drop=0.01, on_target=True).chosen is None
+    slower = select([figures("slower", brought=True, speedup=0.9)], Budgets(), max_drop=0.01, on_target=True)
+    assert slower.chosen is None and slower.broken == "speedup"

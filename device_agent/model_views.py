@@ -1,0 +1,46 @@
+"""What is told of a served model: in ``/status``, and in the retained status over MQTT."""
+
+from __future__ import annotations
+
+from aios_edge.telemetry import BundleStatus
+from device_agent.model_host import ModelHost
+from device_agent.settings import BundleEntry
+from device_agent.status import ModelStatus
+
+
+def bundle_status(host: ModelHost) -> BundleStatus:
+    """A model for the broker."""
+    report = host.report
+    return BundleStatus(
+        model=host.name,
+        version=host.bundle.manifest.version,
+        bundle_id=host.bundle.bundle_id,
+        state=host.state,
+        providers_requested=report.providers_requested if report else (),
+        providers_active=report.providers_active if report else (),
+        providers_reason=report.provider_reason if report else None,
+        detail=host.detail if host.state != "loading" else None,  # stages are for /status, not for the broker
+    )
+
+
+def model_status(host: ModelHost, entry: BundleEntry) -> ModelStatus:
+    """A model for ``/status``."""
+    return ModelStatus(
+        model=host.name,
+        version=host.bundle.manifest.version,
+        bundle_id=host.bundle.bundle_id,
+        path=str(entry.path),
+        pinned=entry.pinned,
+        state=host.state,
+        detail=host.detail,
+        worker_pid=host.worker.pid,
+        worker_rss_bytes=host.worker.rss_bytes,
+        restarts=host.restarts,
+        queued=host.queued,
+        running=host.running,
+        max_batch_size=host.bundle.manifest.max_batch_size,
+        service_base_s=host.service.base_s,
+        service_per_unit_s=host.service.per_unit_s,
+        spread=host.service.spread,
+        activation=host.report,
+    )
