@@ -9,15 +9,17 @@ from aios_edge.host import describe, matches
 from aios_edge.profile import DeviceProfile
 from exporters import graph, ort
 from exporters.bundle import DOCUMENTS_BYTES
+from exporters.class_drop import ClassDrop, class_drops, class_misses
 from exporters.data import Data
 from exporters.encode import Encoder
 from exporters.evaluate import Logits, Quality, quality
 from exporters.golden_samples import CPU
 from exporters.measure import SHAPES, Measured
+from exporters.output_range import output_misses
 from exporters.quantize import plans_for
 from exporters.recipe import ExportRecipe
 from exporters.report import Candidate, Host, Interval, Latency, ProfileReport
-from exporters.select import Choice, Figures, select
+from exporters.select import Choice, Figures, Miss, select
 from exporters.stages import Made, Stages
 
 ONE_THREAD = tuple((batch, length, 1) for batch, length in SHAPES)
@@ -49,6 +51,8 @@ class Tried:
     made: Made
     logits: Logits
     quality: Quality
+    class_drops: tuple[ClassDrop, ...]
+    broken: tuple[Miss, ...]
     measured: Measured
     size_bytes: int
     bundle_size_bytes: int
@@ -95,11 +99,15 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
         logits = stages.answers(made, "validation", common.data.validation, common.encoder)
         truth, labels = common.data.validation.labels, common.data.labels
         size = graph.size_bytes(made.folder)
+        drops = class_drops(logits, common.reference, truth, labels, max_drop=max_drop)
+        broken = class_misses(drops, max_drop=max_drop) + output_misses(logits, common.reference, labels)
         tried.append(
             Tried(
                 made=made,
                 logits=logits,
                 quality=quality("validation", logits, common.reference, truth, labels),
+                class_drops=drops,
+                broken=broken,
                 measured=stages.measured(made, common.converted, shapes),
                 size_bytes=size,
                 bundle_size_bytes=size + common.tokenizer_bytes + DOCUMENTS_BYTES,
@@ -165,6 +173,7 @@ def _figures(tried: Tried, profile: DeviceProfile, longest: int, *, on_target: b
         latency_p95_s=timing.p95 if timing else None,
         speedup=timing.speedup if timing else None,
         rss_bytes=tried.measured.rss_bytes if on_target else None,
+        broken=tried.broken,
     )
 
 
@@ -190,4 +199,5 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         measured_on=contest.host,
         operators=tried.made.built.operators,
         not_measured=found.reason,
+        class_drops=tried.class_drops,
     )

@@ -30,7 +30,8 @@ _EVALUATION_BATCH = 32
 
 
 class Tuned(msgspec.Struct, frozen=True, kw_only=True):
-    """What a fine-tuning did; ``tuned.json`` beside the model. Accuracies are on validation, per epoch."""
+    """What a fine-tuning did; ``tuned.json`` beside the model. Accuracies are on validation, per epoch; losses are the
+    mean cross-entropy of the training rows while the epoch ran (empty where an earlier version trained)."""
 
     method: str
     epochs: int
@@ -38,6 +39,7 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     validation_accuracy: tuple[float, ...]
     precision: str
     trained_parameters: int
+    training_loss: tuple[float, ...] = ()
 
 
 def finetune(
@@ -73,17 +75,19 @@ def finetune(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_then_decay(step, total))
     fast = _has_bf16()
     accuracies: list[float] = []
+    losses: list[float] = []
     checkpoint = work / _CHECKPOINT
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        accuracies = list(state["accuracies"])
+        accuracies, losses = list(state["accuracies"]), list(state["losses"])
         progress.message(f"resuming fine-tuning after epoch {len(accuracies)} of {section.epochs}")
     for epoch in range(len(accuracies), section.epochs):
         torch.manual_seed(section.seed * 1000 + epoch)  # the same dropout, resumed or not
         model.train()
+        seen_loss = 0.0
         batches = list(_batches(train_samples, section.batch_size, seed=section.seed * 1000 + epoch))
         for number, rows in enumerate(batches):
             inputs = _tensors(encoder.pad([train_samples[i] for i in rows]))
@@ -99,6 +103,7 @@ def finetune(
                     where="finetune",
                     remedy=f"Lower learning_rate (now {rate:g}) in [finetune]",
                 )
+            seen_loss += value * len(rows)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(trained, _CLIP_NORM)
@@ -110,7 +115,8 @@ def finetune(
         if accuracy > max(accuracies, default=-1.0):
             _save_best(model, work)
         accuracies.append(accuracy)
-        _save_checkpoint(model, optimizer, schedule, accuracies, checkpoint)
+        losses.append(seen_loss / len(train_samples))
+        _save_checkpoint(model, optimizer, schedule, accuracies, losses, checkpoint)
     checkpoint.unlink(missing_ok=True)
     return Tuned(
         method=section.method,
@@ -119,6 +125,7 @@ def finetune(
         validation_accuracy=tuple(accuracies),
         precision="bf16 autocast" if fast else "fp32",
         trained_parameters=sum(parameter.numel() for parameter in trained),
+        training_loss=tuple(losses),
     )
 
 
@@ -214,12 +221,14 @@ def _save_best(model: Any, work: Path) -> None:
     fresh.rename(work / "model")
 
 
-def _save_checkpoint(model: Any, optimizer: Any, schedule: Any, accuracies: list[float], path: Path) -> None:
+def _save_checkpoint(
+    model: Any, optimizer: Any, schedule: Any, accuracies: list[float], losses: list[float], path: Path
+) -> None:
     import torch
 
     fresh = path.with_suffix(".new")
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    torch.save({**state, "accuracies": accuracies}, fresh)
+    torch.save({**state, "accuracies": accuracies, "losses": losses}, fresh)
     fresh.replace(path)
 
 

@@ -9,6 +9,8 @@ import msgspec
 
 from aios_edge.errors import PromiseBroken
 from exporters.calibration import Calibration
+from exporters.class_drop import ClassDrop
+from exporters.confusion import Confusion
 from exporters.evaluate import Metrics, Quality
 from exporters.measure import Timing
 
@@ -42,8 +44,9 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate of one profile. ``test`` and ``calibration`` are filled for the chosen one only: the others never
-    meet that split."""
+    """One candidate of one profile. ``test``, ``calibration`` and ``confusion`` are filled for the chosen one only: the
+    others never meet that split. ``class_drops``: the classes that changed, on test where that was read, else on
+    validation."""
 
     name: str
     precision: str
@@ -63,6 +66,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     operators: dict[str, int]
     test: Quality | None = None
     calibration: Calibration | None = None
+    confusion: Confusion | None = None
+    class_drops: tuple[ClassDrop, ...] = ()
     not_measured: str | None = None  # why figures are None
 
 
@@ -91,6 +96,7 @@ class Finetuned(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     trained_parameters: int
     metrics: Metrics  # validation, as fp32
+    training_loss: tuple[float, ...] = ()
 
 
 class ProfileReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,8 +26,21 @@ _MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
+class Miss:
+    """A broken rule: its name, in words, how far off (a ratio, inf where unknown), and what would have to give."""
+
+    promise: str
+    reason: str
+    excess: float
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What is known of a candidate; None where a figure was not measured. Latency at the profile's conditions."""
+    """What is known of a candidate; None where a figure was not measured. Latency at the profile's conditions.
+
+    ``broken``: what other checks found already (a class it loses, outputs out of range).
+    """
 
     name: str
     is_fp32: bool
@@ -39,16 +52,7 @@ class Figures:
     latency_p95_s: float | None = None
     speedup: float | None = None
     rss_bytes: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Miss:
-    """A broken rule: its name, in words, how far off (a ratio, inf where unknown), and what would have to give."""
-
-    promise: str
-    reason: str
-    excess: float
-    remedy: str
+    broken: tuple[Miss, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +122,7 @@ def _misses(c: Figures, budgets: Budgets, *, max_drop: float, on_target: bool) -
         found.append(_unknown(SIZE, "size"))
     else:
         found += _over("bundle size", c.bundle_size_bytes, budgets.bundle_size_bytes, 1e6, "MB", BUNDLE_SIZE)
+    found += c.broken
     if on_target:
         found += _cost_misses(c, budgets)
     return found

@@ -16,6 +16,8 @@ from aios_edge.manifest import Measured, Provenance
 from exporters import graph
 from exporters.bundle import UNMEASURED_BATCH, UNMEASURED_BATCH_CPU, Identity, contract_of, manifest_of
 from exporters.calibration import Calibration, calibrate
+from exporters.class_drop import ClassDrop, class_drops, class_misses
+from exporters.confusion import Confusion, confusion
 from exporters.contest import Common, Contest
 from exporters.data import Labelled
 from exporters.encode import TOKENIZER, length_of
@@ -27,14 +29,17 @@ from exporters.stages import Stages, tool_versions
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What the test split said: the baseline's metrics, and each winner's quality and calibration by candidate name
-    (no calibration for outputs that are not finite)."""
+    """What the test split said: the baseline's metrics, each winner's quality, calibration and confusion by candidate
+    name (the latter two only of finite outputs), and by profile the classes in which its winner changed."""
 
     rows: int
+    digest: str
     baseline: Metrics
     majority_accuracy: float
     winners: Mapping[str, Quality]
     calibrations: Mapping[str, Calibration]
+    confusions: Mapping[str, Confusion]
+    class_drops: Mapping[str, tuple[ClassDrop, ...]]
 
 
 def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, stages: Stages) -> Trial:
@@ -45,19 +50,26 @@ def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, sta
     majority = int(np.bincount(np.asarray(common.data.train.labels)).argmax())
     winners: dict[str, Quality] = {}
     calibrations: dict[str, Calibration] = {}
-    for winner in (contest.winner for contest in contests):
-        name = winner.made.plan.name
+    confusions: dict[str, Confusion] = {}
+    drops: dict[str, tuple[ClassDrop, ...]] = {}
+    for contest in contests:
+        winner, name = contest.winner, contest.winner.made.plan.name
+        logits = stages.answers(winner.made, "test", test, common.encoder)
         if name not in winners:
-            logits = stages.answers(winner.made, "test", test, common.encoder)
             winners[name] = quality("test", logits, reference, test.labels, labels)
             if winners[name].metrics is not None:
                 calibrations[name] = calibrate(winner.logits, common.data.validation.labels, logits, test.labels)
+                confusions[name] = confusion("test", logits, reference, test.labels, labels)
+        drops[contest.profile.name] = class_drops(logits, reference, test.labels, labels, max_drop=contest.max_drop)
     return Trial(
         rows=len(test),
+        digest=test.digest(),
         baseline=metrics(reference.argmax(axis=1), truth, labels),
         majority_accuracy=float(np.mean(truth == majority)),
         winners=winners,
         calibrations=calibrations,
+        confusions=confusions,
+        class_drops=drops,
     )
 
 
@@ -76,6 +88,9 @@ def broken_promise(trial: Trial, contests: Sequence[Contest]) -> PromiseBroken |
             what = f"{name} loses {lost} on the test split, {allowed} are allowed"
             remedy = "Nothing was shipped. Allow a larger max_drop or prefer another precision in the profile"
             return PromiseBroken("accuracy_drop", what, where=where, remedy=remedy)
+        for miss in class_misses(trial.class_drops[contest.profile.name], max_drop=contest.max_drop):
+            what, remedy = f"{name} {miss.reason} on the test split", f"Nothing was shipped; {miss.remedy}"
+            return PromiseBroken(miss.promise, what, where=where, remedy=remedy)
     return None
 
 
