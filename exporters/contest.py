@@ -185,6 +185,7 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         name=name,
         precision=tried.made.plan.precision,
         chosen=name == contest.choice.chosen,
+        eligible=name in contest.choice.eligible,
         reason=contest.choice.reasons[name],
         size_bytes=tried.size_bytes,
         bundle_size_bytes=tried.bundle_size_bytes,

@@ -66,6 +66,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     operators: dict[str, int]
     test: Quality | None = None
     calibration: Calibration | None = None
+    eligible: bool = False  # keeps every promise
     confusion: Confusion | None = None
     class_drops: tuple[ClassDrop, ...] = ()
     not_measured: str | None = None  # why figures are None

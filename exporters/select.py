@@ -58,13 +58,14 @@ class Figures:
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """``chosen`` is None when no candidate is left; then ``remedy`` says what would have to give for the ``nearest``,
-    and ``broken`` is the first promise that it doesn't keep."""
+    and ``broken`` is the first promise that it doesn't keep. ``eligible``: all that keep every rule."""
 
     chosen: str | None
     reasons: dict[str, str]
     nearest: str | None = None
     broken: str | None = None
     remedy: str | None = None
+    eligible: tuple[str, ...] = ()
 
 
 def select(candidates: Sequence[Figures], budgets: Budgets, *, max_drop: float, on_target: bool) -> Choice:
@@ -94,7 +95,7 @@ def select(candidates: Sequence[Figures], budgets: Budgets, *, max_drop: float, 
     for candidate in eligible:
         lost = f"keeps its promises, but {winner.name} is " + ("faster or smaller" if on_target else "preferred")
         reasons[candidate.name] = won if candidate is winner else lost
-    return Choice(chosen=winner.name, reasons=reasons)
+    return Choice(chosen=winner.name, reasons=reasons, eligible=tuple(c.name for c in eligible))
 
 
 def _fastest(eligible: Sequence[Figures]) -> Figures:
