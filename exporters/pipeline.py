@@ -140,7 +140,7 @@ def run(
     progress.stage("bundle", str(out))
     for done, contest in enumerate(contests, start=1):
         name = contest.profile.name
-        bundle = ship.write(contest, trial, common, identity, tokenizer, source.name, out / name)
+        bundle = ship.write(contest, trial, common, identity, tokenizer, source, tuned, out / name)
         report = _with_bundle(report, name, bundle)
         progress.update(done, len(contests), name)
     return finish(report)

@@ -22,8 +22,11 @@ from exporters.contest import Common, Contest
 from exporters.data import Labelled
 from exporters.encode import TOKENIZER, length_of
 from exporters.evaluate import Metrics, Quality, metrics, quality
+from exporters.facts import Facts, documents, splits_of
+from exporters.finetune import Tuned
 from exporters.golden_samples import CPU, judge, margins_of, pick, record
 from exporters.select import apart
+from exporters.source import Source
 from exporters.stages import Stages, tool_versions
 
 
@@ -104,7 +107,14 @@ def batch_size(precision: str, *, useful: int | None, on_cpu: bool) -> int:
 
 
 def write(
-    contest: Contest, trial: Trial, common: Common, identity: Identity, tokenizer: Path, source: str, target: Path
+    contest: Contest,
+    trial: Trial,
+    common: Common,
+    identity: Identity,
+    tokenizer: Path,
+    source: Source,
+    tuned: Tuned,
+    target: Path,
 ) -> Bundle:
     """Write one profile's bundle; whole or not at all."""
     winner = contest.winner
@@ -131,7 +141,7 @@ def write(
             on_cpu=bool(contest.profile.providers) and contest.profile.providers[0].name == CPU,
         ),
         provenance=Provenance(
-            source=source,
+            source=source.name,
             candidate=winner.made.plan.name,
             recipe_sha256=sha256_bytes(canonical_json(common.recipe.document())),
             data=common.data.origin,
@@ -150,4 +160,17 @@ def write(
         on_target=contest.on_target,
     )
     files: dict[str, Path | bytes] = {TOKENIZER: tokenizer / TOKENIZER, **graph.model_files(winner.made.folder)}
-    return write_bundle(target, manifest, contract, files, golden)
+    facts = Facts(
+        manifest=manifest,
+        contract=contract,
+        recipe=common.recipe,
+        source=source,
+        tuned=tuned,
+        splits=splits_of(common.recipe, common.data, test_rows=trial.rows, test_digest=trial.digest),
+        quality=found,
+        class_drops=trial.class_drops[contest.profile.name],
+        calibration=trial.calibrations[winner.made.plan.name],
+        baseline=trial.baseline,
+        majority_accuracy=trial.majority_accuracy,
+    )
+    return write_bundle(target, manifest, contract, {**files, **documents(facts, files)}, golden)

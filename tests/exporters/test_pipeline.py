@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 
 import exporters
+from aios_edge.bundle.layout import MODEL_CARD, SBOM
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import ProfileError, PromiseBroken
 from aios_edge.golden import read_golden
 from aios_edge.profile import DeviceProfile
 from aios_edge.profile_files import load_profile
 from exporters import data, measure, ort, pipeline, ship
+from exporters.bundle import DOCUMENTS_BYTES
 from exporters.encode import Encoder
 from exporters.recipe import load_recipe, parse_recipe
 from exporters.report import ExportReport
@@ -92,6 +94,23 @@ def test_one_valid_bundle_per_profile(whole: Run) -> None:
     assert not list(whole.out.glob(".*.part"))
 
 
+def test_each_bundle_has_a_model_card_and_an_sbom_of_its_files(whole: Run) -> None:
+    for name in PROFILES:
+        bundle = open_bundle(whole.out / name)
+        listed = {entry.path: entry.sha256 for entry in bundle.manifest.files}
+        sbom = json.loads(bundle.file(SBOM).read_bytes())
+        hashes = {part["name"]: part["hashes"][0]["content"] for part in sbom["components"] if part["type"] == "file"}
+        assert set(hashes) == {"model.onnx", "model.onnx.data", "tokenizer.json", MODEL_CARD}
+        assert hashes.items() <= listed.items()
+        card = bundle.file(MODEL_CARD).read_text(encoding="utf-8")
+        assert f"{bundle.manifest.measured.accuracy:.4f}" in card and f"`{name}`" in card
+        assert "| test | test.csv | 200 |" in card
+        documents = sum(
+            entry.size_bytes for entry in bundle.manifest.files if not entry.path.startswith(("model", "tokenizer"))
+        )
+        assert documents < DOCUMENTS_BYTES
+
+
 def test_each_profile_gets_its_own_candidates(whole: Run) -> None:
     names = {name: [c.name for c in whole.report.profiles[name].candidates] for name in PROFILES}
     assert names["x86-gateway"] == ["dynamic-s8-r7", "fp32"]
@@ -158,7 +177,7 @@ def test_report_has_the_promised_keys(whole: Run) -> None:
 
 
 def test_nothing_names_a_path_of_this_machine(whole: Run, workshop: Path) -> None:
-    for document in (*whole.out.glob("*/manifest.json"), *whole.out.glob("*/contract.json"), whole.out / "report.json"):
+    for document in (*whole.out.glob("*/*.json"), *whole.out.glob("*/*.md"), whole.out / "report.json"):
         text = document.read_text(encoding="utf-8")
         assert str(workshop) not in text
         assert str(Path.home()) not in text or Path.home() == Path("/")
