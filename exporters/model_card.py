@@ -131,7 +131,8 @@ def _making(facts: Facts) -> str:
         rate = section.learning_rate or LEARNING_RATES[tuned.method]
         trained = (
             f"{tuned.method}, {tuned.epochs} epochs (epoch {tuned.best_epoch} was kept), learning rate {rate:g}, "
-            f"batches of {section.batch_size}, seed {section.seed}, {tuned.precision}, {tuned.trained_parameters} parameters"
+            f"batches of {section.batch_size}, seed {section.seed}, {tuned.precision}, "
+            f"{tuned.trained_parameters} parameters"
         )
     tools = ", ".join(f"{name} {version}" for name, version in m.provenance.tools.items())
     points = (
