@@ -63,20 +63,18 @@ def confused(found: Confusion, labels: tuple[str, ...]) -> str:
         f"<td>{p.rows}</td><td>{p.fp32_rows}</td></tr>"
         for p in found.pairs
     ]
+
+    def most(count: int) -> str:
+        listed = found.pairs[:count]
+        told = f"{sum(p.rows for p in listed)} of {found.wrong} wrong answers on {text(found.split)}"
+        return table(head, rows[:count], caption=f"The {len(listed)} most confused pairs: {told}")
+
     if found.matrix is None:
-        listed = sum(p.rows for p in found.pairs)
-        caption = f"The {len(rows)} most confused pairs: {listed} of {found.wrong} wrong answers on {text(found.split)}"
-        short = table(head, rows[:_FEW], caption=caption)
-        return short + (
-            folded(f"All {len(rows)} pairs", table(head, rows, caption=caption)) if len(rows) > _FEW else ""
-        )
+        return most(_FEW) + (folded(f"{len(rows)} pairs", most(len(rows))) if len(rows) > _FEW else "")
     matrix = _matrix(found.matrix, labels, found.split)
-    return (
-        matrix
-        if len(labels) <= _FEW
-        else folded(f"The whole table, {len(labels)} labels", matrix)
-        + table(head, rows[:_FEW], caption=f"The most confused pairs on {text(found.split)}")
-    )
+    if len(labels) <= _FEW:
+        return matrix
+    return most(_FEW) + folded(f"The whole table, {len(labels)} labels", matrix)
 
 
 def _matrix(counts: tuple[tuple[int, ...], ...], labels: tuple[str, ...], split: str) -> str:
