@@ -27,8 +27,9 @@ from exporters.select import UNMEASURED
 #: little from batches, and an int8 model alone answers exactly as it was evaluated.
 UNMEASURED_BATCH, UNMEASURED_BATCH_CPU = 8, 1
 _OUTPUT = "logits"
-#: Metadata, contract and golden samples beside model and tokenizer; the real sizes are checked when it is written.
-DOCUMENTS_BYTES = 100_000
+#: Manifest, contract, golden samples, model card and SBOM, beside model and tokenizer; the real sizes are checked when
+#: the bundle is written.
+DOCUMENTS_BYTES = 130_000
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,14 +12,16 @@ from aios_edge.profile import DeviceProfile, Threads
 from exporters import graph, ort
 from exporters.brought import Brought, assign, targets_of
 from exporters.bundle import DOCUMENTS_BYTES
+from exporters.class_drop import ClassDrop, class_drops, class_misses
 from exporters.data import Data
 from exporters.evaluate import Logits, Quality, quality
 from exporters.golden_samples import CPU
 from exporters.measure import SHAPES, Measured
+from exporters.output_range import output_misses
 from exporters.quantize import Plan, plans_for
 from exporters.recipe import ExportRecipe
-from exporters.report import Candidate, Interval, Latency, ProfileReport, Target
-from exporters.select import Choice, Figures, misses, select
+from exporters.report import Candidate, Interval, Latency, ProfileReport, Target, Training
+from exporters.select import Choice, Figures, Miss, misses, select
 from exporters.stages import Made, Stages
 from exporters.structure import Structure, following
 from exporters.variants import Variant, Variants
@@ -64,6 +66,8 @@ class Tried:
     made: Made
     logits: Logits
     quality: Quality
+    class_drops: tuple[ClassDrop, ...]
+    broken: tuple[Miss, ...]
     measured: Measured
     size_bytes: int
     bundle_size_bytes: int
@@ -119,11 +123,15 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
         made = stages.candidate(variant.candidate(plan.name), plan, variant.fp32.folder, common.data, variant.encoder)
         logits = stages.answers(made, "validation", rows, variant.encoder)
         size = graph.size_bytes(made.folder)
+        truth, labels, reference = rows.labels, common.data.labels, common.whole.reference
+        drops = class_drops(logits, reference, truth, labels, max_drop=max_drop)
         return Tried(
             variant=variant,
             made=made,
             logits=logits,
-            quality=quality("validation", logits, common.whole.reference, rows.labels, common.data.labels),
+            quality=quality("validation", logits, reference, truth, labels),
+            class_drops=drops,
+            broken=class_misses(drops, max_drop=max_drop) + output_misses(logits, variant.reference, labels),
             measured=stages.measured(made, common.whole.fp32, shapes, profile.threads if on_target else Threads()),
             size_bytes=size,
             bundle_size_bytes=size + variant.tokenizer_bytes + DOCUMENTS_BYTES,
@@ -218,6 +226,7 @@ def _figures(tried: Tried, profile: DeviceProfile, longest: int, *, on_target: b
         latency_p95_s=timing.p95 if timing else None,
         speedup=timing.speedup if timing else None,
         rss_bytes=tried.measured.rss_bytes if on_target else None,
+        broken=tried.broken,
     )
 
 
@@ -241,6 +250,7 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         name=name,
         precision=tried.made.plan.precision,
         chosen=name == contest.choice.chosen,
+        eligible=name in contest.choice.eligible,
         reason=contest.choice.reasons[name],
         size_bytes=tried.size_bytes,
         bundle_size_bytes=tried.bundle_size_bytes,
@@ -256,4 +266,19 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         operators=tried.made.built.operators,
         not_measured=found.reason,
         target=contest.targets.get(name),
+        class_drops=tried.class_drops,
+        structure=tried.variant.structure,
+        recovery=_recovery(tried.variant),
+    )
+
+
+def _recovery(variant: Variant) -> Training | None:
+    if variant.structure is None:
+        return None
+    tuned = variant.tuned
+    return Training(
+        epochs=tuned.epochs,
+        best_epoch=tuned.best_epoch,
+        validation_accuracy=tuned.validation_accuracy,
+        training_loss=tuned.training_loss,
     )

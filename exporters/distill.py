@@ -119,5 +119,5 @@ def distill(
     trained = list(student.parameters())
     examples = Examples(encoder.samples(rows.texts), rows.labels)
     held_out = Examples(encoder.samples(validation.texts), validation.labels)
-    accuracies = train(student, trained, settings, examples, held_out, encoder, loss_of, work, progress)
-    return tuned_of("distill", accuracies, trained)
+    epochs = train(student, trained, settings, examples, held_out, encoder, loss_of, work, progress)
+    return tuned_of("distill", epochs, trained)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from exporters.data import Labelled
 from exporters.encode import Encoder
 from exporters.progress import Progress
 from exporters.recipe import FinetuneSection
-from exporters.training import Examples, Settings, precision, train
+from exporters.training import Epoch, Examples, Settings, precision, train
 
 #: Where nothing is said. A head alone takes large steps; whole small encoders take 5e-5 to 1e-4.
 LEARNING_RATES = {"full": 5e-5, "last-n": 1e-4, "head": 1e-3}
 
 
 class Tuned(msgspec.Struct, frozen=True, kw_only=True):
-    """What a training did; ``tuned.json`` beside the model. Accuracies are on validation, per epoch."""
+    """What a training did; ``tuned.json`` beside the model. Accuracies are on validation, per epoch; losses are means
+    over the training rows while the epoch ran (empty where an earlier version trained)."""
 
     method: str
     epochs: int
@@ -29,6 +31,7 @@ class Tuned(msgspec.Struct, frozen=True, kw_only=True):
     validation_accuracy: tuple[float, ...]
     precision: str
     trained_parameters: int
+    training_loss: tuple[float, ...] = ()
 
 
 def finetune(
@@ -68,17 +71,18 @@ def finetune(
 
     examples = Examples(encoder.samples(rows.texts), rows.labels)
     held_out = Examples(encoder.samples(validation.texts), validation.labels)
-    accuracies = train(model, trained, settings, examples, held_out, encoder, loss_of, work, progress)
-    return tuned_of(section.method, accuracies, trained)
+    epochs = train(model, trained, settings, examples, held_out, encoder, loss_of, work, progress)
+    return tuned_of(section.method, epochs, trained)
 
 
-def tuned_of(method: str, accuracies: tuple[float, ...], trained: list[Any]) -> Tuned:
+def tuned_of(method: str, epochs: Sequence[Epoch], trained: list[Any]) -> Tuned:
     """A training as it is reported."""
     return Tuned(
         method=method,
-        epochs=len(accuracies),
-        best_epoch=int(np.argmax(accuracies)) + 1,
-        validation_accuracy=accuracies,
+        epochs=len(epochs),
+        best_epoch=int(np.argmax([epoch.accuracy for epoch in epochs])) + 1,
+        validation_accuracy=tuple(epoch.accuracy for epoch in epochs),
+        training_loss=tuple(epoch.loss for epoch in epochs),
         precision=precision(),
         trained_parameters=sum(parameter.numel() for parameter in trained),
     )

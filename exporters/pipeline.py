@@ -145,7 +145,7 @@ def run(
         raise refused(problem, report)
 
     progress.stage("bundle", str(out))
-    making = ship.Making(common=common, source=source.name)
+    making = ship.Making(common=common, source=source, tuned=tuned)
     for done, contest in enumerate(contests, start=1):
         name = contest.profile.name
         bundle = ship.write(contest, trial, making, out / name)
@@ -223,17 +223,23 @@ def _with_trial(report: ExportReport, trial: ship.Trial, leaked: int) -> ExportR
     if leaked:
         warnings = (*warnings, f"{leaked} of {trial.rows} test rows have a text that is in the training data as well")
 
-    def tested(profile: ProfileReport) -> ProfileReport:
+    def tested(profile_name: str, profile: ProfileReport) -> ProfileReport:
         def entry(candidate: Candidate) -> Candidate:
             if not candidate.chosen:
                 return candidate
             name = candidate.name
-            return replaced(candidate, test=trial.winners[name], calibration=trial.calibrations.get(name))
+            return replaced(
+                candidate,
+                test=trial.winners[name],
+                calibration=trial.calibrations.get(name),
+                confusion=trial.confusions.get(name),
+                class_drops=trial.class_drops[profile_name],
+            )
 
         return replaced(profile, candidates=tuple(entry(candidate) for candidate in profile.candidates))
 
     baseline = replaced(report.baseline, test=trial.baseline, majority_accuracy=trial.majority_accuracy)
-    profiles = {name: tested(profile) for name, profile in report.profiles.items()}
+    profiles = {name: tested(name, profile) for name, profile in report.profiles.items()}
     return replaced(report, baseline=baseline, profiles=profiles, warnings=warnings)
 
 

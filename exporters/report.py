@@ -10,8 +10,11 @@ import msgspec
 from aios_edge.errors import PromiseBroken
 from aios_edge.measurement import MeasuredOn
 from exporters.calibration import Calibration
+from exporters.class_drop import ClassDrop
+from exporters.confusion import Confusion
 from exporters.evaluate import Metrics, Quality
 from exporters.measure import Timing
+from exporters.structure import Structure
 
 REPORT_SCHEMA = "1.0"
 
@@ -50,8 +53,10 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
-    """One candidate of one profile. ``test`` and ``calibration`` are filled for the chosen one only: the others never
-    meet that split. ``target``: what was measured on a device and brought; all other figures are of ``measured_on``.
+    """One candidate of one profile. ``test``, ``calibration`` and ``confusion`` are filled for the chosen one only: the
+    others never meet that split. ``structure`` and ``recovery``: what was pruned, and the training after it; None for
+    the whole network. ``class_drops``: the classes that changed, on test where that was read, else on
+    validation. ``target``: what was measured on a device and brought; all other figures are of ``measured_on``.
     ``measuring_bundle``: the folder of the bundle that was given out to be measured."""
 
     name: str
@@ -72,7 +77,12 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     operators: dict[str, int]
     test: Quality | None = None
     calibration: Calibration | None = None
+    eligible: bool = False  # keeps every promise
+    confusion: Confusion | None = None
+    class_drops: tuple[ClassDrop, ...] = ()
     not_measured: str | None = None  # why figures are None
+    structure: Structure | None = None
+    recovery: Training | None = None
     target: Target | None = None
     measuring_bundle: str | None = None
 
@@ -92,6 +102,15 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
     parity: float
 
 
+class Training(msgspec.Struct, frozen=True, kw_only=True):
+    """The distillation that a pruned network went through; accuracy on validation and mean loss per epoch."""
+
+    epochs: int
+    best_epoch: int | None
+    validation_accuracy: tuple[float, ...]
+    training_loss: tuple[float, ...]
+
+
 class Finetuned(msgspec.Struct, frozen=True, kw_only=True):
     """The fine-tuning and its result in torch."""
 
@@ -102,6 +121,7 @@ class Finetuned(msgspec.Struct, frozen=True, kw_only=True):
     precision: str
     trained_parameters: int
     metrics: Metrics  # validation, as fp32
+    training_loss: tuple[float, ...] = ()
 
 
 class ProfileReport(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,172 +1,178 @@
-"""``report.html``: the report for people, in one file that loads nothing from anywhere."""
+"""``report.html``: the report for people, in one file that loads nothing from anywhere and needs no script."""
 
 from __future__ import annotations
 
-from html import escape
+import msgspec
 
+from exporters import report_classes as classes
+from exporters import report_tables as tables
 from exporters.report import Candidate, ExportReport, ProfileReport
-
-_STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#1a1d21;background:#fff}
-table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}th,td{padding:.3rem .6rem;text-align:right;
-white-space:nowrap;border-bottom:1px solid #d7dbe0}th:first-child,td:first-child,td.text{text-align:left}
-td.text{white-space:normal}tr.chosen{background:#e4f4ea;font-weight:600}h2{margin-top:2.5rem}.note{color:#5a6370}.warn{color:#8a4b00}svg{max-width:100%}
-code{font-size:.9em}
-@media(prefers-color-scheme:dark){body{color:#e6e8eb;background:#15181c}tr.chosen{background:#173a26}
-th,td{border-color:#3a4048}.note{color:#9aa4b0}.warn{color:#ffb454}}
-"""
-_WIDTH, _HEIGHT, _MARGIN = 620, 300, 50
+from exporters.report_format import DASH, folded, name_of, percent, text
+from exporters.report_plots import Point, curve, scatter
+from exporters.report_style import STYLE
+from exporters.report_summary import chosen_of, summary
 
 
 def page(report: ExportReport) -> str:
     """The whole page."""
-    base = report.baseline
+    title = f"{text(report.name)} {text(report.version)}"
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width,initial-scale=1'>",
-        f"<title>{_t(report.name)} {_t(report.version)}: export report</title><style>{_STYLE}</style>",
-        f"<h1>{_t(report.name)} {_t(report.version)}</h1>",
-        f"<p>Fine-tuned ({_t(report.finetuned.method)}) fp32: validation accuracy {_share(base.metrics.accuracy)}, "
-        f"test {_share(base.test.accuracy if base.test else None)}, {_mb(base.size_bytes)}, "
-        f"{_ms(base.latency_s.p50 if base.latency_s else None)} for one request of 32 tokens on one thread; "
-        f"parity with torch within {base.parity:.1e}.</p>",
+        f"<title>{title}: export report</title><style>{STYLE}</style></head><body>",
+        f"<header><h1>{title}</h1></header><main>",
+        summary(report),
+        f"<h2>What each stage bought</h2>{tables.stages(report)}",
+        *(_profile(name, profile) for name, profile in report.profiles.items()),
+        *_chosen_models(report),
+        _training(report),
+        _provenance(report),
+        f"</main><footer>Made by aios-edge {text(report.tools.get('aios-edge', ''))}. ",
+        "The same for machines: report.json.</footer></body></html>",
     ]
-    if report.error is not None:
-        parts.append(f"<p class='warn'><b>{_t(report.error)}.</b></p>")
-    parts += [f"<p class='warn'>{_t(warning)}.</p>" for warning in report.warnings]
-    for name, profile in report.profiles.items():
-        parts.append(_profile(name, profile))
-    parts.append(_provenance(report))
     return "\n".join(parts) + "\n"
 
 
 def _profile(name: str, profile: ProfileReport) -> str:
-    if profile.chosen is None:
-        verdict = f"<p class='warn'>Nothing was shipped: {_t(profile.problem or '')}.</p>"
-    else:
-        verdict = f"<p><b>{_t(profile.chosen)}</b>: {_t(_chosen(profile).reason)}.</p>"
-    head = (
-        "<tr><th>candidate<th>size<th>accuracy<th>drop (95 %)<th>agreement<th>speed-up<th>p50<th>p95<th>memory<th>test"
-    )
-    rows = "".join(_row(candidate) for candidate in profile.candidates)
-    reasons = "".join(f"<li>{_t(candidate.name)}: {_t(candidate.reason)}</li>" for candidate in profile.candidates)
     where = profile.candidates[0].measured_on if profile.candidates else None
     note = ""
     if where is not None:
-        fits = "of this profile's class" if where.matches_profile else f"not of this class: {'; '.join(where.reasons)}"
-        note = f"<p class='note'>Measured on {_t(where.host)} ({_t(fits)}), {_t(where.runtime)}.</p>"
-    note += "".join(_target(candidate) for candidate in profile.candidates)
-    classes = _classes(_chosen(profile)) + _calibration(_chosen(profile)) if profile.chosen else ""
-    return (
-        f"<h2>{_t(name)}</h2>{verdict}<table>{head}</tr>{rows}</table><ul>{reasons}</ul>{note}"
-        f"{_scatter(profile.candidates)}{classes}"
+        fits = (
+            "of this profile's class"
+            if where.matches_profile
+            else f"not of this profile's class: {'; '.join(where.reasons)}"
+        )
+        unmeasured = (
+            ""
+            if where.matches_profile
+            else " Latency and memory are those of this machine and had no part in the choice: unmeasured on target."
+        )
+        note = f"<p class='soft'>Measured on {text(where.host)} ({text(fits)}), {text(where.runtime)}.{unmeasured}</p>"
+    details = tables.latencies(profile) + tables.operators(profile)
+    content = _plots(profile) + tables.candidates(profile) + note + details
+    return f"<section><h2>Candidates for {text(name)}</h2>{content}</section>"
+
+
+def _plots(profile: ProfileReport) -> str:
+    size, latency, absent = [], [], []
+    for number, c in enumerate(profile.candidates, start=1):
+        lacks = [
+            what
+            for what, value in (("accuracy", c.drop), ("size", c.size_bytes), ("latency", c.latency_s))
+            if value is None
+        ]
+        if lacks:
+            absent.append(f"{name_of(c.name)} (no {' and no '.join(lacks)})")
+        if c.drop is None:
+            continue
+        if c.size_bytes is not None:
+            size.append(_point(c, number, c.size_bytes / 1e6))
+        if c.latency_s is not None:
+            latency.append(_point(c, number, c.latency_s.p50 * 1e3))
+    on_target = all(c.measured_on.matches_profile for c in profile.candidates)
+    where = "one text of 32 tokens, one thread" + ("" if on_target else "; this machine, not the target")
+    drawn = []
+    for points, label, said in (
+        (size, "model size, MB", "Size and accuracy"),
+        (latency, "p50 latency, ms", f"Latency and accuracy ({where})"),
+    ):
+        if points:
+            picture = scatter(points, title=said, x_label=label, max_drop=profile.max_drop * 100)
+            drawn.append(f"<figure>{picture}<figcaption>{said}</figcaption></figure>")
+        else:
+            drawn.append(f"<p class='none'>{said}: nothing was measured.</p>")
+    missing = f"<p class='soft'>Not drawn where a figure was not measured: {'; '.join(absent)}.</p>" if absent else ""
+    legend = (
+        "<p class='soft'>Lower left is better. Ringed: chosen. Hollow: misses a promise. The line joins those that no "
+        "other one beats in both; bars are 95 % intervals on validation; numbers are those of the table.</p>"
     )
+    return f"<div class='plots'>{''.join(drawn)}</div>{legend}{missing}"
 
 
-def _target(c: Candidate) -> str:
-    """What was measured on the device; it decided, the table's times didn't."""
-    if (found := c.target) is None:
-        return ""
-    speedup = f", {found.speedup:.2f}x fp32" if found.speedup is not None else ""
-    return (
-        f"<p>{_t(c.name)} measured on target: p50 {_ms(found.p50)}, p95 {_ms(found.p95)} at {found.batch} x "
-        f"{found.length} on {found.threads} thread(s) of {_t(found.provider)}{speedup}, memory {_mb(found.rss_bytes)}; "
-        f"{_t(found.measured_on.host)}, {_t(found.measured_on.runtime)}.</p>"
+def _point(c: Candidate, number: int, x: float) -> Point:
+    assert c.drop is not None
+    drop, low, high = (value * 100 for value in (c.drop.value, c.drop.low, c.drop.high))
+    state = "chosen" if c.chosen else "kept" if c.eligible else "missed"
+    return Point(name=c.name, number=number, x=x, drop=drop, low=low, high=high, state=state)  # type: ignore[arg-type]
+
+
+def _chosen_models(report: ExportReport) -> list[str]:
+    """Each chosen model once, however many profiles have it."""
+    wanted_by: dict[str, list[str]] = {}
+    models: dict[str, Candidate] = {}
+    for name, profile in report.profiles.items():
+        if (chosen := chosen_of(profile)) is not None:
+            wanted_by.setdefault(chosen.name, []).append(name)
+            models.setdefault(chosen.name, chosen)
+    return [_chosen_model(c, wanted_by[name], report.labels) for name, c in models.items()]
+
+
+def _chosen_model(c: Candidate, profiles: list[str], labels: tuple[str, ...]) -> str:
+    parts = [
+        f"<section><h2>{name_of(c.name)} in detail</h2><p class='soft'>Chosen for {text(', '.join(profiles))}.</p>"
+    ]
+    parts.append(f"<h3>Class by class</h3>{classes.by_class(c)}")
+    if c.confusion is not None:
+        parts.append(f"<h3>What is taken for what</h3>{classes.confused(c.confusion, labels)}")
+    if (found := c.calibration) is not None:
+        parts.append(
+            "<h3>How far its scores can be trusted</h3><p>"
+            f"Scores are divided by the temperature {found.temperature:g}, fitted on validation, so that a score says "
+            f"how often such an answer is right. On {text(found.split)} they are off by {percent(found.error_after)} "
+            f"on average (expected calibration error), without it by {percent(found.error_before)}. No label changes."
+            "</p>"
+        )
+    return "".join(parts) + "</section>"
+
+
+def _training(report: ExportReport) -> str:
+    tuned = report.finetuned
+    if not tuned.validation_accuracy:
+        return "<h2>Training</h2><p>The source is fine-tuned already; nothing was trained.</p>"
+    drawn = [
+        ("Accuracy on validation rows", "validation accuracy", tuned.validation_accuracy, tuned.best_epoch),
+        ("Mean loss of the training rows", "training loss", tuned.training_loss, None),
+    ]
+    figures = [
+        f"<figure>{curve(values, title=said, y_label=label, best=best)}<figcaption>{said}</figcaption></figure>"
+        if values
+        else f"<p class='none'>{said}: not recorded by the version that trained this model.</p>"
+        for said, label, values, best in drawn
+    ]
+    told = (
+        f"Method {text(tuned.method)}, {tuned.epochs} epochs, {tuned.trained_parameters:,} trained parameters, "
+        f"{text(tuned.precision)}. The epoch with the best accuracy on validation was kept: {tuned.best_epoch}."
     )
-
-
-def _row(c: Candidate) -> str:
-    drop = f"{c.drop.value * 100:+.2f} [{c.drop.low * 100:+.2f}, {c.drop.high * 100:+.2f}] pt" if c.drop else "n/a"
-    speedup = f"{c.speedup:.2f}x" if c.speedup is not None else "n/a"
-    cells = (
-        _mb(c.size_bytes),
-        _share(c.metrics.accuracy if c.metrics else None),
-        drop,
-        _share(c.agreement),
-        speedup,
-        _ms(c.latency_s.p50 if c.latency_s else None),
-        _ms(c.latency_s.p95 if c.latency_s else None),
-        _mb(c.rss_bytes),
-        _share(c.test.metrics.accuracy if c.test and c.test.metrics else None),
-    )
-    mark = " class='chosen'" if c.chosen else ""
-    return f"<tr{mark}><td>{_t(c.name)}{''.join(f'<td>{cell}' for cell in cells)}</tr>"
-
-
-def _classes(c: Candidate) -> str:
-    found = c.test.metrics if c.test and c.test.metrics else c.metrics
-    if found is None:
-        return ""
-    rows = "".join(
-        f"<tr><td>{_t(entry.label)}<td>{entry.precision:.3f}<td>{entry.recall:.3f}<td>{entry.f1:.3f}<td>{entry.support}"
-        for entry in found.per_class
-    )
-    split = "test" if c.test and c.test.metrics else "validation"
-    head = "<tr><th>class<th>precision<th>recall<th>F1<th>rows</tr>"
-    return f"<h3>{_t(c.name)} by class ({split})</h3><table>{head}{rows}</table>"
-
-
-def _calibration(c: Candidate) -> str:
-    found = c.calibration
-    if found is None:
-        return ""
-    return (
-        f"<p>Its scores are divided by temperature {found.temperature:g}, fitted on validation: expected calibration "
-        f"error {found.error_after:.4f} on {found.split}, {found.error_before:.4f} without.</p>"
-    )
-
-
-def _scatter(candidates: tuple[Candidate, ...]) -> str:
-    """Size against latency: down and left is better."""
-    points = [(c.size_bytes, c.latency_s.p50, c) for c in candidates if c.size_bytes and c.latency_s]
-    if not points:
-        return ""
-    widest, slowest = max(p[0] for p in points) * 1.15, max(p[1] for p in points) * 1.15
-    dots = []
-    for size, latency, candidate in points:
-        x = _MARGIN + size / widest * (_WIDTH - 2 * _MARGIN)
-        y = _HEIGHT - _MARGIN - latency / slowest * (_HEIGHT - 2 * _MARGIN)
-        fill = "#1f9d55" if candidate.chosen else "#8a94a0"
-        dots.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='6' fill='{fill}'/>")
-        dots.append(f"<text x='{x:.1f}' y='{y - 10:.1f}' text-anchor='middle'>{_t(candidate.name)}</text>")
-    base, right = _HEIGHT - _MARGIN, _WIDTH - _MARGIN
-    return (
-        f"<svg viewBox='0 0 {_WIDTH} {_HEIGHT}' width='{_WIDTH}' role='img' aria-label='size against latency' "
-        "fill='currentColor' font-size='12'>"
-        f"<path d='M{_MARGIN} {_MARGIN}V{base}H{right}' fill='none' stroke='currentColor'/>"
-        f"<text x='{right}' y='{base + 30}' text-anchor='end'>size, to {widest / 1e6:.1f} MB</text>"
-        f"<text x='{_MARGIN}' y='{_MARGIN - 15}'>p50 latency, to {slowest * 1e3:.1f} ms</text>{''.join(dots)}</svg>"
-    )
+    return f"<section><h2>Training</h2><p>{told}</p><div class='plots'>{''.join(figures)}</div></section>"
 
 
 def _provenance(report: ExportReport) -> str:
-    tools = ", ".join(f"{name} {version}" for name, version in report.tools.items())
-    rows = {
-        "source": report.source,
-        "data": report.data,
-        "labels": ", ".join(report.labels),
-        "tools": tools,
-        "took": f"{report.wall_s:.0f} s",
-    }
-    cells = "".join(f"<tr><td>{_t(key)}<td class='text'>{_t(value)}</tr>" for key, value in rows.items())
-    return f"<h2>Provenance</h2><table>{cells}</table>"
-
-
-def _chosen(profile: ProfileReport) -> Candidate:
-    return next(candidate for candidate in profile.candidates if candidate.chosen)
-
-
-def _t(text: str) -> str:
-    return escape(text, quote=True)
-
-
-def _share(value: float | None) -> str:
-    return "n/a" if value is None else f"{value:.4f}"
-
-
-def _mb(value: int | None) -> str:
-    return "n/a" if value is None else f"{value / 1e6:.1f} MB"
-
-
-def _ms(value: float | None) -> str:
-    return "n/a" if value is None else f"{value * 1e3:.2f} ms"
+    hosts = {c.measured_on.host: c.measured_on for p in report.profiles.values() for c in p.candidates}
+    facts = {
+        "source weights": text(report.source),
+        "data": text(report.data),
+        "tools": text(", ".join(f"{name} {version}" for name, version in report.tools.items())),
+        "host": text("; ".join(f"{name}, {where.runtime}" for name, where in hosts.items()) or DASH),
+        "parity of the ONNX graphs with torch": f"within {report.baseline.parity:.1e} of the largest logit",
+        "time": f"{report.wall_s:.0f} s",
+        "stages": f"{len(report.stages.get('built', ()))} built, {len(report.stages.get('reused', ()))} reused",
+        "bundles": "<br>".join(
+            f"{text(profile.bundle)}: <code>{text(profile.bundle_id)}</code>"
+            for profile in report.profiles.values()
+            if profile.bundle
+        )
+        or "none",
+    }  # fmt: skip
+    rows = "".join(f"<tr><th scope='row'>{name}</th><td>{value}</td></tr>" for name, value in facts.items())
+    recipe = msgspec.json.format(msgspec.json.encode(report.recipe), indent=2).decode()
+    built = "".join(f"{kind}: {name}\n" for kind, names in report.stages.items() for name in names)
+    flags = " ".join(sorted({flag for where in hosts.values() for flag in where.cpu_flags}))
+    return (
+        "<section><h2>Where it comes from</h2>"
+        f"<div class='wide'><table class='facts'><tbody>{rows}</tbody></table></div>"
+        + folded("The recipe, with every default", f"<pre>{text(recipe)}</pre>")
+        + (folded("Stages by digest", f"<pre>{text(built)}</pre>") if built else "")
+        + (folded("CPU flags of the host", f"<pre>{text(flags)}</pre>") if flags else "")
+        + folded(f"All {len(report.labels)} labels", f"<p>{text(', '.join(report.labels))}</p>")
+        + "</section>"
+    )

@@ -28,11 +28,22 @@ _MOST_DIGITS = 9
 
 
 @dataclass(frozen=True, kw_only=True)
+class Miss:
+    """A broken rule: its name, in words, how far off (a ratio, inf where unknown), and what would have to give."""
+
+    promise: str
+    reason: str
+    excess: float
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Figures:
     """What is known of a candidate; None where a figure was not measured. Latency at the profile's conditions.
 
     ``brought``: latency and memory were measured on the target and brought here; False where that was done for other
-    candidates and not for this one, None where it was done for none.
+    candidates and not for this one, None where it was done for none. ``broken``: what other checks found already (a
+    class it loses, outputs out of range).
     """
 
     name: str
@@ -47,28 +58,20 @@ class Figures:
     speedup: float | None = None
     rss_bytes: int | None = None
     brought: bool | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Miss:
-    """A broken rule: its name, in words, how far off (a ratio, inf where unknown), and what would have to give."""
-
-    promise: str
-    reason: str
-    excess: float
-    remedy: str
+    broken: tuple[Miss, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """``chosen`` is None when no candidate is left; then ``remedy`` says what would have to give for the ``nearest``,
-    and ``broken`` is the first promise that it doesn't keep."""
+    and ``broken`` is the first promise that it doesn't keep. ``eligible``: all that keep every rule."""
 
     chosen: str | None
     reasons: dict[str, str]
     nearest: str | None = None
     broken: str | None = None
     remedy: str | None = None
+    eligible: tuple[str, ...] = ()
 
 
 def select(candidates: Sequence[Figures], budgets: Budgets, *, max_drop: float, on_target: bool) -> Choice:
@@ -107,7 +110,7 @@ def select(candidates: Sequence[Figures], budgets: Budgets, *, max_drop: float, 
         if candidate.brought is False and winner.brought:
             lost = f"is {UNMEASURED}, where {winner.name} was measured and keeps its promises"
         reasons[candidate.name] = won if candidate is winner else lost
-    return Choice(chosen=winner.name, reasons=reasons)
+    return Choice(chosen=winner.name, reasons=reasons, eligible=tuple(c.name for c in eligible))
 
 
 def _fastest(eligible: Sequence[Figures]) -> Figures:
@@ -137,6 +140,7 @@ def misses(c: Figures, budgets: Budgets, *, max_drop: float, on_target: bool) ->
         found.append(_unknown(SIZE, "size"))
     else:
         found += _over("bundle size", c.bundle_size_bytes, budgets.bundle_size_bytes, 1e6, "MB", BUNDLE_SIZE)
+    found += c.broken
     if on_target and c.brought is not False:
         found += _cost_misses(c, budgets)
     return found

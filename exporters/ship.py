@@ -16,26 +16,34 @@ from aios_edge.manifest import Measured, Provenance, Purpose
 from exporters import graph, tensorrt
 from exporters.bundle import UNMEASURED_BATCH, UNMEASURED_BATCH_CPU, contract_of, manifest_of
 from exporters.calibration import Calibration, calibrate
+from exporters.class_drop import ClassDrop, class_drops, class_misses
+from exporters.confusion import Confusion, confusion
 from exporters.contest import Common, Contest, Tried
 from exporters.data import Labelled
 from exporters.encode import TOKENIZER, length_of
 from exporters.evaluate import Metrics, Quality, metrics, quality
+from exporters.facts import Facts, documents, splits_of
+from exporters.finetune import Tuned
 from exporters.golden_samples import CPU, judge, margins_of, pick, record
 from exporters.select import apart
+from exporters.source import Source
 from exporters.stages import Stages, tool_versions
 from exporters.target import observed_of, session_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What the test split said: the baseline's metrics, and each winner's quality and calibration by candidate name
-    (no calibration for outputs that are not finite)."""
+    """What the test split said: the baseline's metrics, each winner's quality, calibration and confusion by candidate
+    name (the latter two only of finite outputs), and by profile the classes in which its winner changed."""
 
     rows: int
+    digest: str
     baseline: Metrics
     majority_accuracy: float
     winners: Mapping[str, Quality]
     calibrations: Mapping[str, Calibration]
+    confusions: Mapping[str, Confusion]
+    class_drops: Mapping[str, tuple[ClassDrop, ...]]
 
 
 def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, stages: Stages) -> Trial:
@@ -46,19 +54,26 @@ def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, sta
     majority = int(np.bincount(np.asarray(common.data.train.labels)).argmax())
     winners: dict[str, Quality] = {}
     calibrations: dict[str, Calibration] = {}
-    for winner in (contest.winner for contest in contests):
-        name = winner.made.name
+    confusions: dict[str, Confusion] = {}
+    drops: dict[str, tuple[ClassDrop, ...]] = {}
+    for contest in contests:
+        winner, name = contest.winner, contest.winner.made.name
+        logits = stages.answers(winner.made, "test", test, winner.variant.encoder)
         if name not in winners:
-            logits = stages.answers(winner.made, "test", test, winner.variant.encoder)
             winners[name] = quality("test", logits, reference, test.labels, labels)
             if winners[name].metrics is not None:
                 calibrations[name] = calibrate(winner.logits, common.data.validation.labels, logits, test.labels)
+                confusions[name] = confusion("test", logits, reference, test.labels, labels)
+        drops[contest.profile.name] = class_drops(logits, reference, test.labels, labels, max_drop=contest.max_drop)
     return Trial(
         rows=len(test),
+        digest=test.digest(),
         baseline=metrics(reference.argmax(axis=1), truth, labels),
         majority_accuracy=float(np.mean(truth == majority)),
         winners=winners,
         calibrations=calibrations,
+        confusions=confusions,
+        class_drops=drops,
     )
 
 
@@ -77,6 +92,9 @@ def broken_promise(trial: Trial, contests: Sequence[Contest]) -> PromiseBroken |
             what = f"{name} loses {lost} on the test split, {allowed} are allowed"
             remedy = "Nothing was shipped. Allow a larger max_drop or prefer another precision in the profile"
             return PromiseBroken("accuracy_drop", what, where=where, remedy=remedy)
+        for miss in class_misses(trial.class_drops[contest.profile.name], max_drop=contest.max_drop):
+            what, remedy = f"{name} {miss.reason} on the test split", f"Nothing was shipped; {miss.remedy}"
+            return PromiseBroken(miss.promise, what, where=where, remedy=remedy)
     return None
 
 
@@ -94,24 +112,30 @@ class Making:
     """What all bundles of one export are made of."""
 
     common: Common
-    source: str
+    source: Source
+    tuned: Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What a bundle's accuracy rests on."""
+    """What a bundle's accuracy rests on. ``trial``: the test split's, where that was read for it."""
 
     quality: Quality
     rows: int
     split: str
     temperature: float
+    trial: Trial | None = None
 
 
 def write(contest: Contest, trial: Trial, making: Making, target: Path) -> Bundle:
     """Write one profile's bundle; whole or not at all."""
     name = contest.winner.made.name
     seen = Seen(
-        quality=trial.winners[name], rows=trial.rows, split="test", temperature=trial.calibrations[name].temperature
+        quality=trial.winners[name],
+        rows=trial.rows,
+        split="test",
+        temperature=trial.calibrations[name].temperature,
+        trial=trial,
     )
     return assemble(contest.winner, contest, making, seen, target, purpose="serve")
 
@@ -143,7 +167,7 @@ def assemble(tried: Tried, contest: Contest, making: Making, seen: Seen, target:
         session=session_of(tried, contest) if serves else tried.made.built.session,
         max_batch_size=largest,
         provenance=Provenance(
-            source=making.source,
+            source=making.source.name,
             candidate=tried.made.name,
             recipe_sha256=sha256_bytes(canonical_json(common.recipe.document())),
             data=common.data.origin,
@@ -174,4 +198,21 @@ def assemble(tried: Tried, contest: Contest, making: Making, seen: Seen, target:
         TOKENIZER: variant.tokenizer / TOKENIZER,
         **graph.model_files(tried.made.folder),
     }
+    if (trial := seen.trial) is not None:
+        facts = Facts(
+            manifest=manifest,
+            contract=contract,
+            recipe=common.recipe,
+            source=making.source,
+            tuned=making.tuned,
+            structure=variant.structure,
+            recovered=variant.tuned,
+            splits=splits_of(common.recipe, common.data, test_rows=trial.rows, test_digest=trial.digest),
+            quality=found,
+            class_drops=trial.class_drops[profile.name],
+            calibration=trial.calibrations[tried.made.name],
+            baseline=trial.baseline,
+            majority_accuracy=trial.majority_accuracy,
+        )
+        files |= documents(facts, files)
     return write_bundle(target, manifest, contract, files, golden)

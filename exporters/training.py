@@ -45,6 +45,14 @@ class Examples:
     labels: Sequence[int]
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """Accuracy on validation after it, and the mean loss of the training rows while it ran."""
+
+    accuracy: float
+    loss: float
+
+
 #: (row numbers, the model's output) -> the loss to go down.
 Loss = Callable[[list[int], Any], Any]
 
@@ -59,8 +67,8 @@ def train(
     loss_of: Loss,
     work: Path,
     progress: Progress,
-) -> tuple[float, ...]:
-    """Train the parameters ``trained`` and save the best epoch to ``work/model``; validation accuracy per epoch.
+) -> tuple[Epoch, ...]:
+    """Train the parameters ``trained`` and save the best epoch to ``work/model``.
 
     Resumes from ``work``'s checkpoint. Raises :class:`AiosEdgeError` when the loss is not finite.
     """
@@ -73,18 +81,19 @@ def train(
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_then_decay(step, total))
     fast = has_bf16()
-    accuracies: list[float] = []
+    done: list[Epoch] = []
     checkpoint = work / _CHECKPOINT
     if checkpoint.is_file():
         state = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
-        accuracies = list(state["accuracies"])
-        progress.message(f"resuming {settings.what} after epoch {len(accuracies)} of {settings.epochs}")
-    for epoch in range(len(accuracies), settings.epochs):
+        done = [Epoch(*figures) for figures in state["epochs"]]
+        progress.message(f"resuming {settings.what} after epoch {len(done)} of {settings.epochs}")
+    for epoch in range(len(done), settings.epochs):
         torch.manual_seed(settings.seed * 1000 + epoch)  # the same dropout, resumed or not
         model.train()
+        summed = 0.0
         batches = list(_batches(examples.samples, settings.batch_size, seed=settings.seed * 1000 + epoch))
         for number, rows in enumerate(batches):
             inputs = tensors(encoder.pad([examples.samples[i] for i in rows]))
@@ -98,6 +107,7 @@ def train(
                     where=settings.where,
                     remedy=f"Lower learning_rate (now {settings.learning_rate:g}) in {settings.where}",
                 )
+            summed += value * len(rows)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, _CLIP_NORM)
@@ -107,12 +117,12 @@ def train(
         answered = torch_logits(model, validation.samples, encoder).argmax(axis=1)
         accuracy = float(np.mean(answered == np.asarray(validation.labels)))
         progress.message(f"epoch {epoch + 1}/{settings.epochs}: validation accuracy {accuracy:.4f}")
-        if accuracy > max(accuracies, default=-1.0):
+        if accuracy > max((epoch.accuracy for epoch in done), default=-1.0):
             _save_best(model, work)
-        accuracies.append(accuracy)
-        _save_checkpoint(model, optimizer, schedule, accuracies, checkpoint)
+        done.append(Epoch(accuracy, summed / len(examples.samples)))
+        _save_checkpoint(model, optimizer, schedule, done, checkpoint)
     checkpoint.unlink(missing_ok=True)
-    return tuple(accuracies)
+    return tuple(done)
 
 
 def prepare(*, seed: int, threads: int | None) -> None:
@@ -194,10 +204,10 @@ def _save_best(model: Any, work: Path) -> None:
     fresh.rename(work / "model")
 
 
-def _save_checkpoint(model: Any, optimizer: Any, schedule: Any, accuracies: list[float], path: Path) -> None:
+def _save_checkpoint(model: Any, optimizer: Any, schedule: Any, done: list[Epoch], path: Path) -> None:
     import torch
 
     fresh = path.with_suffix(".new")
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-    torch.save({**state, "accuracies": accuracies}, fresh)
+    torch.save({**state, "epochs": [(epoch.accuracy, epoch.loss) for epoch in done]}, fresh)
     fresh.replace(path)

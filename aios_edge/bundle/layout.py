@@ -15,6 +15,9 @@ from aios_edge.manifest import Manifest
 
 MANIFEST = "manifest.json"
 CONTRACT = "contract.json"
+#: For people and for audits; a bundle without them (from an earlier exporter) is as valid.
+MODEL_CARD = "MODEL_CARD.md"
+SBOM = "sbom.cdx.json"
 
 MAX_FILES = 256
 MAX_DEPTH = 4  # path parts, the file itself included

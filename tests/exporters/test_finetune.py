@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from aios_edge.errors import DataError, RecipeError
 from exporters.bundle import Identity, draft, text_input
 from exporters.data import Labelled
 from exporters.encode import Encoder
-from exporters.finetune import Tuned, finetune
+from exporters.finetune import Tuned, finetune, load_tuned
 from exporters.progress import SilentProgress
 from exporters.recipe import FinetuneSection
 from exporters.source import Source, load_torch, own_labels
@@ -73,3 +74,9 @@ def test_method_none_needs_a_trained_head_with_the_same_labels() -> None:
         own_labels(source(**head, id2label={"0": "x", "1": "y"}), ("a", "b"))
     with pytest.raises(RecipeError, match="no trained head"):
         own_labels(source(architectures=["BertModel"]), ("a", "b"))
+
+
+def test_what_an_earlier_version_trained_is_still_read(tmp_path: Path) -> None:
+    older = {"method": "full", "epochs": 1, "best_epoch": 1, "validation_accuracy": [0.9], "precision": "fp32"}
+    (tmp_path / "tuned.json").write_text(json.dumps({**older, "trained_parameters": 3}))
+    assert load_tuned(tmp_path).training_loss == ()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,13 +18,18 @@ import numpy as np
 import pytest
 
 import exporters
+from aios_edge.bundle.layout import MODEL_CARD, SBOM
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import ProfileError, PromiseBroken
 from aios_edge.golden import read_golden
+from aios_edge.profile import DeviceProfile
 from aios_edge.profile_files import load_profile
 from exporters import data, measure, ort, pipeline, ship
+from exporters.bundle import DOCUMENTS_BYTES
+from exporters.encode import Encoder
 from exporters.recipe import load_recipe, parse_recipe
 from exporters.report import ExportReport
+from exporters.stages import Made, Stages
 
 pytestmark = pytest.mark.export
 
@@ -87,6 +92,23 @@ def test_one_valid_bundle_per_profile(whole: Run) -> None:
         assert (bundle.path / "model.onnx.data").is_file()
         assert sum(candidate.chosen for candidate in profile.candidates) == 1
     assert not list(whole.out.glob(".*.part"))
+
+
+def test_each_bundle_has_a_model_card_and_an_sbom_of_its_files(whole: Run) -> None:
+    for name in PROFILES:
+        bundle = open_bundle(whole.out / name)
+        listed = {entry.path: entry.sha256 for entry in bundle.manifest.files}
+        sbom = json.loads(bundle.file(SBOM).read_bytes())
+        hashes = {part["name"]: part["hashes"][0]["content"] for part in sbom["components"] if part["type"] == "file"}
+        assert set(hashes) == {"model.onnx", "model.onnx.data", "tokenizer.json", MODEL_CARD}
+        assert hashes.items() <= listed.items()
+        card = bundle.file(MODEL_CARD).read_text(encoding="utf-8")
+        assert f"{bundle.manifest.measured.accuracy:.4f}" in card and f"`{name}`" in card
+        assert "| test | test.csv | 200 |" in card
+        documents = sum(
+            entry.size_bytes for entry in bundle.manifest.files if not entry.path.startswith(("model", "tokenizer"))
+        )
+        assert documents < DOCUMENTS_BYTES
 
 
 def test_each_profile_gets_its_own_candidates(whole: Run) -> None:
@@ -161,13 +183,20 @@ def test_report_has_the_promised_keys(whole: Run) -> None:
             assert {"host", "cpu_flags", "matches_profile"} <= set(candidate["measured_on"])
             assert candidate["drop"]["low"] <= candidate["drop"]["value"] <= candidate["drop"]["high"]
             assert (candidate["test"] is not None) == (candidate["calibration"] is not None) == candidate["chosen"]
+            assert (candidate["confusion"] is not None) == candidate["chosen"]
+            if candidate["chosen"]:
+                rows = candidate["confusion"]["matrix"]
+                assert sum(map(sum, rows)) == candidate["test"]["metrics"]["rows"]
+                assert rows[0][1] + rows[1][0] == candidate["confusion"]["wrong"]
+    assert len(report["finetuned"]["training_loss"]) == report["finetuned"]["epochs"]
+    assert report["finetuned"]["training_loss"][0] > report["finetuned"]["training_loss"][-1] > 0
     int8 = report["profiles"]["rpi5"]["candidates"][0]
     assert int8["size_bytes"] < report["baseline"]["size_bytes"] / 3
     assert int8["agreement"] > 0.95
 
 
 def test_nothing_names_a_path_of_this_machine(whole: Run, workshop: Path) -> None:
-    for document in (*whole.out.glob("*/manifest.json"), *whole.out.glob("*/contract.json"), whole.out / "report.json"):
+    for document in (*whole.out.glob("*/*.json"), *whole.out.glob("*/*.md"), whole.out / "report.json"):
         text = document.read_text(encoding="utf-8")
         assert str(workshop) not in text
         assert str(Path.home()) not in text or Path.home() == Path("/")
@@ -273,6 +302,79 @@ def test_bundles_of_an_earlier_export_are_named_when_nothing_ships(whole: Run, w
     assert str(tmp_path) not in (out / "report.json").read_text(encoding="utf-8")
     assert "out/rpi5 holds the bundle of an earlier export" in (out / "report.html").read_text(encoding="utf-8")
     assert open_bundle(out / "rpi5").bundle_id == report.profiles["rpi5"].bundle_id
+
+
+Alter = Callable[[np.ndarray, data.Labelled], np.ndarray]
+
+
+def sabotage(patch: pytest.MonkeyPatch, split: str, alter: Alter) -> None:
+    """Have dynamic-s8 answer a split otherwise than it does."""
+    honest = Stages.answers
+
+    def answers(stages: Stages, made: Made, asked: str, rows: data.Labelled, encoder: Encoder) -> np.ndarray:
+        logits = honest(stages, made, asked, rows, encoder)
+        return alter(logits, rows) if made.plan.name == "dynamic-s8" and asked == split else logits
+
+    patch.setattr(Stages, "answers", answers)
+
+
+def lose_positives(logits: np.ndarray, rows: data.Labelled) -> np.ndarray:
+    """19 of 100 positive sentences become negative: within what the whole may lose."""
+    altered = logits.copy()
+    turned = np.flatnonzero(np.asarray(rows.labels) == 1)[:19]
+    altered[turned] = altered[turned, ::-1]
+    return altered
+
+
+def tolerant(workshop: Path) -> Path:
+    """A recipe that allows the whole to lose 11 points, so that only the class is missed."""
+    recipe = workshop / "tolerant.toml"
+    text = (workshop / "recipe.toml").read_text().replace("max_drop = 0.02", "max_drop = 0.11")
+    recipe.write_text(text)
+    return recipe
+
+
+def loose_rpi5() -> list[DeviceProfile]:
+    profile = load_profile("rpi5")
+    return [msgspec.structs.replace(profile, budgets=msgspec.structs.replace(profile.budgets, max_drop=0.11))]
+
+
+def test_a_candidate_that_loses_one_class_is_not_chosen(
+    whole: Run, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(monkeypatch, "validation", lose_positives)
+    report = exporters.export(tolerant(workshop), loose_rpi5(), tmp_path, cache=whole.out / ".cache")
+    int8, fp32 = report.profiles["rpi5"].candidates
+    assert int8.drop is not None and int8.drop.value < 0.11 and (int8.agreement or 0) >= 0.9
+    assert int8.reason.startswith("loses too much of the class 'positive' (")
+    assert report.profiles["rpi5"].chosen == fp32.name == "fp32"
+    assert int8.class_drops[0].label == "positive" and int8.class_drops[0].ruined
+
+
+def test_a_class_lost_on_the_test_split_ships_nothing(
+    whole: Run, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(monkeypatch, "test", lose_positives)
+    with pytest.raises(PromiseBroken, match=r"'positive'.* on the test split") as caught:
+        exporters.export(tolerant(workshop), loose_rpi5(), tmp_path, cache=whole.out / ".cache")
+    assert (caught.value.promise, caught.value.exit_code) == ("class_drop", 3)
+    assert not (tmp_path / "rpi5").exists()
+
+
+@pytest.mark.parametrize(
+    ("alter", "reason"),
+    [
+        (lambda logits, rows: logits * 1000, "far outside of fp32's"),
+        (lambda logits, rows: np.where(np.arange(len(logits))[:, None] == 4, np.nan, logits), "in validation row 5"),
+    ],
+)
+def test_outputs_out_of_range_are_not_chosen(
+    whole: Run, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alter: Alter, reason: str
+) -> None:
+    sabotage(monkeypatch, "validation", alter)
+    report = exporters.export(workshop / "recipe.toml", "rpi5", tmp_path, cache=whole.out / ".cache")
+    int8 = report.profiles["rpi5"].candidates[0]
+    assert reason in int8.reason and not int8.chosen and report.profiles["rpi5"].chosen == "fp32"
 
 
 def test_exit_3_prints_the_report_as_json_too(whole: Run, workshop: Path, tmp_path: Path) -> None:

@@ -1,0 +1,254 @@
+"""The page for people: whole, readable, honest about what wasn't measured."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from exporters.calibration import Calibration
+from exporters.class_drop import class_drops
+from exporters.confusion import confusion
+from exporters.evaluate import metrics, quality
+from exporters.report import Baseline, Candidate, ExportReport, Finetuned, Host, Interval, Latency, ProfileReport
+from exporters.report_page import page
+from exporters.report_plots import Point, curve, front, scatter
+from exporters.report_style import DARK, LIGHT
+
+VOID = {"meta", "br", "wbr"}
+
+
+class Balanced(HTMLParser):
+    """Every element is closed where it should be; text by the element that holds it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+
+
+def host(*, on_target: bool) -> Host:
+    return Host(host="a machine", cpu_flags=("avx2",), matches_profile=on_target, reasons=("why",), runtime="ort 1.0")
+
+
+def candidate(name: str, labels: tuple[str, ...], *, on_target: bool = True, **changes: Any) -> Candidate:
+    rows = np.arange(len(labels) * 10) % len(labels)
+    reference = np.eye(len(labels), dtype=np.float32)[rows]
+    logits = reference.copy()
+    logits[0] = reference[1]
+    tested = quality("test", logits, reference, rows, labels)
+    base: dict[str, Any] = {
+        "name": name,
+        "precision": "dynamic-s8",
+        "chosen": False,
+        "eligible": True,
+        "reason": "keeps its promises",
+        "size_bytes": 23_000_000,
+        "bundle_size_bytes": 24_000_000,
+        "metrics": metrics(logits.argmax(axis=1), rows, labels),
+        "drop": Interval(value=0.001, low=-0.001, high=0.002, split="validation"),
+        "agreement": 0.99,
+        "speedup": 2.5,
+        "latency_s": Latency(p50=0.0035, p95=0.004),
+        "latency": (),
+        "rss_bytes": 90_000_000,
+        "max_batch_size": 4,
+        "measured_on": host(on_target=on_target),
+        "operators": {"MatMul": 3},
+    }
+    if changes.get("chosen"):
+        base |= {
+            "test": tested,
+            "calibration": Calibration(temperature=1.3, error_before=0.05, error_after=0.01),
+            "confusion": confusion("test", logits, reference, rows, labels),
+            "class_drops": class_drops(logits, reference, rows, labels, max_drop=0.01),
+        }
+    return Candidate(**{**base, **changes})
+
+
+def report_of(labels: tuple[str, ...], profiles: dict[str, ProfileReport], **changes: Any) -> ExportReport:
+    rows = np.arange(len(labels) * 10) % len(labels)
+    right = metrics(rows, rows, labels)
+    base: dict[str, Any] = {
+        "schema": "1.0",
+        "name": "mood",
+        "version": "1.0.0",
+        "recipe": {"model": {"source": "m"}},
+        "source": "m",
+        "data": "train.csv sha256:0 (1 train, 1 validation rows)",
+        "labels": labels,
+        "tools": {"aios-edge": "1"},
+        "baseline": Baseline(
+            size_bytes=91_000_000,
+            latency_s=Latency(p50=0.009, p95=0.01),
+            rss_bytes=1,
+            metrics=right,
+            test=right,
+            majority_accuracy=0.5,
+            parity=1e-6,
+        ),
+        "finetuned": Finetuned(
+            method="full",
+            epochs=2,
+            best_epoch=2,
+            validation_accuracy=(0.5, 0.9),
+            precision="fp32",
+            trained_parameters=10,
+            metrics=right,
+            training_loss=(0.7, 0.2),
+        ),
+        "profiles": profiles,
+        "warnings": (),
+        "wall_s": 1.0,
+        "stages": {"built": ("convert/1",), "reused": ()},
+    }
+    return ExportReport(**{**base, **changes})
+
+
+def profile_of(*candidates: Candidate, **changes: Any) -> ProfileReport:
+    chosen = next((c.name for c in candidates if c.chosen), None)
+    base = {"chosen": chosen, "bundle": "p" if chosen else None, "bundle_id": "0" * 64 if chosen else None}
+    return ProfileReport(**{**base, "max_drop": 0.01, "candidates": candidates, **changes})
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    return tuple(f"label-{index}" for index in range(count))
+
+
+def shown(report: ExportReport) -> str:
+    text = page(report)
+    check = Balanced()
+    check.feed(text)
+    assert check.open == []
+    assert not {"script", "img", "link", "a"} & set(check.seen)
+    return text
+
+
+@pytest.mark.parametrize("count", [2, 20, 150])
+def test_any_number_of_classes_makes_a_whole_page(count: int) -> None:
+    labels = numbered(count)
+    text = shown(report_of(labels, {"p": profile_of(candidate("dynamic-s8", labels, chosen=True))}))
+    assert ("style='--a:" in text) == (count <= 40)  # the shaded table
+    assert ("All 150 classes" in text) == (count == 150)
+    assert text.index(">label-0<") < text.index(">label-1<")  # it lost a row: first in the table
+    assert "temperature 1.3" in text and "off by 1.00 %" in text and "by 5.00 %" in text
+    for picture in re.findall(r"<svg[^>]*>", text):
+        assert "role='img'" in picture and "aria-label='" in picture
+
+
+def test_what_was_not_measured_is_said_and_not_drawn() -> None:
+    labels = numbered(2)
+    nothing = candidate("h4-f512/dynamic-s8", labels, latency_s=None, speedup=None)
+    blank = candidate(
+        "qdq", labels, drop=None, metrics=None, size_bytes=None, latency_s=None, speedup=None, eligible=False
+    )
+    text = shown(report_of(labels, {"p": profile_of(candidate("a", labels, chosen=True), nothing, blank)}))
+    assert "f512/<wbr>dynamic-<wbr>s8</code> (no latency)" in text
+    assert "qdq</code> (no accuracy and no size and no latency)" in text
+    size, latency = re.findall(r"<svg.*?</svg>", text, re.DOTALL)[:2]
+    assert "f512" in size and "f512" not in latency and "qdq" not in size + latency
+    assert "not measured" in text
+
+
+def test_figures_of_another_machine_are_said_to_be_so() -> None:
+    labels = numbered(2)
+    text = shown(report_of(labels, {"p": profile_of(candidate("a", labels, chosen=True, on_target=False))}))
+    assert "not measured on such a device; on this machine 2.50&times;" in text
+    assert "this machine, not the target" in text and "unmeasured on target" in text
+
+
+def test_a_model_of_two_profiles_is_described_once() -> None:
+    labels = numbered(2)
+    same = profile_of(candidate("a", labels, chosen=True))
+    text = shown(report_of(labels, {"p": same, "q": same, "r": profile_of(candidate("b", labels, chosen=True))}))
+    assert text.count(" in detail</h2>") == 2 and "Chosen for p, q." in text
+    assert "written for 3 of 3 device profiles" in text
+
+
+def test_a_failed_export_says_so_first() -> None:
+    labels = numbered(2)
+    lost = candidate("a", labels, eligible=False, reason="loses too much of the class 'x'")
+    failed = profile_of(lost, problem="a loses too much; use another precision")
+    other = msgspec.structs.replace(profile_of(candidate("b", labels, chosen=True)), bundle=None, bundle_id=None)
+    text = shown(report_of(labels, {"p": failed, "q": other}, error="[class_drop] <p>: no candidate"))
+    assert text.index("[class_drop] &lt;p&gt;: no candidate.") < text.index("What each stage bought")
+    assert "p: nothing</h3>" in text and "was chosen, but not shipped" in text
+    assert "<b class='bad'>Out:</b> loses too much of the class &#x27;x&#x27;" in text
+
+
+def test_nothing_trained_and_nothing_tried_is_a_page_too() -> None:
+    labels = numbered(2)
+    report = report_of(labels, {"p": profile_of(problem="Name a precision")}, error="e")
+    untrained = msgspec.structs.replace(report.finetuned, validation_accuracy=(), training_loss=(), best_epoch=None)
+    assert "nothing was trained" in shown(msgspec.structs.replace(report, finetuned=untrained))
+    older = msgspec.structs.replace(report.finetuned, training_loss=())
+    assert "not recorded" in shown(msgspec.structs.replace(report, finetuned=older))
+
+
+def point(name: str, x: float, drop: float, state: Any = "kept") -> Point:
+    return Point(name=name, number=1, x=x, drop=drop, low=drop - 0.1, high=drop + 0.1, state=state)
+
+
+def test_the_front_has_who_is_beaten_by_nobody_who_keeps_promises() -> None:
+    points = [
+        point("big", 90, 0),
+        point("mid", 23, 0.1, "chosen"),
+        point("worse", 40, 0.3),
+        point("lost", 5, 9, "missed"),
+    ]
+    assert [p.name for p in front(points)] == ["mid", "big"]
+    assert front([point("a", 1, 0), point("b", 1, 0)])[0].name == "a"
+
+
+def test_an_outlier_lies_at_the_edge_with_its_figure() -> None:
+    drawn = scatter([point("a", 10, 0.1), point("b", 5, 60, "missed")], title="t", x_label="MB", max_drop=1)
+    assert "b (+60.0 ↑)" in drawn and "allowed: 1" in drawn
+    high = [float(y) for y in re.findall(r"class='missed' cx='[\d.]+' cy='([\d.]+)'", drawn)]
+    assert all(0 < y < 40 for y in high)
+
+
+def test_labels_of_many_points_do_not_lie_on_each_other() -> None:
+    chance = np.random.default_rng(0)
+    points = [
+        Point(name=f"h{n}-f512-v12000/dynamic-s8", number=n, x=float(x), drop=float(d), low=0, high=0, state="kept")
+        for n, (x, d) in enumerate(chance.random((8, 2)), start=1)
+    ]
+    drawn = scatter(points, title="t", x_label="MB", max_drop=1)
+    rows = [float(y) for y in re.findall(r"<text x='[\d.]+' y='([\d.]+)' text-anchor='(?:start|middle|end)'>h", drawn)]
+    assert rows and len(rows) == len({round(y) for y in rows})
+
+
+@pytest.mark.parametrize("values", [(0.5,), (0.9, 0.9), (0.1, 0.4, 0.3)])
+def test_a_curve_of_any_length(values: tuple[float, ...]) -> None:
+    drawn = curve(values, title="t", y_label="loss", best=1)
+    assert drawn.count("class='dot'") == len(values) and f"kept: {values[0]:.4f}" in drawn
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance (WCAG 2.2)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+@pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
+def test_text_can_be_read_on_every_ground(colours: dict[str, str]) -> None:
+    for ground in ("back", "card", "chosen"):
+        for ink in ("text", "soft", "good", "warn", "bad"):
+            low, high = sorted((luminance(colours[ground]), luminance(colours[ink])))
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ground, ink)
