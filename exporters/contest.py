@@ -23,6 +23,7 @@ from exporters.recipe import ExportRecipe
 from exporters.report import Candidate, Interval, Latency, ProfileReport, Target, Training
 from exporters.select import Choice, Figures, Miss, misses, select
 from exporters.stages import Made, Stages
+from exporters.structure import Shape as Sizes
 from exporters.structure import Structure, following
 from exporters.variants import Variant, Variants
 
@@ -143,14 +144,16 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
             break  # preference decides here, and the rest comes after the one that keeps its promises
         tried.append(try_out(common.whole, plan))
 
-    rungs = common.variants.rungs()
-    fits = [_fits(rung, tried[0], profile, common, longest, on_target=on_target) for rung in rungs]
-    kept: dict[Structure, bool] = {}
-    while len(kept) < common.recipe.search.structures and (rung := following(rungs, kept, fits)) is not None:
-        smaller = try_out(common.variants.pruned(rung), plans[0])
-        figures = _figures(smaller, profile, longest, on_target=on_target)
-        kept[rung] = not misses(figures, profile.budgets, max_drop=max_drop, on_target=on_target)
-        tried.insert(sum(t.size_bytes < smaller.size_bytes for t in tried[: len(kept) - 1]), smaller)
+    if (pruning := common.variants.pruning) is not None:
+        whole = tried[0]
+        kept: dict[Structure, bool] = {}
+        fits = [_fits(rung, pruning.shape, whole, common, profile, longest, on_target) for rung in pruning.rungs]
+        while len(kept) < common.recipe.search.structures and (rung := following(pruning.rungs, kept, fits)):
+            smaller = try_out(common.variants.pruned(rung, pruning), plans[0])
+            figures = _figures(smaller, profile, longest, on_target=on_target)
+            kept[rung] = not misses(figures, profile.budgets, max_drop=max_drop, on_target=on_target)
+            # Who asks for pruning prefers the smaller of those that keep their promises.
+            tried.insert(sum(t.size_bytes < smaller.size_bytes for t in tried[: len(kept) - 1]), smaller)
     if brought:
         candidates = [t.made for t in tried]
         given = assign(brought, candidates, profile, conditions_of(profile, longest)[:2])
@@ -199,10 +202,10 @@ def conditions_of(profile: DeviceProfile, longest: int) -> Shape:
 
 
 def _fits(
-    rung: Structure, whole: Tried, profile: DeviceProfile, common: Common, longest: int, *, on_target: bool
+    rung: Structure, shape: Sizes, whole: Tried, common: Common, profile: DeviceProfile, longest: int, on_target: bool
 ) -> bool:
     """Whether a smaller network may keep the profile's budgets, as far as arithmetic and the whole one's time tell."""
-    budgets, shape = profile.budgets, common.variants.shape
+    budgets = profile.budgets
     size = shape.size_bytes(rung, whole.made.plan.precision) + common.whole.tokenizer_bytes + DOCUMENTS_BYTES
     if budgets.bundle_size_bytes is not None and size > budgets.bundle_size_bytes:
         return False

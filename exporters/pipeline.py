@@ -38,7 +38,7 @@ from exporters.report import (
 )
 from exporters.source import Source, check_vocabulary, locate, own_labels
 from exporters.stages import Stages, tool_versions
-from exporters.variants import Variants
+from exporters.variants import Variants, plan_pruning
 
 #: Checkpoint with optimizer state, best model, graphs and candidates, as a multiple of the source's weights.
 _DISK_FACTOR = 10
@@ -73,9 +73,10 @@ def run(
     _check_disk(source, cache)
     tokenizer = stages.tokenizer(source)
     check_vocabulary(source, tokenizer / TOKENIZER)
+    pruning = plan_pruning(recipe.prune, source, data, (tokenizer / TOKENIZER).read_bytes())
     identity = stages.identity(source, data.labels, pair=data.pair)
     tuned_folder, tuned = stages.finetune(source, data, stages.encoder(identity, tokenizer))
-    variants = Variants(stages, data, identity, tokenizer, tuned_folder)
+    variants = Variants(stages, data, identity, tokenizer, tuned_folder, pruning)
     whole = variants.whole
     shapes = shapes_within(source.max_length, exhaustive=recipe.search.exhaustive)
     cost = stages.measured(whole.fp32, whole.fp32, shapes[:1])

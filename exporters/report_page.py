@@ -7,7 +7,7 @@ import msgspec
 from exporters import report_classes as classes
 from exporters import report_tables as tables
 from exporters.report import Candidate, ExportReport, ProfileReport
-from exporters.report_format import DASH, folded, name_of, percent, text
+from exporters.report_format import DASH, TIMES, folded, megabytes, milliseconds, name_of, percent, text, times
 from exporters.report_plots import Point, curve, scatter
 from exporters.report_style import STYLE
 from exporters.report_summary import chosen_of, summary
@@ -44,13 +44,27 @@ def _profile(name: str, profile: ProfileReport) -> str:
         )
         unmeasured = (
             ""
-            if where.matches_profile
+            if where.matches_profile or any(c.target for c in profile.candidates)
             else " Latency and memory are those of this machine and had no part in the choice: unmeasured on target."
         )
         note = f"<p class='soft'>Measured on {text(where.host)} ({text(fits)}), {text(where.runtime)}.{unmeasured}</p>"
+    note += "".join(_target(candidate) for candidate in profile.candidates)
     details = tables.latencies(profile) + tables.operators(profile)
     content = _plots(profile) + tables.candidates(profile) + note + details
     return f"<section><h2>Candidates for {text(name)}</h2>{content}</section>"
+
+
+def _target(c: Candidate) -> str:
+    """What was measured on the device; it decided, the table's times didn't."""
+    if (found := c.target) is None:
+        return ""
+    speedup = f", {times(found.speedup)} fp32" if found.speedup is not None else ""
+    return (
+        f"<p>{name_of(c.name)} measured on target: p50 {milliseconds(found.p50)}, p95 {milliseconds(found.p95)} at "
+        f"{found.batch} {TIMES} {found.length} on {found.threads} thread{'s' if found.threads > 1 else ''} of "
+        f"{text(found.provider)}{speedup}, memory {megabytes(found.rss_bytes)}; {text(found.measured_on.host)}, "
+        f"{text(found.measured_on.runtime)}.</p>"
+    )
 
 
 def _plots(profile: ProfileReport) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from exporters import distill, encode, finetune, prune, recipe, source, structure, training, vocabulary
+from exporters import distill, encode, finetune, prune, source, structure, training, vocabulary
 from exporters.bundle import Identity, text_input
 from exporters.cache import code_digest
 from exporters.data import Data
@@ -19,6 +19,8 @@ from exporters.encode import TOKENIZER, Encoder
 from exporters.evaluate import Logits
 from exporters.finetune import Tuned
 from exporters.prune import Importance
+from exporters.recipe import PruneSection
+from exporters.source import Source
 from exporters.stages import Made, Stages
 from exporters.structure import Shape, Structure
 
@@ -55,10 +57,52 @@ class Variant:
         return (self.tokenizer / TOKENIZER).stat().st_size
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What a recipe's ``[prune]`` allows: the network's shape, the ids of the ``pieces`` that stay of its vocabulary,
+    and the smaller networks to try, mildest first."""
+
+    shape: Shape
+    pieces: tuple[int, ...]
+    rungs: tuple[Structure, ...]
+
+
+def plan_pruning(section: PruneSection | None, origin: Source, data: Data, tokenizer: bytes) -> Pruning | None:
+    """Read the wish and check it against source and data, before anything is trained; None without a wish.
+
+    Raises :class:`RecipeError` for more than there is, for an architecture or tokenizer that can't be pruned, and for a
+    vocabulary that would take a class's words.
+    """
+    if section is None:
+        return None
+    shape = prune.shape_of(source.load_torch(origin.folder, labels=data.labels))
+    pieces = _pieces(section, shape.whole.vocabulary, data, tokenizer)
+    rungs = structure.ladder(shape, len(pieces))
+    if section.explicit:
+        rungs = (structure.asked_for(section, shape, len(pieces)),)
+    return Pruning(shape=shape, pieces=pieces, rungs=rungs)
+
+
+def _pieces(section: PruneSection, whole: int, data: Data, tokenizer: bytes) -> tuple[int, ...]:
+    asked = section.vocabulary
+    if asked == 0 or (asked is None and not vocabulary.can_prune(tokenizer)):
+        return tuple(range(whole))
+    counts = vocabulary.used(tokenizer, data.train.texts)
+    if asked is None:
+        needed = vocabulary.least(tokenizer).union(*counts)
+        asked = max(len(needed), round(whole * _VOCABULARY_SHARE))
+    kept = vocabulary.choose(tokenizer, counts, min(asked, whole))
+    vocabulary.check_classes(kept, counts, data.train.labels, data.labels)
+    return kept
+
+
 class Variants:
     """Makes variants; what is already made comes from the cache."""
 
-    def __init__(self, stages: Stages, data: Data, identity: Identity, tokenizer: Path, tuned: Path) -> None:
+    def __init__(
+        self, stages: Stages, data: Data, identity: Identity, tokenizer: Path, tuned: Path, pruning: Pruning | None
+    ) -> None:
+        self.pruning = pruning
         self._stages, self._data, self._identity = stages, data, identity
         self._tokenizer, self._tuned = tokenizer, tuned
         self._recipe = stages.recipe
@@ -68,44 +112,10 @@ class Variants:
         """The fine-tuned network."""
         return self._variant(None, self._identity, self._tokenizer, self._tuned)
 
-    @cached_property
-    def shape(self) -> Shape:
-        """Its sizes; raises :class:`RecipeError` for an architecture that can't be pruned."""
-        return prune.shape_of(source.load_torch(self._tuned / "model"))
-
-    @cached_property
-    def pieces(self) -> tuple[int, ...]:
-        """The vocabulary's ids that pruned networks keep.
-
-        Raises :class:`RecipeError` where a class would lose its words, or the tokenizer can't be pruned.
-        """
-        asked = self._prune.vocabulary
-        whole = self.shape.whole.vocabulary
-        every = tuple(range(whole))
-        tokenizer = (self._tokenizer / TOKENIZER).read_bytes()
-        if asked == 0 or (asked is None and not vocabulary.can_prune(tokenizer)):
-            return every
-        rows = self._data.train
-        counts = vocabulary.used(tokenizer, rows.texts)
-        if asked is None:
-            needed = vocabulary.least(tokenizer).union(*counts)
-            asked = min(whole, max(len(needed), round(whole * _VOCABULARY_SHARE)))
-        kept = vocabulary.choose(tokenizer, counts, asked)
-        vocabulary.check_classes(kept, counts, rows.labels, self._data.labels)
-        return kept
-
-    def rungs(self) -> tuple[Structure, ...]:
-        """The smaller networks that the recipe allows, mildest first; none without ``[prune]``."""
-        if self._recipe.prune is None:
-            return ()
-        if self._prune.explicit:
-            return (structure.asked_for(self._prune, self.shape, len(self.pieces)),)
-        return structure.ladder(self.shape, len(self.pieces))
-
-    def pruned(self, wanted: Structure) -> Variant:
-        """One of them, pruned and recovered by distillation."""
-        kept = self.pieces
-        own = len(kept) < self.shape.whole.vocabulary
+    def pruned(self, wanted: Structure, pruning: Pruning) -> Variant:
+        """A smaller network, pruned out of the whole one and recovered by distillation."""
+        kept = pruning.pieces
+        own = len(kept) < pruning.shape.whole.vocabulary
         tokenizer = self._own_tokenizer(kept) if own else self._tokenizer
         identity = self._identity
         if own:
@@ -152,10 +162,6 @@ class Variants:
 
         folder = self._stages.produce("distill", ingredients, build, resumes=True)
         return self._variant(wanted, identity, tokenizer, folder)
-
-    @property
-    def _prune(self) -> recipe.PruneSection:
-        return self._recipe.prune or recipe.PruneSection()
 
     def _variant(self, wanted: Structure | None, identity: Identity, tokenizer: Path, tuned: Path) -> Variant:
         stages, rows = self._stages, self._data.validation

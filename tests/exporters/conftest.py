@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
+import string
 from pathlib import Path
 
 import pytest
@@ -53,13 +54,14 @@ def write_csv(path: Path, rows: list[tuple[str, str]], header: tuple[str, str] =
         csv.writer(stream).writerows([header, *rows])
 
 
-def make_model(folder: Path, *, layers: int = 2) -> None:
+def make_model(folder: Path, *, layers: int = 2, letters: str = "") -> None:
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *FILLER, *(str(d) for d in range(10))]
     words += [f"##{d}" for d in range(10)]
+    words = list(dict.fromkeys([*words, *letters, *(f"##{letter}" for letter in letters)]))
     tokenizer = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -92,3 +94,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(folder / "test.csv", sentences(200, 3))
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def spelling(workshop: Path) -> None:
+    """Beside it the same model with letters in its vocabulary, so that words may leave it."""
+    make_model(workshop / "spelling", letters=string.ascii_lowercase)

@@ -160,7 +160,7 @@ def test_what_was_measured_on_the_board_decides(first: Export, bench: Bench, tmp
     session = bundle.manifest.session
     assert (session.intra_op_threads, session.inter_op_threads, session.spinning) == (1, 1, False)
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
-    assert "dynamic-s8 measured on target: p50 20.00 ms" in page and "a board" in page
+    assert "measured on target: p50 20" in page and "a board" in page
     assert "measured on target, a board" in aios_edge("bundle", "show", str(bundle.path)).stdout
 
 

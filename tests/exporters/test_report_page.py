@@ -10,11 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from aios_edge.measurement import MeasuredOn
 from exporters.calibration import Calibration
 from exporters.class_drop import class_drops
 from exporters.confusion import confusion
 from exporters.evaluate import metrics, quality
-from exporters.report import Baseline, Candidate, ExportReport, Finetuned, Host, Interval, Latency, ProfileReport
+from exporters.report import Baseline, Candidate, ExportReport, Finetuned, Interval, Latency, ProfileReport
 from exporters.report_page import page
 from exporters.report_plots import Point, curve, front, scatter
 from exporters.report_style import DARK, LIGHT
@@ -42,8 +43,10 @@ class Balanced(HTMLParser):
         self.seen.append(tag)
 
 
-def host(*, on_target: bool) -> Host:
-    return Host(host="a machine", cpu_flags=("avx2",), matches_profile=on_target, reasons=("why",), runtime="ort 1.0")
+def host(*, on_target: bool) -> MeasuredOn:
+    return MeasuredOn(
+        host="a machine", cpu_flags=("avx2",), matches_profile=on_target, reasons=("why",), runtime="ort 1.0"
+    )
 
 
 def candidate(name: str, labels: tuple[str, ...], *, on_target: bool = True, **changes: Any) -> Candidate:
@@ -153,12 +156,12 @@ def test_any_number_of_classes_makes_a_whole_page(count: int) -> None:
 
 def test_what_was_not_measured_is_said_and_not_drawn() -> None:
     labels = numbered(2)
-    nothing = candidate("h4-f512/dynamic-s8", labels, latency_s=None, speedup=None)
+    nothing = candidate("h4-f512+dynamic-s8", labels, latency_s=None, speedup=None)
     blank = candidate(
         "qdq", labels, drop=None, metrics=None, size_bytes=None, latency_s=None, speedup=None, eligible=False
     )
     text = shown(report_of(labels, {"p": profile_of(candidate("a", labels, chosen=True), nothing, blank)}))
-    assert "f512/<wbr>dynamic-<wbr>s8</code> (no latency)" in text
+    assert "f512+<wbr>dynamic-<wbr>s8</code> (no latency)" in text
     assert "qdq</code> (no accuracy and no size and no latency)" in text
     size, latency = re.findall(r"<svg.*?</svg>", text, re.DOTALL)[:2]
     assert "f512" in size and "f512" not in latency and "qdq" not in size + latency

@@ -1,0 +1,138 @@
+"""Structured candidates through the whole export: pruned, recovered, measured, chosen, shipped, and resumed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import exporters
+from aios_edge.bundle.layout import MODEL_CARD
+from aios_edge.bundle.read import open_bundle
+from aios_edge.errors import RecipeError
+from aios_edge.golden import read_golden
+from aios_edge.tasks import task_for
+from exporters.recipe import load_recipe, parse_recipe
+from exporters.report import ExportReport
+
+pytestmark = [pytest.mark.export, pytest.mark.usefixtures("spelling")]
+
+RECIPE = """
+[model]
+source = "spelling"
+[data]
+train = "train.csv"
+validation = "val.csv"
+test = "test.csv"
+[finetune]
+epochs = 3
+learning_rate = 0.002
+max_length = 64
+threads = 1
+[accuracy]
+max_drop = 0.05
+[prune]
+vocabulary = {vocabulary}
+{more}
+[distill]
+epochs = 2
+learning_rate = 1e-3
+"""
+
+
+def export(workshop: Path, out: Path, cache: Path, *, vocabulary: int = 0, more: str = "") -> ExportReport:
+    path = workshop / f"{out.name}.toml"
+    path.write_text(RECIPE.format(vocabulary=vocabulary, more=more), encoding="utf-8")
+    return exporters.export(load_recipe(path), "arm64-gateway", out, cache=cache)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def narrow(workshop: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportReport, Path]:
+    out = tmp_path_factory.mktemp("narrow")
+    return export(workshop, out, cache, vocabulary=90, more="heads = 2\nffn = 64\n"), out
+
+
+def test_a_pruned_network_is_shipped_with_its_own_vocabulary(narrow: tuple[ExportReport, Path]) -> None:
+    report, out = narrow
+    profile = report.profiles["arm64-gateway"]
+    assert profile.chosen == "l2-h2-f64-v90+dynamic-s8"
+    whole, pruned = (next(c for c in profile.candidates if c.name == name) for name in ("dynamic-s8", profile.chosen))
+    assert pruned.size_bytes is not None and whole.size_bytes is not None and pruned.size_bytes < whole.size_bytes
+    assert pruned.structure is not None and pruned.structure.heads == 2
+    assert pruned.recovery is not None and len(pruned.recovery.training_loss) == 2
+    assert whole.structure is None and whole.recovery is None
+    bundle = open_bundle(out / "arm64-gateway")
+    assert len(json.loads(bundle.file("tokenizer.json").read_bytes())["model"]["vocab"]) == 90
+    assert "2 heads and 64 neurons" in bundle.file(MODEL_CARD).read_text(encoding="utf-8")
+
+
+def test_its_golden_samples_are_cut_by_its_own_tokenizer(narrow: tuple[ExportReport, Path]) -> None:
+    bundle = open_bundle(narrow[1] / "arm64-gateway")
+    golden = read_golden(bundle.file("golden.npz"))
+    task = task_for(bundle.manifest, bundle.path)
+    for index in range(0, len(golden.raw), 7):
+        encoded = task.encode([golden.raw[index]])
+        np.testing.assert_array_equal(encoded["input_ids"], golden.sample(index)["input_ids"])
+        assert encoded["input_ids"].max() < 90
+
+
+def test_the_device_takes_it(narrow: tuple[ExportReport, Path], tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from aios_edge.cli.main import cli
+
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'[device]\nid = "d"\nprofile = "arm64-gateway"\nstate_dir = "{tmp_path}/state"\n'
+        f'[[bundle]]\npath = "{narrow[1]}/arm64-gateway"\n',
+        encoding="utf-8",
+    )
+    done = CliRunner().invoke(cli, ["agent", "check", "--config", str(config), "--json"])
+    checks = {c["name"]: c["passed"] for c in json.loads(done.stdout.splitlines()[-1])["bundles"][0]["checks"]}
+    assert checks["golden"] and checks["golden_raw"], done.output
+
+
+def test_a_second_run_trains_nothing_again(
+    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path
+) -> None:
+    again = export(workshop, tmp_path / "again", cache, vocabulary=90, more="heads = 2\nffn = 64\n")
+    assert not again.stages["built"]
+    assert again.profiles["arm64-gateway"].bundle_id == narrow[0].profiles["arm64-gateway"].bundle_id
+
+
+def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path, tmp_path: Path) -> None:
+    report = export(workshop, tmp_path / "ladder", cache)
+    names = [candidate.name for candidate in report.profiles["arm64-gateway"].candidates]
+    pruned = [name for name in names if "+" in name]
+    assert len(pruned) == 2 and names.index(pruned[0]) < names.index("dynamic-s8")
+    assert any(stage.startswith("distill/") for stage in report.stages["built"])
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "more", "said"),
+    [
+        (5, "", r"vocabulary = 5 is less than the \d+ pieces"),
+        (0, "heads = 5\n", "heads = 5, but the model has 4"),
+        (0, "layers = 3\n", "layers = 3, but the model has 2"),
+    ],
+)
+def test_a_wish_that_the_network_can_t_meet_is_refused_before_the_training(
+    workshop: Path, tmp_path: Path, vocabulary: int, more: str, said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        export(workshop, tmp_path / "out", tmp_path / "cache", vocabulary=vocabulary, more=more)
+    assert not (tmp_path / "cache" / "finetune").exists()
+
+
+def test_prune_is_part_of_what_identifies_a_recipe(workshop: Path) -> None:
+    document = {"model": {"source": "tiny"}, "data": {"train": "train.csv"}}
+    plain = parse_recipe(document, folder=workshop).document()
+    assert plain["prune"] is None
+    assert parse_recipe({**document, "prune": {"heads": 2}}, folder=workshop).document()["prune"]["heads"] == 2
