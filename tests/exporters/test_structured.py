@@ -95,7 +95,7 @@ def test_the_device_takes_it(narrow: tuple[ExportReport, Path], tmp_path: Path) 
         encoding="utf-8",
     )
     done = CliRunner().invoke(cli, ["agent", "check", "--config", str(config), "--json"])
-    checks = {c["name"]: c["passed"] for c in json.loads(done.stdout.splitlines()[-1])["bundles"][0]["checks"]}
+    checks = {c["name"]: c["passed"] for c in json.loads(done.stdout.splitlines()[-1])["activations"][0]["checks"]}
     assert checks["golden"] and checks["golden_raw"], done.output
 
 

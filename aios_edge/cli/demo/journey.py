@@ -20,12 +20,12 @@ from aios_edge.cli.demo.watch import Watcher
 SHOWN_SENTENCES = 6
 
 
-def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool) -> Summary:
+def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool, structured: bool = False) -> Summary:
     """All acts; raises what goes wrong. Every process it starts has ended when it returns or raises."""
     started = time.monotonic()
 
     screen.act("Workshop: fine-tune, compress, verify, choose")
-    workshop = acts.make_bundles(plan, out, source)
+    workshop = acts.make_bundles(plan, out, source, structured=structured)
     screen.candidates(workshop)
     texts = [row.text for row in workshop.sentences]
     local_bundle = workshop.bundle(workshop.profile)
@@ -141,4 +141,5 @@ def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool) -> Su
         mqtt_messages=watcher.count,
         wall_s=round(time.monotonic() - started, 1),
         fast=fast,
+        structured=structured,
     )

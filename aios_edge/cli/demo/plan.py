@@ -9,12 +9,13 @@ from dataclasses import dataclass
 class Plan:
     """The figures that differ between ``demo`` and ``demo --fast``.
 
-    ``finetune`` is the recipe's table of that name. ``load_s`` is the length of each overload run,
-    ``distinct_sentences`` how many test sentences the load draws from, ``latency_samples`` how many sequential
-    requests the unloaded p95 is taken from.
+    ``finetune`` and ``distill`` are the recipe's tables of those names, the latter for ``--structured`` only. ``load_s``
+    is the length of each overload run, ``distinct_sentences`` how many test sentences the load draws from,
+    ``latency_samples`` how many sequential requests the unloaded p95 is taken from.
     """
 
     finetune: dict[str, str | int | float]
+    distill: dict[str, str | int | float]
     validation_rows: int
     test_rows: int
     exhaustive: bool
@@ -34,6 +35,7 @@ FULL = Plan(
         "max_length": 64,
         "seed": 7,
     },
+    distill={"epochs": 5},
     validation_rows=500,
     test_rows=2000,
     exhaustive=True,
@@ -55,6 +57,7 @@ FAST = Plan(
         "max_rows": 1200,
         "seed": 7,
     },
+    distill={"epochs": 1},
     validation_rows=400,
     test_rows=500,
     exhaustive=False,

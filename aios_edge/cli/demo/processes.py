@@ -162,9 +162,16 @@ def kill_process(pid: int) -> None:
 
 
 def write_recipe(
-    path: Path, source: str, finetune: Mapping[str, object], name: str, *, max_drop: float, exhaustive: bool
+    path: Path,
+    source: str,
+    finetune: Mapping[str, object],
+    name: str,
+    *,
+    max_drop: float,
+    search: Mapping[str, object],
+    more: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Path:
-    """The export recipe of the demo, as a user would write it."""
+    """The export recipe of the demo, as a user would write it; ``more`` are further tables."""
     sections: Sequence[tuple[str, Mapping[str, object]]] = (
         ("model", {"source": source, "task": "text-classification"}),
         (
@@ -179,8 +186,9 @@ def write_recipe(
         ),
         ("finetune", finetune),
         ("accuracy", {"metric": "accuracy", "max_drop": max_drop}),
-        ("search", {"exhaustive": exhaustive}),
+        ("search", search),
         ("export", {"name": name, "version": "1.0.0", "licence": "Apache-2.0"}),
+        *(more or {}).items(),
     )
     path.write_text("\n".join(f"[{title}]\n{_toml(table)}" for title, table in sections), encoding="utf-8")
     return path

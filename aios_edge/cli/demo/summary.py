@@ -34,6 +34,7 @@ class Summary:
     mqtt_messages: int
     wall_s: float
     fast: bool
+    structured: bool = False
 
 
 #: Speed against fp32 that a class of CPU is held to; it comes from its 8-bit dot products. Elsewhere: never slower.
@@ -51,13 +52,15 @@ class Miss:
 
 def misses(summary: Summary) -> tuple[Miss, ...]:
     """The promises this run broke. What a model of full training keeps isn't promised of ``--fast``: it trains too
-    little, and where int8 then costs too much accuracy the exporter ships fp32.
+    little, and where int8 then costs too much accuracy the exporter ships fp32. A pruned network may lose a point more.
     """
     least_share, most_share = CLOUD_SHARE
     speedup = 1.0 if summary.fast else SPEEDUP.get(summary.profile, 1.0)
+    accuracy, drop = (0.82, 0.02) if summary.structured else (0.83, 0.01)
+    found = summary.test_accuracy
     checks = (
-        ("test_accuracy", summary.fast or summary.test_accuracy >= 0.83, f"{summary.test_accuracy:.4f} is below 0.83"),
-        ("accuracy_drop", summary.accuracy_drop <= 0.01, f"{summary.accuracy_drop:.4f} is above 0.01"),
+        ("test_accuracy", summary.fast or found >= accuracy, f"{found:.4f} is below {accuracy}"),
+        ("accuracy_drop", summary.accuracy_drop <= drop, f"{summary.accuracy_drop:.4f} is above {drop}"),
         (
             "size_bytes",
             summary.fast or summary.fp32_size_bytes >= 3.8 * summary.size_bytes,
