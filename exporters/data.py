@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aios_edge.digest import canonical_json, sha256_bytes
@@ -74,6 +74,7 @@ class Data:
     test: TestSplit
     origin: str  # one line for provenance: files by name and digest, never a path
     dropped: int
+    unlabelled: tuple[RawInput, ...] = ()  # different from each other, from train's and from validation's
 
     @property
     def pair(self) -> bool:
@@ -121,12 +122,31 @@ def load_data(recipe: ExportRecipe) -> Data:
     elif len(set(validation.texts)) < MIN_SAMPLES:
         raise _too_few_texts(every_row, len(labels), train_path, test_is_split_off=section.test is None)
     origin = f"{train_path.name} sha256:{train.digest()[:12]} ({len(train)} train, {len(validation)} validation rows)"
-    return Data(labels=labels, train=train, validation=validation, test=test, origin=origin, dropped=dropped)
+    unlabelled, empty = _unlabelled(recipe, columns, {*train.texts, *validation.texts})
+    if unlabelled:
+        origin += f", {Path(section.unlabelled or '').name} ({len(unlabelled)} texts without labels)"
+    return Data(
+        labels=labels,
+        train=train,
+        validation=validation,
+        test=test,
+        origin=origin,
+        dropped=dropped + empty,
+        unlabelled=unlabelled,
+    )
 
 
-def leaks(train: Labelled, held_out: Labelled) -> int:
-    """How many held-out rows have a text that is in train as well."""
-    seen = set(train.texts)
+def _unlabelled(recipe: ExportRecipe, columns: Columns, known: set[RawInput]) -> tuple[tuple[RawInput, ...], int]:
+    """The texts without labels that are new, each once; and how many empty ones were dropped."""
+    if recipe.data.unlabelled is None:
+        return (), 0
+    table = read_rows(recipe.path(recipe.data.unlabelled), replace(columns, label=None))
+    return tuple(dict.fromkeys(row.text for row in table.rows if row.text not in known)), table.dropped
+
+
+def leaks(data: Data, held_out: Labelled) -> int:
+    """How many held-out rows have a text that training saw, with or without its label."""
+    seen = {*data.train.texts, *data.unlabelled}
     return sum(text in seen for text in held_out.texts)
 
 

@@ -23,6 +23,8 @@ from exporters.recipe import DistillSection
 from exporters.training import Examples, Settings, by_length, tensors, train
 
 _BATCH = 64
+#: Stands for the label of a text that has none: torch's cross-entropy passes over it.
+NO_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def distill(
 ) -> Tuned:
     """Train ``student``, whose layers are the teacher's ``layers``, and save its best epoch to ``work/model``.
 
+    Labels of ``rows`` may be :data:`NO_LABEL`: then the teacher alone says what is right.
+
     Loss: ``teacher_weight`` x T² KL(teacher ‖ student) at temperature T + the rest x cross-entropy with the truth +
     ``state_weight`` x the mean squared distance of the first token's states. Raises :class:`AiosEdgeError` when it is
     not finite.
@@ -110,7 +114,9 @@ def distill(
             reduction="batchmean",
         )
         loss = section.teacher_weight * heat**2 * apart
-        loss = loss + (1 - section.teacher_weight) * functional.cross_entropy(logits, truth[numbers])
+        known = truth[numbers]
+        if (known != NO_LABEL).any():
+            loss = loss + (1 - section.teacher_weight) * functional.cross_entropy(logits, known, ignore_index=NO_LABEL)
         if section.state_weight:
             own = torch.stack([state[:, 0] for state in output.hidden_states], dim=1).float()
             loss = loss + section.state_weight * functional.mse_loss(own, states[numbers].float())

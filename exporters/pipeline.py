@@ -141,7 +141,7 @@ def run(
     progress.stage("test", "the held-out rows, read once, for the chosen candidates")
     test = data.test.read_once()
     trial = ship.try_on_test(test, contests, common, stages)
-    report = _with_trial(report, trial, leaks(data.train, test))
+    report = _with_trial(report, trial, leaks(data, test))
     if problem := ship.broken_promise(trial, contests):
         raise refused(problem, report)
 

@@ -1,4 +1,5 @@
-"""Reading labelled rows of csv, tsv and jsonl files, with errors that name file, line and remedy."""
+"""Reading rows of csv, tsv and jsonl files, with errors that name file, line and remedy; texts without labels may also
+stand in a txt file, one a line."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _LINES_NAMED = 10
 
 @dataclass(frozen=True)
 class Row:
-    """One labelled sample."""
+    """One sample; its label is empty where none was asked for."""
 
     text: RawInput
     label: str
@@ -29,10 +30,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns hold what. ``input`` has one name, or two for pairs."""
+    """Which columns hold what. ``input`` has one name, or two for pairs; ``label`` None: the rows have none."""
 
     input: tuple[str, ...]
-    label: str
+    label: str | None
     drop_empty: bool = False
 
 
@@ -54,25 +55,27 @@ def read_rows(path: Path, columns: Columns) -> Table:
         records = _delimited(text, path, columns)
     elif path.suffix.lower() in (".jsonl", ".ndjson"):
         records = _json_lines(text, path, columns)
+    elif path.suffix.lower() == ".txt" and columns.label is None and len(columns.input) == 1:
+        records = ((line, (row.strip(),), "") for line, row in enumerate(text.split("\n"), start=1) if row.strip())
     else:
         remedy = "Use .csv, .tsv or .jsonl"
         raise DataError(f"has an unknown format '{path.suffix}'", where=str(path), remedy=remedy)
     rows: list[Row] = []
     empty: list[int] = []
     for line, parts, label in records:
-        if not label or not all(parts):
+        if (not label and columns.label is not None) or not all(parts):
             empty.append(line)
             continue
         rows.append(Row(text=parts[0] if len(parts) == 1 else (parts[0], parts[1]), label=label))
     if empty and not columns.drop_empty:
         lines = ", ".join(map(str, empty[:_LINES_NAMED])) + (" …" if len(empty) > _LINES_NAMED else "")
         raise DataError(
-            f"{len(empty)} row(s) have an empty input or label (lines {lines})",
+            f"{len(empty)} row(s) have an empty input{' or label' if columns.label else ''} (lines {lines})",
             where=str(path),
             remedy="Fill or remove them, or set drop_empty = true in [data]",
         )
     if not rows:
-        raise DataError("has no rows", where=str(path), remedy="Give a file with labelled rows")
+        raise DataError("has no rows", where=str(path), remedy="Give a file with rows")
     return Table(rows=tuple(rows), dropped=len(empty))
 
 
@@ -103,7 +106,7 @@ def _delimited(text: str, path: Path, columns: Columns) -> Iterator[tuple[int, t
                 what = f"line {reader.line_num} has more fields than the header"
                 raise DataError(what, where=str(path), remedy="Put quotes around texts that hold the delimiter")
             parts = tuple((record[name] or "").strip() for name in columns.input)
-            yield reader.line_num, parts, (record[columns.label] or "").strip()
+            yield reader.line_num, parts, (record[columns.label] or "").strip() if columns.label else ""
     except csv.Error as error:
         remedy = "Check its quotes and delimiter"
         raise DataError(f"line {reader.line_num}: {error}", where=str(path), remedy=remedy) from error
@@ -120,7 +123,11 @@ def _json_lines(text: str, path: Path, columns: Columns) -> Iterator[tuple[int, 
         if not isinstance(record, dict):
             raise DataError(f"line {line} is not a JSON object", where=str(path))
         _check_columns(list(record), path, columns, line=line)
-        yield line, tuple(_text(record[name]) for name in columns.input), _text(record[columns.label])
+        yield line, tuple(_text(record[name]) for name in columns.input), _label(record, columns)
+
+
+def _label(record: dict[str, Any], columns: Columns) -> str:
+    return _text(record[columns.label]) if columns.label is not None else ""
 
 
 def _text(value: Any) -> str:
@@ -130,7 +137,7 @@ def _text(value: Any) -> str:
 
 
 def _check_columns(found: list[str], path: Path, columns: Columns, *, line: int | None = None) -> None:
-    for name in (*columns.input, columns.label):
+    for name in filter(None, (*columns.input, columns.label)):
         if name not in found:
             near = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'? " if near else ""

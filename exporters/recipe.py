@@ -23,7 +23,6 @@ METHODS = ("full", "head", "last-n", "none")
 #: Named by the recipe's format, not built yet: refused by name, never silently ignored.
 LATER_METHODS = ("lora", "dora", "adalora", "ia3", "prefix")
 LATER_TABLES = ("augment", "pretrain")
-LATER_KEYS = {"data": ("unlabelled",)}
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _SEMVER = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
@@ -37,13 +36,15 @@ class ModelSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class DataSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Files relative to the recipe; ``validation`` and ``test`` are split off ``train`` where absent."""
+    """Files relative to the recipe; ``validation`` and ``test`` are split off ``train`` where absent. ``unlabelled``:
+    more texts of the same kind, which a pruned network learns to answer as its teacher does."""
 
     train: str
     validation: str | None = None
     test: str | None = None
     input: str | tuple[str, str] = "text"
     label: str = "label"
+    unlabelled: str | None = None
     drop_empty: bool = False
 
 
@@ -81,12 +82,12 @@ class DistillSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Recovery after pruning. ``teacher_weight`` is the share of the loss that the teacher's answers have, the truth
     has the rest; ``state_weight`` is that of the first token's states."""
 
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 32
-    learning_rate: float = 8e-4
+    learning_rate: float = 3e-4
     temperature: float = 2.0
     teacher_weight: float = 0.9
-    state_weight: float = 0.0
+    state_weight: float = 1.0
 
 
 class AccuracySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -177,8 +178,6 @@ def _check_keys(document: dict[str, Any], where: str) -> None:
             raise _unknown(table, [*tables], f"{where}: top level")
         known = [field.name for field in msgspec.structs.fields(_struct(tables[table]))]
         for key in content if isinstance(content, dict) else ():
-            if key in LATER_KEYS.get(table, ()):
-                raise RecipeError(f"'{key}' is not available in this version", where=f"{where}: [{table}]")
             if key not in known:
                 raise _unknown(key, known, f"{where}: [{table}]")
 
@@ -232,6 +231,9 @@ def _check_pruning(recipe: ExportRecipe, where: str) -> None:
     if recipe.search.structures < 1:
         raise RecipeError(f"structures = {recipe.search.structures} is less than 1", where=f"{where}: [search]")
     if recipe.prune is None:
+        if recipe.data.unlabelled is not None:
+            what = "unlabelled texts teach a pruned network only"
+            raise RecipeError(what, where=f"{where}: [data]", remedy="Add [prune], or remove unlabelled")
         if recipe.distill != DistillSection():
             raise RecipeError("[distill] is the recovery of a pruned network", where=where, remedy="Add [prune]")
         return

@@ -14,7 +14,7 @@ import numpy as np
 from exporters import distill, encode, finetune, prune, source, structure, training, vocabulary
 from exporters.bundle import Identity, text_input
 from exporters.cache import code_digest
-from exporters.data import Data
+from exporters.data import Data, Labelled
 from exporters.encode import TOKENIZER, Encoder
 from exporters.evaluate import Logits
 from exporters.finetune import Tuned
@@ -87,12 +87,12 @@ def _pieces(section: PruneSection, whole: int, data: Data, tokenizer: bytes) -> 
     asked = section.vocabulary
     if asked == 0 or (asked is None and not vocabulary.can_prune(tokenizer)):
         return tuple(range(whole))
-    counts = vocabulary.used(tokenizer, data.train.texts)
+    counts = vocabulary.used(tokenizer, data.train.texts + data.unlabelled)
     if asked is None:
         needed = vocabulary.least(tokenizer).union(*counts)
         asked = max(len(needed), round(whole * _VOCABULARY_SHARE))
     kept = vocabulary.choose(tokenizer, counts, min(asked, whole))
-    vocabulary.check_classes(kept, counts, data.train.labels, data.labels)
+    vocabulary.check_classes(kept, counts[: len(data.train)], data.train.labels, data.labels)
     return kept
 
 
@@ -124,7 +124,7 @@ class Variants:
             identity = replace(identity, text=text_input(max_length=text.max_length, pad_id=pad, pair=text.pair))
         encoder = self._stages.encoder(identity, tokenizer)
         section, data, tune = self._recipe.distill, self._data, self._recipe.finetune
-        lesson_folder, found_folder = self._lesson(), self._importance()
+        lesson_rows, lesson_folder, found_folder = self._lesson_rows(), self._lesson(), self._importance()
         ingredients = {
             "finetune": self._tuned.name,
             "structure": msgspec.to_builtins(wanted),
@@ -133,13 +133,14 @@ class Variants:
             "seed": tune.seed,
             "importance": found_folder.name,
             "train": data.train.digest(),
+            "lesson": lesson_folder.name,
             "validation": data.validation.digest(),
             "tools": self._stages.tools,
             "code": code_digest(distill, finetune, training, prune, vocabulary, source, encode),
         }
 
         def build(work: Path) -> None:
-            self._stages.progress.stage("distill", f"{wanted.name}, {len(data.train)} rows")
+            self._stages.progress.stage("distill", f"{wanted.name}, {len(lesson_rows)} rows")
             found = Importance.load(found_folder)
             student = source.load_torch(self._tuned / "model")
             prune.prune(student, wanted, found)
@@ -150,7 +151,7 @@ class Variants:
                 section,
                 distill.Lesson.load(lesson_folder),
                 prune.most_important(found.layers, wanted.layers),
-                data.train,
+                lesson_rows,
                 data.validation,
                 encoder,
                 work,
@@ -188,12 +189,18 @@ class Variants:
 
         return self._stages.produce("tokenizer", ingredients, build)
 
+    def _lesson_rows(self) -> Labelled:
+        rows, more = self._data.train, self._data.unlabelled
+        return Labelled(texts=rows.texts + more, labels=rows.labels + (distill.NO_LABEL,) * len(more))
+
     def _lesson(self) -> Path:
-        ingredients = {**self._teacher(), "code": code_digest(distill, training, source, encode)}
+        rows = self._lesson_rows()
+        code = code_digest(distill, training, source, encode)
+        ingredients = {**self._teacher(), "rows": rows.digest(), "code": code}
 
         def build(work: Path) -> None:
-            self._stages.progress.stage("teacher", f"{len(self._data.train)} rows")
-            samples = self.whole.encoder.samples(self._data.train.texts)
+            self._stages.progress.stage("teacher", f"{len(rows)} rows")
+            samples = self.whole.encoder.samples(rows.texts)
             self._prepare()
             teacher = source.load_torch(self._tuned / "model")
             distill.ask(teacher, samples, self.whole.encoder, self._stages.progress).save(work)

@@ -115,7 +115,7 @@ def test_the_test_split_can_be_read_once(tmp_path: Path) -> None:
         data.test.read_once()
     texts = [*data.train.texts, *data.validation.texts, *rows.texts]
     assert sorted(texts) == sorted(f"sentence {i}" for i in range(100))
-    assert leaks(data.train, rows) == 0
+    assert leaks(data, rows) == 0
 
 
 def test_the_order_of_rows_does_not_move_them_between_splits(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_leaks_are_counted(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", table(10, start=37))
     write(tmp_path / "val.csv", table(80, start=200))
     data = load_data(recipe(tmp_path, test="test.csv", validation="val.csv"))
-    assert leaks(data.train, data.test.read_once()) == 3
+    assert leaks(data, data.test.read_once()) == 3
 
 
 @settings(max_examples=60)
@@ -232,3 +232,32 @@ def test_a_limit_on_rows_keeps_every_class(tmp_path: Path) -> None:
 def test_labels_that_only_look_like_numbers_are_words(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", "text,label\n" + "".join(f"s {i},{'--1' if i % 2 else '2'}\n" for i in range(160)))
     assert load_data(recipe(tmp_path)).labels == ("--1", "2")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("more.txt", "new one\n\nsentence 1\nnew two\r\nnew one\n"),
+        ("more.csv", "id,text\n1,new one\n2,sentence 1\n3,new two\n4,new one\n"),
+        ("more.jsonl", '{"text": "new one"}\n{"text": "sentence 1"}\n{"text": "new two"}\n{"text": "new one"}\n'),
+    ],
+)
+def test_unlabelled_texts_are_the_new_ones_each_once(tmp_path: Path, name: str, content: str) -> None:
+    write(tmp_path / "train.csv", table(100))
+    write(tmp_path / "test.csv", "text,label\nnew two,a\nold,b\n")
+    write(tmp_path / name, content)
+    section = {"train": "train.csv", "test": "test.csv", "unlabelled": name}
+    data = load_data(parse_recipe({"model": {"source": "m"}, "data": section, "prune": {}}, folder=tmp_path))
+    assert data.unlabelled == ("new one", "new two")
+    assert f"{name} (2 texts without labels)" in data.origin
+    assert leaks(data, data.test.read_once()) == 1
+
+
+def test_unlabelled_texts_with_a_wrong_column_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "more.csv", "texts\na\n")
+    with pytest.raises(DataError, match="did you mean 'texts'"):
+        read_rows(path, Columns(input=("text",), label=None))
+    with pytest.raises(DataError, match=r"1 row\(s\) have an empty input \(lines 3\)"):
+        read_rows(write(tmp_path / "gap.csv", 'text\na\n""\n'), Columns(input=("text",), label=None))
+    with pytest.raises(DataError, match="unknown format"):
+        read_rows(write(tmp_path / "rows.txt", "a\n"), COLUMNS)

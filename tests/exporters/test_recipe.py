@@ -48,7 +48,7 @@ def test_pairs_are_two_columns(tmp_path: Path) -> None:
         (GOOD + "[distill]\nepochs = 2\n", "Add [prune]"),
         (GOOD + "[search]\nstructures = 0\n", "structures = 0 is less than 1"),
         (GOOD + "[distill]\nteacher = 'x'\n", "Did you mean 'teacher_weight'?"),
-        (GOOD + 'unlabelled = "u.txt"\n', "not available in this version"),
+        (GOOD + 'unlabelled = "u.txt"\n', "unlabelled texts teach a pruned network only"),
         (GOOD + "[accuracy]\nmax_drop = 2\n", "0.01 is one point"),
         (GOOD + "[accuracy]\nmetric = 'f1'\n", "accuracy.metric"),
         (GOOD + "[finetune]\nepochs = 0\n", "less than 1"),

@@ -107,6 +107,19 @@ def test_a_second_run_trains_nothing_again(
     assert again.profiles["arm64-gateway"].bundle_id == narrow[0].profiles["arm64-gateway"].bundle_id
 
 
+def test_texts_without_labels_teach_the_pruned_network(
+    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path
+) -> None:
+    (workshop / "more.txt").write_text("a fine story it was\nthe plot is dull and cold\n", encoding="utf-8")
+    path = workshop / "unlabelled.toml"
+    plain = RECIPE.format(vocabulary=90, more="heads = 2\nffn = 64\n")
+    path.write_text(plain.replace("[finetune]", 'unlabelled = "more.txt"\n[finetune]'), encoding="utf-8")
+    report = exporters.export(path, "arm64-gateway", tmp_path / "out", cache=cache)
+    built = {stage.split("/")[0] for stage in report.stages["built"]}
+    assert {"teacher", "distill"} <= built and "finetune" not in built
+    assert "more.txt (2 texts without labels)" in report.data
+
+
 def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path, tmp_path: Path) -> None:
     report = export(workshop, tmp_path / "ladder", cache)
     names = [candidate.name for candidate in report.profiles["arm64-gateway"].candidates]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Plan:
     """The figures that differ between ``demo`` and ``demo --fast``.
 
-    ``finetune`` and ``distill`` are the recipe's tables of those names, the latter for ``--structured`` only. ``load_s``
-    is the length of each overload run, ``distinct_sentences`` how many test sentences the load draws from,
+    ``finetune`` and ``distill`` are the recipe's tables of those names, the latter for ``--structured`` only.
+    ``load_s`` is the length of each overload run, ``distinct_sentences`` how many test sentences the load draws from,
     ``latency_samples`` how many sequential requests the unloaded p95 is taken from.
     """
 
