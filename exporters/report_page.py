@@ -133,7 +133,7 @@ def _provenance(report: ExportReport) -> str:
         "data": report.data,
         "labels": ", ".join(report.labels),
         "tools": tools,
-        "took": f"{report.wall_s:.0f} s",
+        "took": f"{report.wall_s:.0f} s, {_mb(report.peak_rss_bytes)} of memory at most",
     }
     cells = "".join(f"<tr><td>{_t(key)}<td class='text'>{_t(value)}</tr>" for key, value in rows.items())
     return f"<h2>Provenance</h2><table>{cells}</table>"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aios_edge.bundle.read import Bundle
 from aios_edge.bundle.write import write_bundle
@@ -19,7 +21,7 @@ from exporters.calibration import Calibration, calibrate
 from exporters.contest import Common, Contest
 from exporters.data import Labelled
 from exporters.encode import TOKENIZER, length_of
-from exporters.evaluate import Metrics, Quality, metrics, quality
+from exporters.evaluate import Metrics, Quality, check_reference, metrics, quality
 from exporters.golden_samples import CPU, judge, margins_of, pick, record
 from exporters.select import apart
 from exporters.stages import Stages, tool_versions
@@ -27,10 +29,11 @@ from exporters.stages import Stages, tool_versions
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What the test split said: the baseline's metrics, and each winner's quality and calibration by candidate name
-    (no calibration for outputs that are not finite)."""
+    """What the test split said: the baseline's answers [rows] and metrics, and each winner's quality and calibration by
+    candidate name (no calibration for outputs that are not finite)."""
 
     rows: int
+    answer: NDArray[Any]
     baseline: Metrics
     majority_accuracy: float
     winners: Mapping[str, Quality]
@@ -41,6 +44,7 @@ def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, sta
     """Winners and baselines on the held-out rows; candidates that lost never meet them."""
     labels = common.data.labels
     reference = stages.answers(common.converted, "test", test, common.encoder)
+    check_reference(reference, len(test), len(labels))
     truth = np.asarray(test.labels)
     majority = int(np.bincount(np.asarray(common.data.train.labels)).argmax())
     winners: dict[str, Quality] = {}
@@ -54,6 +58,7 @@ def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, sta
                 calibrations[name] = calibrate(winner.logits, common.data.validation.labels, logits, test.labels)
     return Trial(
         rows=len(test),
+        answer=reference.argmax(axis=1),
         baseline=metrics(reference.argmax(axis=1), truth, labels),
         majority_accuracy=float(np.mean(truth == majority)),
         winners=winners,
