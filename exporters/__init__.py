@@ -54,7 +54,7 @@ def export(
 
     folder = Path(out)
     kept = Path(cache) if cache is not None else folder / ".cache"
-    with alone_in(folder), running_out_said("export"):
+    with alone_in(folder), running_out_said():
         return run(value, devices, folder, progress=progress or SilentProgress(), cache=kept)
 
 

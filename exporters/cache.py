@@ -108,7 +108,7 @@ def _failures_said(stage: str, part: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if memory.ran_out(error) and not isinstance(error, ResourceError):
-            raise memory.out_of_memory(stage, error) from error
+            raise memory.out_of_memory(error, stage) from error
         if isinstance(error, AiosEdgeError):
             raise
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

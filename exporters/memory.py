@@ -63,22 +63,23 @@ def says_ran_out(text: str) -> bool:
     return any(said in text.lower() for said in _SAID)
 
 
-def out_of_memory(stage: str, error: BaseException) -> ResourceError:
-    """The error to raise: the stage, what it asked for on top of what it had, and what makes it need less."""
+def out_of_memory(error: BaseException, stage: str | None = None) -> ResourceError:
+    """The error to raise: the stage (None between stages), what was asked for on top of what was there, and what makes
+    it need less."""
     asked = next(filter(None, (_asked_bytes(str(link)) for link in _chain(error))), None)
     wanted = f"it asked for {_mb(asked)} more, and" if asked else "it"
     what = f"out of memory; {wanted} had held {_mb(peak_rss_bytes())} at most"
-    return ResourceError(what, where=f"stage {stage}", remedy=remedy(stage))
+    return ResourceError(what, where=f"stage {stage}" if stage else "export", remedy=remedy(stage))
 
 
-def remedy(stage: str) -> str:
+def remedy(stage: str | None) -> str:
     """What makes a stage need less memory."""
-    return f"{_LESS.get(stage, _ELSE)}, {_AGAIN}"
+    return f"{_LESS.get(stage or '', _ELSE)}, {_AGAIN}"
 
 
 @contextmanager
-def running_out_said(stage: str) -> Iterator[None]:
-    """Running out of memory in the block becomes :class:`ResourceError`; other errors go on as they are."""
+def running_out_said() -> Iterator[None]:
+    """Running out of memory between stages becomes :class:`ResourceError`; other errors go on as they are."""
     try:
         yield
     except ResourceError:
@@ -86,7 +87,7 @@ def running_out_said(stage: str) -> Iterator[None]:
     except Exception as error:
         if not ran_out(error):
             raise
-        raise out_of_memory(stage, error) from error
+        raise out_of_memory(error) from error
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -79,7 +79,8 @@ class Bench:
 
     def recipe(self, old: str, new: str) -> None:
         path = self.folder / "recipe.toml"
-        assert old in (text := path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        assert old in text
         path.write_text(text.replace(old, new), encoding="utf-8")
 
     def rows(self, name: str, change: Callable[[int, str], str]) -> None:
@@ -164,7 +165,7 @@ def test_weights_of_another_shape(bench: Bench) -> None:
     [
         (
             lambda d: exchange(d["model"]["vocab"], "[PAD]", "the"),
-            "'[PAD]' is number 16 of the tokenizer and 0 in conf",
+            "'[PAD]' is number 16 of the tokenizer and 0 in",
         ),
         (lambda d: exchange(d["model"]["vocab"], "[CLS]", "the"), "adds '[CLS]' as number 2, its vocabulary has 16"),
         (lambda d: d["model"]["vocab"].pop("[SEP]"), "has no '[SEP]', which the source's files name as its sep_token"),
