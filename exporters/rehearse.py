@@ -18,7 +18,9 @@ from exporters.golden_samples import margins_of, pick
 
 #: Largest difference of a logit, relative to the largest: the same machine computes the same.
 TOLERANCE = 1e-4
-_REMEDY = "Nothing was shipped. Run the same command again: what is damaged is built again; if it stays, report it"
+_REMEDY = (
+    "Nothing was shipped. Run the same command again: what is damaged is built again; if it stays, delete the cache"
+)
 
 
 def rehearse(contests: Sequence[Contest], common: Common, fresh: Encoder) -> None:

@@ -40,7 +40,7 @@ def test_exchanged_labels_are_named() -> None:
     truth = np.array([0] * 20 + [1] * 20 + [2] * 20)
     rows = labelled(*truth)
     (constant, said) = of_answers("test", np.array([1] * 20 + [0] * 19 + [2] * 21), rows, data(rows, rows))
-    assert "no better than a constant" in constant or said
+    assert "no better than a constant" in constant
     assert (
         said
         == "labels look exchanged: on test rows the model answers 'a' for 'b', 'b' for 'a'; check the data's labels"
