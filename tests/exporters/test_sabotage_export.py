@@ -11,14 +11,16 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import exporters
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import AiosEdgeError, PromiseBroken
 from aios_edge.profile import DeviceProfile
 from aios_edge.profile_files import load_profile
-from exporters import convert, evaluate, first_token, measure, ort, pipeline, quantize, stages, verify
+from exporters import convert, evaluate, first_token, graph, measure, ort, pipeline, quantize, stages, verify
 from exporters.encode import Sample
 from exporters.progress import SilentProgress
 from exporters.report import ExportReport
@@ -281,6 +283,37 @@ def test_poisoned_calibration_never_ships_a_worse_model(
         assert kept or (not candidate.chosen and candidate.reason), candidate
     chosen = next(c for c in report.profiles[RPI5].candidates if c.chosen)
     assert chosen.test is not None and chosen.test.metrics is not None and chosen.test.metrics.accuracy > 0.9
+
+
+def test_ranges_that_calibration_got_wrong_reject_the_candidate(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One activation far beyond the others makes the fixed scale of a tensor so coarse that all else becomes 0."""
+    real = ort.quantize_static_s8
+
+    def coarse(model: Path, out: Path, samples: list[Sample], *, nodes: tuple[str, ...]) -> None:
+        real(model, out, samples, nodes=nodes)
+        found = graph.load(out)
+        scales = {node.input[1] for node in found.graph.node if node.op_type == "QuantizeLinear"}
+        for tensor in found.graph.initializer:
+            if tensor.name in scales:
+                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e3), tensor.name))
+        onnx.save(found, str(out))
+
+    monkeypatch.setattr(ort, "quantize_static_s8", coarse)
+    profile = msgspec.structs.replace(load_profile(RPI5), precision_preference=("qdq-s8-sym", "dynamic-s8"))
+    report = bench.export(profile)
+    poisoned, kept = report.profiles[RPI5].candidates
+    assert kept.chosen and not poisoned.chosen
+    assert "misses max_drop by" in poisoned.reason or "agrees with fp32 on" in poisoned.reason
+    shutil.rmtree(bench.out)
+    tight = msgspec.structs.replace(profile.budgets, bundle_size_bytes=1000)
+    alone = msgspec.structs.replace(profile, precision_preference=("qdq-s8-sym",), budgets=tight)
+    with pytest.raises(
+        PromiseBroken, match=r"allow max_drop = 0\.\d+.*raise budgets\.bundle_size_bytes to \d+"
+    ) as caught:
+        bench.export(alone)
+    assert (caught.value.promise, bench.shipped) == ("accuracy_drop", [])
 
 
 # The test split
