@@ -163,7 +163,10 @@ def run(
         raise refused(problem, report)
 
     progress.stage("bundle", str(out))
-    rehearse(contests, common, stages.encoder(identity, tokenizer))
+    try:
+        rehearse(contests, common, stages.encoder(identity, tokenizer))
+    except PromiseBroken as problem:
+        raise refused(problem, report) from problem
     for done, contest in enumerate(contests, start=1):
         name = contest.profile.name
         bundle = ship.write(contest, trial, common, identity, tokenizer, source.name, out / name)

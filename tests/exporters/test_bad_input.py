@@ -272,7 +272,9 @@ def test_a_profile_that_nothing_satisfies_is_told_what_would_have_to_give(
     assert [remedy in ended.message for remedy in raised] == [True] * len(named)
     assert json.loads((bench.out / "report.json").read_bytes())["error"] in ended.message
     profile.write_text(_followed(text, ended.message), encoding="utf-8")
-    assert bench.export(str(profile), "--cache", str(finished)).code == 0  # what is proposed suffices
+    ended = bench.export(str(profile), "--cache", str(finished))
+    assert ended.code == 0  # what is proposed suffices
+    assert re.search(r"^Took \d+ s, \d+ MB of memory at most$", ended.out, re.MULTILINE)
     assert open_bundle(bench.out / "strict")
 
 

@@ -200,6 +200,7 @@ def test_a_tokenizer_that_drifts_after_the_evaluation(
     ) as caught:
         bench.export(progress=At("bundle", drift))
     assert (caught.value.promise, bench.shipped) == ("tokenizer", [])
+    assert json.loads((bench.out / "report.json").read_bytes())["error"] in str(caught.value)
     report = bench.export()  # the same command again: what was altered is built anew
     assert report.profiles[RPI5].bundle_id == finished[1].profiles[RPI5].bundle_id
     assert [text.split(" was damaged")[0].split("/")[0] for text in report.warnings] == ["the kept result tokenizer"]
