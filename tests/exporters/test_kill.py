@@ -19,7 +19,7 @@ import pytest
 
 from aios_edge.bundle.read import open_bundle
 
-pytestmark = pytest.mark.export
+pytestmark = [pytest.mark.export, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -29,7 +29,7 @@ STAGES = ("source", "epoch", "best", "convert", "quantize", "evaluate", "measure
 #: Reads a line each with a stage to be killed at and the arguments of the command; answers with how it ended. Heavy
 #: imports are made once, and every command is a process of its own.
 ZYGOTE = """
-import json, os, signal, sys
+import json, os, signal, sys, traceback
 import onnx, onnxruntime, onnxruntime.quantization, onnxruntime.transformers.optimizer, torch, transformers
 from onnxruntime.transformers import float16
 from transformers import AutoModelForSequenceClassification
@@ -73,14 +73,18 @@ for line in sys.stdin:
     if not child:
         where = os.open(asked["log"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(where, 1), os.dup2(where, 2)
-        HOOKS[asked["stage"]]()
         sys.argv = ["aios-edge", *asked["arguments"]]
+        code = 99
         try:
+            HOOKS[asked["stage"]]()
             main()
         except SystemExit as ended:
+            code = ended.code or 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
             sys.stdout.flush()
-            os._exit(ended.code or 0)
-        os._exit(99)
+            os._exit(code)  # never into the loop, which is the parent's
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -108,7 +112,10 @@ class Exports:
     def end(self) -> None:
         assert self._zygote.stdin is not None
         self._zygote.stdin.close()
-        self._zygote.wait(timeout=60)
+        try:
+            self._zygote.wait(timeout=60)
+        finally:
+            self._zygote.kill()
 
 
 @pytest.fixture(scope="module")
