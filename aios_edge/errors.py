@@ -13,7 +13,7 @@
     ├── MissingExtra              exit 1              an optional dependency isn't installed; names the extra
     ├── RuntimeUnavailable        exit 1   HTTP 503   onnxruntime or a provider can't do what was asked
     │   └── WorkerLost                                the worker that runs a model died, closed or hung
-    ├── ResourceError             exit 1              the machine said no: busy port, full disk, no permission
+    ├── ResourceError             exit 1              the machine said no: busy port, full disk, no memory
     └── RemoteError               exit 1   HTTP 502   a broker or another server failed or answered nonsense
 
 An error says what was wrong, where, and what to do about it. The CLI catches the root once and turns it into
@@ -127,7 +127,7 @@ class WorkerLost(RuntimeUnavailable):
 
 
 class ResourceError(AiosEdgeError):
-    """The machine refused: a busy port, a full disk, a missing permission."""
+    """The machine refused: a busy port, a full disk, no memory, a missing permission."""
 
 
 class RemoteError(AiosEdgeError):

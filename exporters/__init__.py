@@ -45,6 +45,7 @@ def export(
     Raises ``RecipeError``, ``ProfileError`` and ``DataError`` for bad input, ``MeasurementRefused`` for a
     measurement of something else, ``MissingExtra`` without the workshop's
     packages, ``PromiseBroken`` when no candidate keeps accuracy, parity or size; then no bundle is written at all.
+    ``ResourceError`` when the machine says no: memory, disk, another export that writes to ``out``.
     """
     from aios_edge.profile_files import load_profile
     from exporters.progress import SilentProgress
@@ -54,19 +55,22 @@ def export(
     devices = tuple(load_profile(name) if isinstance(name, str | Path) else name for name in names)
     value = load_recipe(Path(recipe)) if isinstance(recipe, str | Path) else recipe
     _require_workshop()
+    from exporters.memory import running_out_said
+    from exporters.out_folder import alone_in
     from exporters.pipeline import run
 
     folder = Path(out)
     kept = Path(cache) if cache is not None else folder / ".cache"
-    return run(
-        value,
-        devices,
-        folder,
-        progress=progress or SilentProgress(),
-        cache=kept,
-        measured=tuple(Path(path) for path in measured),
-        candidates=candidates,
-    )
+    with alone_in(folder), running_out_said():
+        return run(
+            value,
+            devices,
+            folder,
+            progress=progress or SilentProgress(),
+            cache=kept,
+            measured=tuple(Path(path) for path in measured),
+            candidates=candidates,
+        )
 
 
 def _require_workshop() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from aios_edge.digest import canonical_json, sha256_bytes
+from aios_edge.digest import canonical_json, sha256_bytes, sha256_file
 from aios_edge.errors import AiosEdgeError, DataError
 from aios_edge.golden import MIN_SAMPLES, RawInput
 from exporters.read_rows import Columns, Row, read_rows
@@ -35,12 +35,16 @@ class Labelled:
         """Stands for content and order."""
         return sha256_bytes(canonical_json([self.texts, self.labels]))[:32]
 
+    def spread(self, count: int) -> tuple[RawInput, ...]:
+        """At most so many texts, from all over the rows."""
+        return self.texts[:: max(1, len(self) // count)][:count]
+
     def __len__(self) -> int:
         return len(self.texts)
 
 
 class TestSplit:
-    """The held-out rows. :meth:`read_once` gives them out one single time; ``reads`` records it.
+    """The held-out rows. :meth:`read_once` gives them out one single time, after :meth:`release`; ``reads`` records it.
 
     Before, its file was checked for its form (encoding, columns, labels known), so that a bad file fails in the
     first second and not after the training; nothing of what it says is kept.
@@ -51,9 +55,16 @@ class TestSplit:
     def __init__(self, read: Callable[[], Labelled]) -> None:
         self._read = read
         self.reads = 0
+        self._released = False
+
+    def release(self) -> None:
+        """The choice is made: from now on the rows may be seen."""
+        self._released = True
 
     def read_once(self) -> Labelled:
-        """The rows; a second call is a mistake in the pipeline and raises."""
+        """The rows; a call before the choice, or a second one, is a mistake in the pipeline and raises."""
+        if not self._released:
+            raise AiosEdgeError("the test split was asked for before the choice was made", where="exporters")
         if self.reads:
             raise AiosEdgeError("the test split was asked for twice", where="exporters")
         self.reads += 1
@@ -61,7 +72,12 @@ class TestSplit:
 
     def then(self, change: Callable[[Labelled], Labelled]) -> TestSplit:
         """The same split, its rows changed when they are read; reads nothing."""
-        return TestSplit(lambda: change(self.read_once()))
+
+        def read() -> Labelled:
+            self.release()
+            return change(self.read_once())
+
+        return TestSplit(read)
 
 
 @dataclass(frozen=True)
@@ -88,6 +104,7 @@ def load_data(recipe: ExportRecipe) -> Data:
     names = (section.input,) if isinstance(section.input, str) else section.input
     columns = Columns(input=names, label=section.label, drop_empty=section.drop_empty)
     train_path = recipe.path(section.train)
+    _check_apart(recipe)
     table = read_rows(train_path, columns)
     rows, dropped = table.rows, table.dropped
     every_row = rows
@@ -144,10 +161,31 @@ def _unlabelled(recipe: ExportRecipe, columns: Columns, known: set[RawInput]) ->
     return tuple(dict.fromkeys(row.text for row in table.rows if row.text not in known)), table.dropped
 
 
-def leaks(data: Data, held_out: Labelled) -> int:
+def leaks(rows: Labelled, held_out: Labelled) -> int:
+    """How many held-out rows have a text that is among ``rows`` as well."""
+    seen = set(rows.texts)
+    return sum(text in seen for text in held_out.texts)
+
+
+def training_leaks(data: Data, held_out: Labelled) -> int:
     """How many held-out rows have a text that training saw, with or without its label."""
     seen = {*data.train.texts, *data.unlabelled}
     return sum(text in seen for text in held_out.texts)
+
+
+def _check_apart(recipe: ExportRecipe) -> None:
+    """Raise :class:`DataError` where two splits are one file, by name or by content: nothing would be held out."""
+    seen: dict[str, str] = {}
+    for name in ("train", "validation", "test"):
+        given = getattr(recipe.data, name)
+        path = recipe.path(given) if given is not None else None
+        if path is None or not path.is_file():  # who reads it says what is wrong
+            continue
+        other = seen.setdefault(sha256_file(path), name)
+        if other != name:
+            what = f"{name} has the same rows as {other}, so what is seen there would say nothing"
+            remedy = f"Give rows that {other} doesn't have, or leave {name} out of [data] to have it split off train"
+            raise DataError(what, where=str(path), remedy=remedy)
 
 
 def split_off(

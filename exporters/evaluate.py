@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from aios_edge.errors import PromiseBroken
 from exporters.encode import Sample
 from exporters.ort import Session
 
@@ -72,6 +73,17 @@ def answers(session: Session, samples: Sequence[Sample], *, threads: int, tick: 
             if done % 50 == 0:
                 tick(done)
     return np.stack(collected).astype(np.float32)
+
+
+def check_reference(logits: Logits, rows: int, classes: int) -> None:
+    """Raise :class:`PromiseBroken` (``reference``) unless fp32, by which all else is judged, gave each row finite
+    logits."""
+    wanted = (rows, classes)
+    if getattr(logits, "shape", None) != wanted or not np.isfinite(logits).all():
+        found = "are not finite" if getattr(logits, "shape", None) == wanted else f"have shape {np.shape(logits)}"
+        what = f"the fine-tuned model's own answers {found}, so nothing can be compared with them ({wanted} wanted)"
+        remedy = "Check the source's weights, or lower learning_rate in [finetune]"
+        raise PromiseBroken("reference", what, where="stage evaluate", remedy=remedy)
 
 
 def quality(split: str, logits: Logits, reference: Logits, labels: Sequence[int], names: Sequence[str]) -> Quality:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from aios_edge.errors import RuntimeUnavailable
+from aios_edge.errors import ResourceError, RuntimeUnavailable
 from aios_edge.manifest import SessionSpec
+from exporters import memory
 from exporters.encode import Sample
 from exporters.ort import Session
 
@@ -43,10 +45,11 @@ class Timing(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """A candidate's cost on this machine."""
+    """A candidate's cost on this machine. ``peak_rss_bytes`` is the most that the process which weighed it held."""
 
     timings: tuple[Timing, ...]
     rss_bytes: int | None
+    peak_rss_bytes: int | None = None
     max_batch_size: int
     per_item_s: dict[str, float]
 
@@ -68,9 +71,11 @@ def measure(
     _, length, threads = conditions[0]
     one = sessions[threads][0]
     per_item = {batch: _per_item(one, batch, length) for batch in BATCH_SIZES}
+    rss_bytes, peak_rss_bytes = weigh(model, spec, length)
     return Measured(
         timings=timings,
-        rss_bytes=rss_bytes(model, spec, length),
+        rss_bytes=rss_bytes,
+        peak_rss_bytes=peak_rss_bytes,
         max_batch_size=useful_batch_size(per_item),
         per_item_s={str(batch): cost for batch, cost in per_item.items()},
     )
@@ -86,10 +91,10 @@ def useful_batch_size(per_item_s: dict[int, float]) -> int:
     return best
 
 
-def rss_bytes(model: Path, spec: SessionSpec, length: int) -> int | None:
-    """Resident memory of a fresh process with only this model in it, after requests of ``length`` tokens.
+def weigh(model: Path, spec: SessionSpec, length: int) -> tuple[int | None, int | None]:
+    """Resident bytes of a fresh process with only this model in it, after requests of ``length`` tokens, and at most.
 
-    None where /proc doesn't say.
+    None where /proc doesn't say. Raises :class:`ResourceError` where there was no memory for it.
     """
     root = str(Path(__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
@@ -103,10 +108,20 @@ def rss_bytes(model: Path, spec: SessionSpec, length: int) -> int | None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
     if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        last = (done.stderr.strip().splitlines() or [_end_of(done.returncode)])[-1]
+        if done.returncode == -signal.SIGKILL or memory.says_ran_out(last):
+            what = f"out of memory; the process that weighs {model.name} {_end_of(done.returncode)}"
+            raise ResourceError(what, where="stage measure", remedy=memory.remedy("measure"))
         raise RuntimeUnavailable(f"the memory of {model.name} could not be measured ({last})", where="measure")
-    text = done.stdout.strip()
-    return int(text) if text.isdigit() else None
+    figures = done.stdout.split()
+    return (int(figures[0]), int(figures[1])) if len(figures) == 2 else (None, None)
+
+
+def _end_of(code: int) -> str:
+    """How a child ended. Nobody but the kernel kills it, which it does where memory runs out."""
+    if code == -signal.SIGKILL:
+        return "was killed, as the kernel does when memory runs out"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
 
 
 def tokens(names: tuple[str, ...], batch: int, length: int) -> Sample:

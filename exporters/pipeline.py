@@ -17,15 +17,17 @@ from aios_edge.bundle.write import check_replaceable
 from aios_edge.errors import PromiseBroken, ResourceError, UsageError
 from aios_edge.host import inspect_host
 from aios_edge.profile import DeviceProfile
-from exporters import convert, measuring, quantize, ship
+from exporters import convert, doubts, measuring, memory, quantize, ship
 from exporters.brought import read_measurements
 from exporters.cache import StageCache
 from exporters.contest import Common, Contest, hold, latency_of, report_of, shapes_within
-from exporters.data import Data, Labelled, leaks, load_data
+from exporters.data import Data, Labelled, leaks, load_data, training_leaks
 from exporters.encode import TOKENIZER
 from exporters.evaluate import metrics
+from exporters.measure import Measured
 from exporters.progress import Progress
 from exporters.recipe import ExportRecipe
+from exporters.rehearse import rehearse
 from exporters.report import (
     REPORT_SCHEMA,
     Baseline,
@@ -38,7 +40,9 @@ from exporters.report import (
 )
 from exporters.source import Source, check_vocabulary, locate, own_labels
 from exporters.stages import Stages, tool_versions
+from exporters.tokenizer_fit import check_coverage, check_special_tokens, coverage
 from exporters.variants import Variants, plan_pruning
+from exporters.verify import check_same_accuracy
 
 #: Checkpoint with optimizer state, best model, graphs and candidates, as a multiple of the source's weights.
 _DISK_FACTOR = 10
@@ -62,7 +66,7 @@ def run(
     if candidates:
         measuring.check_measuring_places(profiles, out)
     brought = read_measurements(measured, profiles)
-    store, machine = StageCache(cache), inspect_host()
+    store, machine = StageCache(cache, say=progress.message), inspect_host()
     stages = Stages(recipe, store, machine, progress)
 
     progress.stage("source", recipe.model.source)
@@ -73,9 +77,17 @@ def run(
     _check_disk(source, cache)
     tokenizer = stages.tokenizer(source)
     check_vocabulary(source, tokenizer / TOKENIZER)
+    check_special_tokens(source, tokenizer / TOKENIZER)
     pruning = plan_pruning(recipe.prune, source, data, (tokenizer / TOKENIZER).read_bytes())
     identity = stages.identity(source, data.labels, pair=data.pair)
-    tuned_folder, tuned = stages.finetune(source, data, stages.encoder(identity, tokenizer))
+    encoder = stages.encoder(identity, tokenizer)
+    known = coverage(encoder.samples(data.validation.texts), tokenizer / TOKENIZER)
+    check_coverage(known, source)
+    plans = [plan for profile in profiles for plan in quantize.plans_for(profile)]
+    warnings = [*warnings_of(recipe, data), *doubts.of_data(data, plans, known)]
+    _warn(warnings, progress)
+
+    tuned_folder, tuned = stages.finetune(source, data, encoder)
     variants = Variants(stages, data, identity, tokenizer, tuned_folder, pruning)
     whole = variants.whole
     shapes = shapes_within(source.max_length, exhaustive=recipe.search.exhaustive)
@@ -93,7 +105,12 @@ def run(
     for contest in contests:
         progress.message(f"{contest.profile.name}: {contest.choice.chosen or 'no candidate is left'}")
 
-    as_fp32 = metrics(whole.reference.argmax(axis=1), np.asarray(data.validation.labels), data.labels)
+    answer = whole.reference.argmax(axis=1)
+    as_fp32 = metrics(answer, np.asarray(data.validation.labels), data.labels)
+    check_same_accuracy(tuned.validation_accuracy, as_fp32.accuracy, len(data.validation))
+    found = doubts.of_answers("validation", answer, data.validation, data)
+    _warn(found, progress)
+    warnings += found
     report = ExportReport(
         schema=REPORT_SCHEMA,
         name=identity.name,
@@ -114,7 +131,7 @@ def run(
         ),
         finetuned=Finetuned(metrics=as_fp32, **msgspec.structs.asdict(tuned)),
         profiles={contest.profile.name: report_of(contest) for contest in contests},
-        warnings=warnings_of(recipe, data),
+        warnings=tuple(warnings),
         wall_s=0.0,
         stages={},
     )
@@ -124,7 +141,13 @@ def run(
             "built": tuple(f"{stage}/{digest}" for stage, digest in store.built),
             "reused": tuple(f"{stage}/{digest}" for stage, digest in store.reused),
         }
-        report = msgspec.structs.replace(report, wall_s=time.monotonic() - started_at, stages=stage_names)
+        report = msgspec.structs.replace(
+            report,
+            warnings=(*report.warnings, *store.damaged),
+            wall_s=time.monotonic() - started_at,
+            stages=stage_names,
+            peak_rss_bytes=memory.peak_rss_bytes() + _weighing_bytes(contests, cost),
+        )
         write_report(report, out)
         return report
 
@@ -139,13 +162,20 @@ def run(
         raise refused(problem, report)
 
     progress.stage("test", "the held-out rows, read once, for the chosen candidates")
+    data.test.release()
     test = data.test.read_once()
     trial = ship.try_on_test(test, contests, common, stages)
-    report = _with_trial(report, trial, leaks(data, test))
+    found = _shared(data, test) + doubts.of_answers("test", trial.answer, test, data)
+    _warn(found, progress)
+    report = _with_trial(report, trial, found)
     if problem := ship.broken_promise(trial, contests):
         raise refused(problem, report)
 
     progress.stage("bundle", str(out))
+    try:
+        rehearse(contests, common, stages)
+    except PromiseBroken as problem:
+        raise refused(problem, report) from problem
     making = ship.Making(common=common, source=source, tuned=tuned)
     for done, contest in enumerate(contests, start=1):
         name = contest.profile.name
@@ -168,8 +198,6 @@ def _check_profiles(profiles: Sequence[DeviceProfile]) -> None:
 
 def _check_places(profiles: Sequence[DeviceProfile], out: Path) -> None:
     """The same: a bundle must not meet somebody's files at the end of a long run."""
-    if out.exists() and not out.is_dir():
-        raise UsageError("is not a directory", where=str(out), remedy="Choose another place with --out")
     for profile in profiles:
         check_replaceable(out.absolute() / profile.name)
 
@@ -208,6 +236,12 @@ def warnings_of(recipe: ExportRecipe, data: Data) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _warn(found: Sequence[str], progress: Progress) -> None:
+    """Say it when it is found, not after an hour."""
+    for text in found:
+        progress.message(f"warning: {text}")
+
+
 def _nothing_left(contests: Sequence[Contest]) -> PromiseBroken | None:
     for contest in contests:
         if contest.choice.chosen is None:
@@ -218,11 +252,24 @@ def _nothing_left(contests: Sequence[Contest]) -> PromiseBroken | None:
     return None
 
 
-def _with_trial(report: ExportReport, trial: ship.Trial, leaked: int) -> ExportReport:
+def _shared(data: Data, test: Labelled) -> tuple[str, ...]:
+    """Rows that were no news when they were tested on."""
+    found = {"training": training_leaks(data, test), "validation": leaks(data.validation, test)}
+    return tuple(
+        f"{count} of {len(test)} test rows have a text that is in the {name} data as well"
+        for name, count in found.items()
+        if count
+    )
+
+
+def _weighing_bytes(contests: Sequence[Contest], cost: Measured) -> int:
+    """The most that a process beside this one held: each weighs one model, one at a time."""
+    weighed = [cost, *(tried.measured for contest in contests for tried in contest.tried)]
+    return max(measured.peak_rss_bytes or 0 for measured in weighed)
+
+
+def _with_trial(report: ExportReport, trial: ship.Trial, more: tuple[str, ...]) -> ExportReport:
     replaced = msgspec.structs.replace
-    warnings = report.warnings
-    if leaked:
-        warnings = (*warnings, f"{leaked} of {trial.rows} test rows have a text that is in the training data as well")
 
     def tested(profile_name: str, profile: ProfileReport) -> ProfileReport:
         def entry(candidate: Candidate) -> Candidate:
@@ -241,7 +288,7 @@ def _with_trial(report: ExportReport, trial: ship.Trial, leaked: int) -> ExportR
 
     baseline = replaced(report.baseline, test=trial.baseline, majority_accuracy=trial.majority_accuracy)
     profiles = {name: tested(name, profile) for name, profile in report.profiles.items()}
-    return replaced(report, baseline=baseline, profiles=profiles, warnings=warnings)
+    return replaced(report, baseline=baseline, profiles=profiles, warnings=(*report.warnings, *more))
 
 
 def _with_bundle(report: ExportReport, name: str, bundle: Bundle, folders: Mapping[str, str]) -> ExportReport:

@@ -152,6 +152,7 @@ class ExportReport(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...]
     wall_s: float
     stages: dict[str, tuple[str, ...]]  # built, reused
+    peak_rss_bytes: int | None = None  # of this run, with the largest process that it started
     error: str | None = None  # why nothing was shipped
 
     def to_json(self) -> bytes:

@@ -168,7 +168,7 @@ def _provenance(report: ExportReport) -> str:
         "tools": text(", ".join(f"{name} {version}" for name, version in report.tools.items())),
         "host": text("; ".join(f"{name}, {where.runtime}" for name, where in hosts.items()) or DASH),
         "parity of the ONNX graphs with torch": f"within {report.baseline.parity:.1e} of the largest logit",
-        "time": f"{report.wall_s:.0f} s",
+        "time and memory": f"{report.wall_s:.0f} s, {megabytes(report.peak_rss_bytes)} at most",
         "stages": f"{len(report.stages.get('built', ()))} built, {len(report.stages.get('reused', ()))} reused",
         "bundles": "<br>".join(
             f"{text(profile.bundle)}: <code>{text(profile.bundle_id)}</code>"

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from aios_edge.bundle.read import Bundle
 from aios_edge.bundle.write import write_bundle
@@ -21,7 +23,7 @@ from exporters.confusion import Confusion, confusion
 from exporters.contest import Common, Contest, Tried
 from exporters.data import Labelled
 from exporters.encode import TOKENIZER, length_of
-from exporters.evaluate import Metrics, Quality, metrics, quality
+from exporters.evaluate import Metrics, Quality, check_reference, metrics, quality
 from exporters.facts import Facts, documents, splits_of
 from exporters.finetune import Tuned
 from exporters.golden_samples import CPU, judge, margins_of, pick, record
@@ -33,11 +35,13 @@ from exporters.target import observed_of, session_of
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What the test split said: the baseline's metrics, each winner's quality, calibration and confusion by candidate
-    name (the latter two only of finite outputs), and by profile the classes in which its winner changed."""
+    """What the test split said: the baseline's answers [rows] and metrics, each winner's quality, calibration and
+    confusion by candidate name (the latter two only of finite outputs), and by profile the classes in which its winner
+    changed."""
 
     rows: int
     digest: str
+    answer: NDArray[Any]
     baseline: Metrics
     majority_accuracy: float
     winners: Mapping[str, Quality]
@@ -50,6 +54,7 @@ def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, sta
     """Winners and baselines on the held-out rows; candidates that lost never meet them."""
     labels = common.data.labels
     reference = stages.answers(common.whole.fp32, "test", test, common.whole.encoder)
+    check_reference(reference, len(test), len(labels))
     truth = np.asarray(test.labels)
     majority = int(np.bincount(np.asarray(common.data.train.labels)).argmax())
     winners: dict[str, Quality] = {}
@@ -68,6 +73,7 @@ def try_on_test(test: Labelled, contests: Sequence[Contest], common: Common, sta
     return Trial(
         rows=len(test),
         digest=test.digest(),
+        answer=reference.argmax(axis=1),
         baseline=metrics(reference.argmax(axis=1), truth, labels),
         majority_accuracy=float(np.mean(truth == majority)),
         winners=winners,

@@ -37,6 +37,8 @@ _FILES = (
     "spiece.model",
 )
 _WEIGHTS_NAMED = 5
+#: The largest number of fp16. Weights of encoders stay below 100; one flipped bit of an exponent makes 1e38 of them.
+LARGEST_WEIGHT = 65504.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def load_torch(folder: Path, *, labels: tuple[str, ...] | None = None) -> Any:
     """The model as ``AutoModelForSequenceClassification``, eager attention (the form that the fusion knows).
 
     With ``labels`` a head of that many outputs is made where the folder has none. Raises :class:`RecipeError` when
-    anything else is missing: transformers would fill it with random numbers and say so only in its log.
+    anything else is missing: transformers would fill it with random numbers and say so only in its log. The same for
+    weights that no training leaves behind (:data:`LARGEST_WEIGHT`).
     """
     with offline():
         from transformers import AutoModelForSequenceClassification, logging
@@ -109,7 +112,7 @@ def load_torch(folder: Path, *, labels: tuple[str, ...] | None = None) -> Any:
                 folder, attn_implementation="eager", output_loading_info=True, **extra
             )
         except Exception as error:  # transformers, torch and safetensors share no root
-            remedy = "Use a source that transformers can load for text classification"
+            remedy = "Use a source that transformers can load for text classification; if it is damaged, fetch it again"
             raise RecipeError(f"can't be loaded ({error})", where=folder.name, remedy=remedy) from error
     # Mismatched ones are names, or in other versions (name, shape, shape).
     mismatched = (entry if isinstance(entry, str) else entry[0] for entry in loading["mismatched_keys"])
@@ -117,12 +120,23 @@ def load_torch(folder: Path, *, labels: tuple[str, ...] | None = None) -> Any:
     prefix = f"{model.base_model_prefix}."
     if labels is not None:  # a head, and the pooler that feeds it, are made by fine-tuning
         absent = {name for name in absent if name.startswith(prefix) and not name.startswith(f"{prefix}pooler.")}
+    _check_values(model, folder)
     if absent:
         part = " of its encoder" if labels is not None else ""
         named = ", ".join(sorted(absent)[:_WEIGHTS_NAMED]) + (" …" if len(absent) > _WEIGHTS_NAMED else "")
         remedy = "Give a folder whose config.json and weights belong together"
         raise RecipeError(f"lacks weights{part} ({named})", where=folder.name, remedy=remedy)
     return model
+
+
+def _check_values(model: Any, folder: Path) -> None:
+    """Raise :class:`RecipeError` for damage that a file's form doesn't show: NaN, infinite and huge weights."""
+    for name, weight in model.named_parameters():
+        bad = int((~(weight.detach().abs() <= LARGEST_WEIGHT)).sum())  # NaN is not less than anything
+        if bad:
+            what = f"{bad} of {weight.numel()} weights in {name} are NaN, infinite or beyond {LARGEST_WEIGHT:.0f}"
+            remedy = "The weights are damaged: fetch or save them again"
+            raise RecipeError(what, where=folder.name, remedy=remedy)
 
 
 def tokenizer_json(folder: Path) -> bytes:

@@ -176,14 +176,13 @@ class Stages:
             "convert": converted.name,
             "plan": [plan.name, plan.precision, plan.reduce_range],
             "tools": self.tools,
-            "code": code_digest(quantize, equalize, graph, ort, tables),
+            "code": code_digest(quantize, equalize, graph, ort, tables, encode, self._task),
             "calibration": quantize.CALIBRATION_SAMPLES,
         }
 
         def build(work: Path) -> None:
             self.progress.stage("quantize", name)
-            texts = data.train.texts[:: max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)]
-            calibration = encoder.samples(texts[: quantize.CALIBRATION_SAMPLES])
+            calibration = encoder.samples(data.train.spread(quantize.CALIBRATION_SAMPLES))
             quantize.build(plan, converted, calibration, work)
 
         folder = self._cache.produce("quantize", ingredients, build)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_edge.errors import AiosEdgeError
+from exporters import memory
 from exporters.encode import Encoder, Sample, length_of
 from exporters.progress import Progress
 
@@ -83,8 +84,7 @@ def train(
     fast = has_bf16()
     done: list[Epoch] = []
     checkpoint = work / _CHECKPOINT
-    if checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
+    if (state := _read_checkpoint(checkpoint, settings.what, progress)) is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
@@ -211,3 +211,20 @@ def _save_checkpoint(model: Any, optimizer: Any, schedule: Any, done: list[Epoch
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
     torch.save({**state, "epochs": [(epoch.accuracy, epoch.loss) for epoch in done]}, fresh)
     fresh.replace(path)
+
+
+def _read_checkpoint(path: Path, what: str, progress: Progress) -> dict[str, Any] | None:
+    """The state after the last epoch, or None where there is none that can be read."""
+    import torch
+
+    if not path.is_file():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+    except Exception as error:  # zip, pickle and torch each have their own kinds
+        if memory.ran_out(error):
+            raise
+        progress.message(f"the checkpoint is damaged ({type(error).__name__}); {what} starts again")
+        path.unlink()
+        return None
+    return state

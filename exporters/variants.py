@@ -16,7 +16,7 @@ from exporters.bundle import Identity, text_input
 from exporters.cache import code_digest
 from exporters.data import Data, Labelled
 from exporters.encode import TOKENIZER, Encoder
-from exporters.evaluate import Logits
+from exporters.evaluate import Logits, check_reference
 from exporters.finetune import Tuned
 from exporters.prune import Importance
 from exporters.recipe import PruneSection
@@ -169,6 +169,8 @@ class Variants:
         encoder = stages.encoder(identity, tokenizer)
         converted, parity = stages.convert(tuned, identity, encoder.samples(rows.texts), encoder)
         fp32 = stages.baseline(converted)
+        reference = stages.answers(fp32, "validation", rows, encoder)
+        check_reference(reference, len(rows), len(self._data.labels))
         return Variant(
             structure=wanted,
             identity=identity,
@@ -176,7 +178,7 @@ class Variants:
             tokenizer=tokenizer,
             tuned=finetune.load_tuned(tuned),
             fp32=fp32,
-            reference=stages.answers(fp32, "validation", rows, encoder),
+            reference=reference,
             parity=parity,
         )
 

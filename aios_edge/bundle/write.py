@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import errno
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
@@ -23,6 +25,7 @@ from aios_edge.errors import ResourceError, UsageError
 from aios_edge.golden import Golden, encode_golden
 from aios_edge.manifest import FileEntry, Manifest
 
+_STAGE = ".part"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -71,7 +74,8 @@ def staging(target: Path, *, needed_bytes: int) -> Iterator[Path]:
     check_replaceable(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        _sweep(target)
+        stage, held = _new_stage(target)
     except OSError as error:
         raise _refused(error, target, needed_bytes) from error
     try:
@@ -85,6 +89,31 @@ def staging(target: Path, *, needed_bytes: int) -> Iterator[Path]:
         raise _refused(error, target, needed_bytes) from error
     finally:  # after a success it is gone, or holds the bundle that was replaced
         shutil.rmtree(stage, ignore_errors=True)
+        os.close(held)
+
+
+def _new_stage(target: Path) -> tuple[Path, int]:
+    """A fresh directory and the descriptor that holds it: its lock tells a living writer's from a killed one's."""
+    while True:
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=_STAGE, dir=target.parent))
+        held = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+        with suppress(OSError):  # some network file systems have no locks for directories
+            fcntl.flock(held, fcntl.LOCK_EX)
+        if stage.is_dir():  # another writer may have swept it before it was held
+            return stage, held
+        os.close(held)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what writers of the same target left behind when they were killed."""
+    for stage in target.parent.glob(f".{glob.escape(target.name)}.*{_STAGE}"):
+        with suppress(OSError):  # a living writer holds it, or it is gone already
+            held = os.open(stage, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(stage, ignore_errors=True)
+            finally:
+                os.close(held)
 
 
 def check_replaceable(target: Path) -> None:

@@ -97,4 +97,6 @@ def _print(report: ExportReport, out: Path) -> None:
             click.echo(f"{name:<18} {line}")
     for warning in report.warnings:
         click.echo(f"warning: {warning}")
+    used = f", {report.peak_rss_bytes / 1e6:.0f} MB of memory at most" if report.peak_rss_bytes else ""
+    click.echo(f"Took {report.wall_s:.0f} s{used}")
     click.echo(f"Report: {out / 'report.html'}")

@@ -24,6 +24,19 @@ def test_an_existing_bundle_is_replaced_and_nothing_else_is_left(make_bundle: An
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+def test_what_a_killed_writer_left_is_swept_and_what_a_living_one_writes_is_not(
+    make_bundle: Any, tmp_path: Path
+) -> None:
+    (tmp_path / ".bundle.abc.part").mkdir()
+    (tmp_path / ".bundle.abc.part" / "model.onnx").write_bytes(b"half")
+    with write.staging(tmp_path / "bundle", needed_bytes=1) as living:
+        (living / "file").write_text("x")
+        make_bundle(tmp_path / "bundle")
+        assert (living / "file").is_file()
+        assert sorted(path.name for path in tmp_path.iterdir()) == [living.name, "bundle"]
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
 def test_without_an_atomic_exchange_the_old_bundle_is_still_replaced(
     make_bundle: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from aios_edge.errors import AiosEdgeError, DataError
 from aios_edge.golden import MIN_SAMPLES
-from exporters.data import TEST_SHARE, VALIDATION_SHARE, enough_texts, leaks, load_data, split_off
+from exporters.data import TEST_SHARE, VALIDATION_SHARE, Labelled, enough_texts, load_data, split_off, training_leaks
 from exporters.read_rows import Columns, Row, read_rows
 from exporters.recipe import ExportRecipe, parse_recipe
 
@@ -27,6 +27,12 @@ def write(path: Path, text: str | bytes) -> Path:
 
 def recipe(folder: Path, **data: object) -> ExportRecipe:
     return parse_recipe({"model": {"source": "m"}, "data": {"train": "train.csv", **data}}, folder=folder)
+
+
+def held_out(made: ExportRecipe) -> Labelled:
+    split = load_data(made).test
+    split.release()
+    return split.read_once()
 
 
 def table(count: int, *, start: int = 0) -> str:
@@ -108,6 +114,9 @@ def test_pairs_become_two_texts(tmp_path: Path) -> None:
 def test_the_test_split_can_be_read_once(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", table(100))
     data = load_data(recipe(tmp_path))
+    with pytest.raises(AiosEdgeError, match="before the choice"):
+        data.test.read_once()
+    data.test.release()
     assert data.test.reads == 0
     rows = data.test.read_once()
     assert data.test.reads == 1
@@ -115,17 +124,17 @@ def test_the_test_split_can_be_read_once(tmp_path: Path) -> None:
         data.test.read_once()
     texts = [*data.train.texts, *data.validation.texts, *rows.texts]
     assert sorted(texts) == sorted(f"sentence {i}" for i in range(100))
-    assert leaks(data, rows) == 0
+    assert training_leaks(data, rows) == 0
 
 
 def test_the_order_of_rows_does_not_move_them_between_splits(tmp_path: Path) -> None:
     lines = table(100).splitlines()
     write(tmp_path / "train.csv", "\n".join(lines))
-    first = load_data(recipe(tmp_path)).test.read_once()
+    first = held_out(recipe(tmp_path))
     body = lines[1:]
     random.Random(1).shuffle(body)
     write(tmp_path / "train.csv", "\n".join([lines[0], *body]))
-    assert set(load_data(recipe(tmp_path)).test.read_once().texts) == set(first.texts)
+    assert set(held_out(recipe(tmp_path)).texts) == set(first.texts)
 
 
 def test_leaks_are_counted(tmp_path: Path) -> None:
@@ -133,7 +142,8 @@ def test_leaks_are_counted(tmp_path: Path) -> None:
     write(tmp_path / "test.csv", table(10, start=37))
     write(tmp_path / "val.csv", table(80, start=200))
     data = load_data(recipe(tmp_path, test="test.csv", validation="val.csv"))
-    assert leaks(data, data.test.read_once()) == 3
+    data.test.release()
+    assert training_leaks(data, data.test.read_once()) == 3
 
 
 @settings(max_examples=60)
@@ -216,10 +226,11 @@ def test_an_empty_test_split_is_said_before_the_training(tmp_path: Path) -> None
 def test_a_limit_on_rows_keeps_every_class(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", table(100) + "rare,c\n")
     write(tmp_path / "val.csv", table(80, start=200))
+    write(tmp_path / "test.csv", table(80, start=400))
     made = parse_recipe(
         {
             "model": {"source": "m"},
-            "data": {"train": "train.csv", "validation": "val.csv", "test": "val.csv"},
+            "data": {"train": "train.csv", "validation": "val.csv", "test": "test.csv"},
             "finetune": {"max_rows": 20},
         },
         folder=tmp_path,
@@ -250,7 +261,8 @@ def test_unlabelled_texts_are_the_new_ones_each_once(tmp_path: Path, name: str, 
     data = load_data(parse_recipe({"model": {"source": "m"}, "data": section, "prune": {}}, folder=tmp_path))
     assert data.unlabelled == ("new one", "new two")
     assert f"{name} (2 texts without labels)" in data.origin
-    assert leaks(data, data.test.read_once()) == 1
+    data.test.release()
+    assert training_leaks(data, data.test.read_once()) == 1
 
 
 def test_unlabelled_texts_with_a_wrong_column_are_refused(tmp_path: Path) -> None:
@@ -261,3 +273,12 @@ def test_unlabelled_texts_with_a_wrong_column_are_refused(tmp_path: Path) -> Non
         read_rows(write(tmp_path / "gap.csv", 'text\na\n""\n'), Columns(input=("text",), label=None))
     with pytest.raises(DataError, match="unknown format"):
         read_rows(write(tmp_path / "rows.txt", "a\n"), COLUMNS)
+
+
+@pytest.mark.parametrize(("one", "other"), [("train", "validation"), ("train", "test"), ("validation", "test")])
+def test_two_splits_from_one_file_are_refused(tmp_path: Path, one: str, other: str) -> None:
+    for number, name in enumerate(("train", "validation", "test")):
+        write(tmp_path / f"{name}.csv", table(100, start=number * 100))
+    write(tmp_path / f"{other}.csv", (tmp_path / f"{one}.csv").read_bytes())
+    with pytest.raises(DataError, match=rf"{other}\.csv: {other} has the same rows as {one}.*leave {other} out"):
+        load_data(recipe(tmp_path, validation="validation.csv", test="test.csv"))
