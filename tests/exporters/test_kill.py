@@ -35,7 +35,7 @@ from onnxruntime.transformers import float16
 from transformers import AutoModelForSequenceClassification
 import aios_edge.bundle.write, exporters.pipeline
 from aios_edge.cli.main import main
-from exporters import evaluate, finetune, graph, measure, ort, progress, report_page, ship, source
+from exporters import evaluate, graph, measure, ort, progress, report_page, ship, source, training
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -56,7 +56,7 @@ HOOKS = {
     "none": lambda: None,
     "source": lambda: at_call(source, "tokenizer_json"),
     "epoch": lambda: at_call(progress.LineProgress, "update", 25),             # of 19 steps an epoch
-    "best": lambda: at_call(finetune, "_save_checkpoint"),                     # the model is saved, its epoch not
+    "best": lambda: at_call(training, "_save_checkpoint"),                     # the model is saved, its epoch not
     "convert": lambda: at_call(ort, "fuse_bert", after=True),
     "quantize": lambda: at_call(graph, "save", after=True),
     "evaluate": lambda: at_call(evaluate, "answers", after=True),

@@ -168,7 +168,7 @@ def test_a_candidate_without_accuracy_is_not_chosen(bench: Workbench, monkeypatc
     monkeypatch.setattr(evaluate, "answers", second_fails)
     profile = bench.export().profiles[RPI5]
     assert profile.chosen == "fp32"
-    assert profile.candidates[0].reason == "has no accuracy measured"
+    assert profile.candidates[0].reason.startswith("has no accuracy measured")
     assert profile.candidates[0].not_measured == "the outputs are not finite"
 
 
