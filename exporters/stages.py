@@ -26,8 +26,14 @@ from exporters import (
     graph,
     measure,
     measure_rss,
+    observe,
     ort,
+    qdq,
     quantize,
+    ranges,
+    rounding,
+    scheme,
+    sensitivity,
     source,
     tables,
     verify,
@@ -44,6 +50,8 @@ from exporters.recipe import ExportRecipe
 from exporters.source import Source
 
 _TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy")
+#: Whatever decides what a quantized candidate looks like.
+_QUANTIZING = (quantize, observe, equalize, graph, ort, qdq, ranges, rounding, scheme, sensitivity, tables)
 _BERT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -165,7 +173,7 @@ class Stages:
             "convert": converted.name,
             "plan": [plan.name, plan.precision, plan.reduce_range],
             "tools": self._tools,
-            "code": code_digest(quantize, equalize, graph, ort, tables),
+            "code": code_digest(*_QUANTIZING),
             "calibration": quantize.CALIBRATION_SAMPLES,
         }
 
