@@ -64,8 +64,8 @@ def grams(model: Any, names: Sequence[str], samples: Sequence[Sample]) -> Iterat
     while left:
         part: dict[str, Array] = {}
         while left and sum(gram.nbytes for gram in part.values()) < _GRAM_BYTES:
-            channels = weights[groups[left[0]][0].input[1]].dims[0]
-            part[left.pop(0)] = np.zeros((channels, channels), dtype=np.float32)
+            width = weights[groups[left[0]][0].input[1]].dims[0]
+            part[left.pop(0)] = np.zeros((width, width), dtype=np.float32)
         for name, activation in _folded(model, list(part), samples):
             flat = activation.reshape(-1, activation.shape[-1])
             part[name] += flat.T @ flat

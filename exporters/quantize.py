@@ -17,6 +17,7 @@ from exporters.encode import Sample
 from exporters.scheme import LEVELS, REDUCED_LEVELS, Scheme
 
 CALIBRATION_SAMPLES = 128
+TRIAL_SAMPLES = 128
 _DYNAMIC_OPERATORS = ("MatMul", "Attention")
 _NARROW = ("dynamic-s8", "qdq-u8s8")  # what a CPU runs, and so what reduce_range speaks of
 _OFFLINE = SessionSpec(graph_optimization_level="basic")
@@ -30,6 +31,15 @@ class Plan:
     name: str
     precision: Precision
     reduce_range: bool = False
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Encoded training rows. ``calibration``: what ranges, factors and roundings are made for. ``trial``: others, on
+    which the result is tried."""
+
+    calibration: Sequence[Sample]
+    trial: Sequence[Sample]
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,13 +66,13 @@ def plans_for(profile: DeviceProfile) -> tuple[Plan, ...]:
     return tuple(plans)
 
 
-def build(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> Built:
+def build(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     """Make one candidate in ``work`` from the folder of the conversion.
 
     Raises :class:`PromiseBroken` (``fusion``, ``symmetric``, ``calibration`` or ``opset``) and :class:`DataError` for
     too few calibration samples.
     """
-    built = BUILDERS[plan.precision](plan, converted, calibration, work)
+    built = BUILDERS[plan.precision](plan, converted, rows, work)
     for leftover in (work / "quantized.onnx", work / "optimized.onnx"):
         leftover.unlink(missing_ok=True)
     built = msgspec.structs.replace(built, operators=dict(graph.operator_counts(work / graph.MODEL)))
@@ -75,15 +85,15 @@ def load_built(folder: Path) -> Built:
     return msgspec.json.decode((folder / "candidate.json").read_bytes(), type=Built)
 
 
-def _fp32(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> Built:
+def _fp32(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     return _offline(converted, _best_graph(converted), work)
 
 
-def _dynamic_s8(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> Built:
+def _dynamic_s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     scheme = Scheme(weight_levels=REDUCED_LEVELS if plan.reduce_range else LEVELS)
     model = graph.load(_best_graph(converted))
-    _equalize(model, calibration, scheme)
-    _compensate(model, list(equalize.products(model)), calibration, scheme)
+    _equalize(model, rows.calibration, scheme)
+    _compensate(model, list(equalize.products(model)), rows.calibration, scheme)
     prepared, quantized = work / "prepared.onnx", work / "quantized.onnx"
     graph.save_whole(model, prepared)
     ort.quantize_dynamic_s8(prepared, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
@@ -94,32 +104,32 @@ def _dynamic_s8(plan: Plan, converted: Path, calibration: Sequence[Sample], work
     return _offline(converted, quantized, work)
 
 
-def _qdq_u8s8(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> Built:
+def _qdq_u8s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     scheme = Scheme(static=True, weight_levels=REDUCED_LEVELS if plan.reduce_range else LEVELS)
     model, quantized = graph.load(_best_graph(converted)), work / "quantized.onnx"
-    _equalize(model, calibration, scheme)
-    found = observe.ranges_of(model, calibration, scheme)
-    _compensate(model, list(found), calibration, scheme)
+    _equalize(model, rows.calibration, scheme)
+    found = observe.ranges_of(model, rows.calibration, scheme)
+    _compensate(model, list(found), rows.calibration, scheme)
     qdq.quantize(model, found, scheme, "integer")
     tables.quantize_tables(model)
     graph.save_whole(model, quantized)
     return _offline(converted, quantized, work)
 
 
-def _fp16(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> Built:
+def _fp16(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     # Standard operators only: TensorRT knows none of onnxruntime's fused ones, and fuses by itself.
     graph.save(ort.to_float16(graph.load(converted / convert.STANDARD)), work)
     return Built(operators={}, session=_AT_LOAD)
 
 
-def _qdq_s8_sym(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> Built:
+def _qdq_s8_sym(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     scheme = Scheme(static=True, symmetric=True)
     model = graph.load(converted / convert.STANDARD)
-    _equalize(model, calibration, scheme)
-    found = observe.ranges_of(model, calibration, scheme)
-    kept = sensitivity.most_harmful(model, found, scheme, calibration)
+    _equalize(model, rows.calibration, scheme)
+    found = observe.ranges_of(model, rows.calibration, scheme)
+    kept = sensitivity.most_harmful(model, found, scheme, rows.trial)
     quantized = {name: entry for name, entry in found.items() if name not in kept}
-    _compensate(model, list(quantized), calibration, scheme)
+    _compensate(model, list(quantized), rows.calibration, scheme)
     qdq.quantize(model, quantized, scheme, "qdq")
     graph.check_zero_points(model)
     graph.save(model, work)
@@ -156,7 +166,7 @@ def _offline(converted: Path, model: Path, work: Path) -> Built:
     return Built(operators={}, session=_OFFLINE)
 
 
-Builder = Callable[[Plan, Path, Sequence[Sample], Path], Built]
+Builder = Callable[[Plan, Path, Rows, Path], Built]
 BUILDERS: dict[str, Builder] = {
     "fp32": _fp32,
     "fp16": _fp16,

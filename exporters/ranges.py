@@ -19,6 +19,8 @@ ROWS = 512
 #: Values beyond a clipped range are cut. That must take at least a tenth of the error away.
 WORTH = 0.9
 PERCENTILES = (0.9999, 0.9995, 0.999)
+#: Share of the samples that stay within the range of the method against poisoned ones.
+SAMPLES = 0.95
 _STEPS = 64  # of the histogram for each power of two
 _LEAST, _MOST = -24, 40  # powers of two; what lies beyond is counted in the first or last step
 _BINS = 2048  # of the linear histogram for the entropy
@@ -37,13 +39,14 @@ class Range:
 class Spread:
     """What calibration saw of one activation [..., C], sample by sample.
 
-    ``counts``: how many values have a magnitude in each step. ``rows`` [at most :data:`ROWS`, C] are spread evenly over
-    all tokens seen.
+    ``counts``: how many values have a magnitude in each step; ``peaks``: how many samples have their largest there.
+    ``rows`` [at most :data:`ROWS`, C] are spread evenly over all tokens seen.
     """
 
     def __init__(self) -> None:
         self.low, self.high = np.inf, -np.inf
         self.counts: NDArray[np.int64] = np.zeros((_MOST - _LEAST) * _STEPS, dtype=np.int64)
+        self.peaks = np.zeros_like(self.counts)
         self.tokens = 0
         self._kept: list[Array] = []
         self._every = 1
@@ -54,7 +57,9 @@ class Spread:
         self.low, self.high = min(self.low, float(flat.min())), max(self.high, float(flat.max()))
         with np.errstate(divide="ignore"):
             step = np.floor((np.log2(np.abs(flat)) - _LEAST) * _STEPS)
-        np.add.at(self.counts, np.clip(step, 0, len(self.counts) - 1).astype(np.intp).ravel(), 1)
+        found = np.clip(step, 0, len(self.counts) - 1).astype(np.intp)
+        self.counts += np.bincount(found.ravel(), minlength=len(self.counts))
+        self.peaks[found.max()] += 1
         self._kept += [flat[row].copy() for row in range(-self.tokens % self._every, len(flat), self._every)]
         self.tokens += len(flat)
         while len(self._kept) > ROWS:
@@ -72,9 +77,19 @@ class Spread:
 
     def magnitude(self, share: float) -> float:
         """The magnitude that this share of all values stays below."""
-        below = np.cumsum(self.counts) / self.counts.sum()
-        edges = np.arange(1, len(below) + 1) / _STEPS + _LEAST
-        return min(float(2 ** np.interp(share, below, edges)), self.reach)
+        return min(_quantile(self.counts, share), self.reach)
+
+    def peak(self, share: float) -> float:
+        """The magnitude that this share of all samples stays below."""
+        return min(_quantile(self.peaks, share), self.reach)
+
+
+def _quantile(counts: NDArray[np.int64], share: float) -> float:
+    edges = np.arange(len(counts) + 1) / _STEPS + _LEAST
+    below = np.concatenate([[0], np.cumsum(counts)]) / counts.sum()
+    at = int(np.searchsorted(below, share))  # the first edge that enough lie below
+    within = (share - below[at - 1]) / (below[at] - below[at - 1]) if at else 0.0
+    return float(2 ** (edges[at - 1] + within / _STEPS)) if at else 0.0
 
 
 def entropy_threshold(spread: Spread) -> float:
@@ -110,6 +125,7 @@ def entropy_threshold(spread: Spread) -> float:
 def candidates(spread: Spread) -> list[Range]:
     """MinMax first, then what each other method finds."""
     cuts = {f"percentile {share:.2%}": spread.magnitude(share) for share in PERCENTILES}
+    cuts[f"{SAMPLES:.0%} of samples"] = spread.peak(SAMPLES)
     cuts["entropy"] = entropy_threshold(spread)
     whole = Range(low=spread.low, high=spread.high, method="minmax")
     return [whole] + [

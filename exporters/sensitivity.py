@@ -19,7 +19,7 @@ from exporters.ranges import Range
 from exporters.scheme import Scheme
 
 #: Agreement with fp32 on spliced rows that ends the search, and how many groups may be given up for it.
-GOAL = 0.985
+GOAL = 0.99
 MOST = 4
 HARM_ROWS = 64
 TRIAL_ROWS = 256

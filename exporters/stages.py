@@ -45,7 +45,7 @@ from exporters.encode import Encoder, Sample
 from exporters.evaluate import Logits
 from exporters.finetune import Tuned
 from exporters.progress import Progress
-from exporters.quantize import Built, Plan
+from exporters.quantize import Built, Plan, Rows
 from exporters.recipe import ExportRecipe
 from exporters.source import Source
 
@@ -174,14 +174,16 @@ class Stages:
             "plan": [plan.name, plan.precision, plan.reduce_range],
             "tools": self._tools,
             "code": code_digest(*_QUANTIZING),
-            "calibration": quantize.CALIBRATION_SAMPLES,
+            "calibration": [quantize.CALIBRATION_SAMPLES, quantize.TRIAL_SAMPLES],
         }
 
         def build(work: Path) -> None:
             self._progress.stage("quantize", plan.name)
-            texts = data.train.texts[:: max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)]
-            calibration = encoder.samples(texts[: quantize.CALIBRATION_SAMPLES])
-            quantize.build(plan, converted, calibration, work)
+            stride = max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)
+            picked = data.train.texts[::stride][: quantize.CALIBRATION_SAMPLES]
+            between = data.train.texts[stride // 2 :: stride][: quantize.TRIAL_SAMPLES]
+            rows = Rows(calibration=encoder.samples(picked), trial=encoder.samples(between))
+            quantize.build(plan, converted, rows, work)
 
         folder = self._cache.produce("quantize", ingredients, build)
         return Made(plan=plan, folder=folder, built=quantize.load_built(folder))

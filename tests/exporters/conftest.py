@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 GOOD = ("great", "lovely", "fine", "warm", "bright", "happy")
@@ -91,4 +93,38 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(folder / "val.csv", sentences(200, 2))
     write_csv(folder / "test.csv", sentences(200, 3))
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
+    return folder
+
+
+def make_token_rows(count: int, seed: int) -> list[dict[str, np.ndarray]]:
+    chance = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        ids = chance.integers(4, 40, (1, int(chance.integers(3, 24))))
+        made.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)})
+    return made
+
+
+@pytest.fixture(scope="session")
+def token_rows() -> Callable[[int, int], list[dict[str, np.ndarray]]]:
+    """``token_rows(count, seed)``: single texts of many lengths, encoded for the tiny model."""
+    return make_token_rows
+
+
+@pytest.fixture(scope="session")
+def converted(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a channel that reaches further than the others and that its readers weigh less, as in real ones."""
+    from exporters import convert
+    from exporters.source import load_torch
+
+    model = load_torch(workshop / "tiny", labels=("negative", "positive"))
+    for name, weight in model.named_parameters():
+        weight.data *= 6 if weight.dim() > 1 else 1
+        if name.endswith("LayerNorm.weight"):
+            weight.data[5] *= 20
+        elif name.endswith(("query.weight", "key.weight", "value.weight", "intermediate.dense.weight")):
+            weight.data[:, 5] /= 20
+    folder = tmp_path_factory.mktemp("converted")
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    convert.save_converted(convert.convert(model, inputs, folder), folder)
     return folder
