@@ -130,7 +130,7 @@ def test_poisoned_calibration_is_exit_3_and_names_the_activation(
     converted: Path, token_rows: TokenRows, value: float
 ) -> None:
     model = graph.load(converted / convert.FUSED)
-    table = max((t for t in model.graph.initializer if len(t.dims) == 2), key=lambda t: t.dims[0])
+    (table,) = (tensor for tensor in model.graph.initializer if tensor.name.endswith("word_embeddings.weight"))
     entries = numpy_helper.to_array(table).copy()
     entries[entries.shape[0] - 1 :] = value
     table.CopyFrom(numpy_helper.from_array(entries, table.name))
