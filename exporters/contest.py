@@ -267,6 +267,7 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         max_batch_size=tried.measured.max_batch_size,
         measured_on=contest.host,
         operators=tried.made.built.operators,
+        kept_float=tried.made.built.kept_float,
         not_measured=found.reason,
         target=contest.targets.get(name),
         class_drops=tried.class_drops,

@@ -1,6 +1,6 @@
 """Equalization: give every channel of an activation about the same range before it is quantized.
 
-A dynamically quantized product has one scale for a whole activation. In BERT-class encoders one or two channels reach
+A quantized product has one scale for a whole activation. In BERT-class encoders one or two channels reach
 ten times what the others do, so the others are left with a few steps of the scale. Dividing those channels by a factor
 and multiplying their rows of the weight by it changes nothing in exact arithmetic and leaves the weight, which has a
 scale per output channel, room enough. This is the idea of SmoothQuant (Xiao et al., 2022); other than there, only
@@ -21,14 +21,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from exporters.scheme import Array, Scheme, rounded_weight
+
 #: Channels that reach further than this quantile of all channels are brought down to it. None: none of them.
 STRENGTHS = (None, 0.999, 0.98, 0.95, 0.9, 0.75, 0.5)
 #: A multiplication on the device must take at least half of the squared error of its product away.
 WORTH = 0.5
 #: Rows (tokens) kept of each calibration sample; ranges come from all of them.
 ROWS_PER_SAMPLE = 4
-
-Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Seen:
         )
 
 
-def choose_factors(seen: Seen, weight: Array, *, weight_levels: int, free: bool) -> Array:
+def choose_factors(seen: Seen, weight: Array, *, scheme: Scheme, free: bool) -> Array:
     """The factor of each channel [C], at least 1, that leaves the least error of ``rows @ weight``. Pure.
 
     All are 1 where that error is not below :data:`WORTH` of the one without factors and dividing isn't ``free``.
@@ -72,7 +72,7 @@ def choose_factors(seen: Seen, weight: Array, *, weight_levels: int, free: bool)
     wanted = seen.rows @ weight
     reach = np.maximum(np.abs(seen.low), np.abs(seen.high)).max(axis=0)
     candidates = [_factors(reach, strength) for strength in STRENGTHS]
-    errors = [_error(seen, weight, wanted, factors, weight_levels) for factors in candidates]
+    errors = [_error(seen, weight, wanted, factors, scheme) for factors in candidates]
     best = int(np.argmin(errors))
     return candidates[best if free or errors[best] < WORTH * errors[0] else 0]
 
@@ -85,16 +85,16 @@ def _factors(reach: Array, strength: float | None) -> Array:
     return factors
 
 
-def _error(seen: Seen, weight: Array, wanted: Array, factors: Array, weight_levels: int) -> float:
-    scaled = weight * factors[:, None]
-    steps = np.abs(scaled).max(axis=0, keepdims=True) / weight_levels
-    steps[steps == 0] = 1
-    low = np.minimum(0, (seen.low / factors).min(axis=1))[seen.sample, None]
-    high = np.maximum(0, (seen.high / factors).max(axis=1))[seen.sample, None]
-    step = np.maximum(high - low, 1e-12) / 255  # u8, 0 exactly representable, as DynamicQuantizeLinear has it
-    zero = np.round(-low / step)
-    rows = (np.clip(np.round(seen.rows / factors / step) + zero, 0, 255) - zero) * step
-    return float(np.mean((rows @ (np.round(scaled / steps) * steps) - wanted) ** 2))
+def _error(seen: Seen, weight: Array, wanted: Array, factors: Array, scheme: Scheme) -> float:
+    low, high = (seen.low / factors).min(axis=1), (seen.high / factors).max(axis=1)  # of each sample
+    if scheme.static:
+        low, high = low.min(), high.max()
+    else:
+        low, high = low[seen.sample, None], high[seen.sample, None]
+    left = scheme.rounded(seen.rows / factors, low, high) @ rounded_weight(
+        weight * factors[:, None], scheme.weight_levels
+    )
+    return float(np.mean((left - wanted) ** 2))
 
 
 def products(model: Any) -> dict[str, list[Any]]:
@@ -108,7 +108,7 @@ def products(model: Any) -> dict[str, list[Any]]:
     return dict(found)
 
 
-def equalize(model: Any, seen: Mapping[str, Seen], *, weight_levels: int) -> int:
+def equalize(model: Any, seen: Mapping[str, Seen], scheme: Scheme) -> int:
     """Equalize every activation that was seen, in place; returns how many of them were."""
     from onnx import helper, numpy_helper
 
@@ -122,7 +122,7 @@ def equalize(model: Any, seen: Mapping[str, Seen], *, weight_levels: int) -> int
         matrices = [numpy_helper.to_array(weights[node.input[1]]).astype(np.float32) for node in nodes]
         attention = _attention_behind(graph, name, weights, readers=len(nodes))
         whole, free = np.concatenate(matrices, axis=1), attention is not None
-        factors = choose_factors(seen[name], whole, weight_levels=weight_levels, free=free)
+        factors = choose_factors(seen[name], whole, scheme=scheme, free=free)
         if (factors == 1).all():
             continue
         changed += 1

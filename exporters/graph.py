@@ -6,6 +6,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aios_edge.errors import PromiseBroken
 
 MODEL = "model.onnx"
@@ -95,21 +97,41 @@ def check_fusion(counts: Counter[str], *, layers: int, where: str, gelu: bool = 
         )
 
 
-def constant_matmuls(path: Path) -> tuple[str, ...]:
-    """Names of the MatMul nodes whose second input is a weight.
+def split_gemms(model: Any) -> int:
+    """Each plain ``Gemm`` with a constant weight as ``MatMul`` and ``Add``, in place; how many.
 
-    The others multiply activations; quantizing those would calibrate the attention mask's huge negative numbers.
+    Heads are written as Gemm; everything that quantizes looks for MatMul.
     """
-    model = load(path)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return tuple(n.name for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights)
+    from onnx import helper, numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    arranged, count = [], 0
+    for node in model.graph.node:
+        keys = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+        plain = not keys.get("transA") and keys.get("alpha", 1.0) == 1.0 == keys.get("beta", 1.0)
+        own = node.op_type == "Gemm" and node.input[1] in tensors and uses[node.input[1]] == 1
+        if not (own and plain and len(node.input) == 3):
+            arranged.append(node)
+            continue
+        count += 1
+        activation, weight, bias = node.input
+        if keys.get("transB"):
+            turned = np.ascontiguousarray(numpy_helper.to_array(tensors[weight]).T)
+            tensors[weight].CopyFrom(numpy_helper.from_array(turned, weight))
+        product = f"{node.output[0]}/product"
+        arranged.append(helper.make_node("MatMul", [activation, weight], [product], name=node.name))
+        arranged.append(helper.make_node("Add", [product, bias], list(node.output), name=f"{node.name}/bias"))
+    copies = [type(node).FromString(node.SerializeToString()) for node in arranged]  # they live in what is emptied
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+    return count
 
 
-def check_zero_points(path: Path) -> None:
+def check_zero_points(model: Any) -> None:
     """Raise :class:`PromiseBroken` (``symmetric``) unless each QuantizeLinear and DequantizeLinear has zero point 0."""
     from onnx import numpy_helper
 
-    model = load(path)
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     count = 0
     for node in model.graph.node:
@@ -119,6 +141,6 @@ def check_zero_points(path: Path) -> None:
         name = node.input[2] if len(node.input) > 2 else ""
         if name and (name not in tensors or numpy_helper.to_array(tensors[name]).any()):
             what = f"node '{node.name}' has a zero point other than 0, which TensorRT refuses"
-            raise PromiseBroken("symmetric", what, where=path.name)
+            raise PromiseBroken("symmetric", what, where="quantize")
     if not count:
-        raise PromiseBroken("symmetric", "no node was quantized", where=path.name)
+        raise PromiseBroken("symmetric", "no node was quantized", where="quantize")

@@ -99,12 +99,22 @@ def activations(model: Any, names: Sequence[str], samples: Sequence[Tensors]) ->
     probed = type(model).FromString(model.SerializeToString())
     for name in names:
         probed.graph.output.append(type(model.graph.output[0])(name=name))
+    session = _in_memory(probed)
+    for sample in samples:
+        yield session.run(list(names), sample)
+
+
+def answers(model: Any, samples: Sequence[Tensors]) -> NDArray[np.float32]:
+    """The first output [N, ...] of an ONNX model (a proto) for samples of one row each."""
+    session = _in_memory(model)
+    return np.concatenate([session.run(None, sample)[0] for sample in samples]).astype(np.float32)
+
+
+def _in_memory(model: Any) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for sample in samples:
-        yield session.run(list(names), sample)
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def optimize_offline(model: Path, out: Path) -> None:
@@ -130,43 +140,6 @@ def quantize_dynamic_s8(model: Path, out: Path, *, operators: tuple[str, ...], r
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
             extra_options={"DefaultTensorType": 1},  # float: type inference stops at fused operators
-        )
-
-
-def quantize_static_s8(model: Path, out: Path, samples: Sequence[Tensors], *, nodes: tuple[str, ...]) -> None:
-    """QDQ with s8 weights and s8 activations, all zero points 0 (what TensorRT takes), in the named nodes."""
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.calibrate import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self._samples: Iterator[Tensors] = iter(samples)
-
-        def get_next(self) -> Tensors | None:
-            return next(self._samples, None)
-
-    # Intermediate outputs kept before they are folded into ranges: memory stays bounded. When the last ones fold up
-    # evenly, the calibrator finds none left and says that there was no data; hence a number that leaves a rest.
-    keeps = next(count for count in range(8, 8 + len(samples)) if len(samples) % count)
-    with _quiet():
-        quantize_static(
-            str(model),
-            str(out),
-            Reader(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=list(nodes),
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options={
-                "ActivationSymmetric": True,
-                "WeightSymmetric": True,
-                "CalibTensorRangeSymmetric": True,
-                "CalibMaxIntermediateOutputs": keeps,
-                "DefaultTensorType": 1,
-            },
         )
 
 

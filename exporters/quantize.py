@@ -12,12 +12,14 @@ import msgspec
 from aios_edge.errors import ProfileError
 from aios_edge.manifest import Precision, SessionSpec
 from aios_edge.profile import DeviceProfile
-from exporters import convert, equalize, graph, ort, tables
+from exporters import convert, equalize, graph, observe, ort, qdq, rounding, sensitivity, tables
 from exporters.encode import Sample
+from exporters.scheme import LEVELS, REDUCED_LEVELS, Scheme
 
 CALIBRATION_SAMPLES = 128
+TRIAL_SAMPLES = 128
 _DYNAMIC_OPERATORS = ("MatMul", "Attention")
-_LEVELS = {True: 64, False: 127}  # of an s8 weight, with and without reduce_range, as onnxruntime has them
+_NARROW = ("dynamic-s8", "qdq-u8s8")  # what a CPU runs, and so what reduce_range speaks of
 _OFFLINE = SessionSpec(graph_optimization_level="basic")
 _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.SKIP_FUSION,))
 
@@ -31,11 +33,24 @@ class Plan:
     reduce_range: bool = False
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Encoded training rows. ``calibration``: what ranges, factors and roundings are made for. ``trial``: others, on
+    which the result is tried."""
+
+    calibration: Sequence[Sample]
+    trial: Sequence[Sample]
+
+
 class Built(msgspec.Struct, frozen=True, kw_only=True):
-    """``candidate.json`` beside ``model.onnx``: the session options it must be run with, the operators it has."""
+    """``candidate.json`` beside ``model.onnx``: the session options it must be run with, the operators it has.
+
+    ``kept_float``: activations whose products were left in float because they harm the answers most.
+    """
 
     session: SessionSpec
     operators: dict[str, int]
+    kept_float: tuple[str, ...] = ()
 
 
 def plans_for(profile: DeviceProfile) -> tuple[Plan, ...]:
@@ -45,21 +60,22 @@ def plans_for(profile: DeviceProfile) -> tuple[Plan, ...]:
         if precision not in BUILDERS:
             remedy = f"Known are: {', '.join(get_args(Precision))}"
             raise ProfileError(f"unknown precision '{precision}'", where=f"profile {profile.name}", remedy=remedy)
-        narrow = precision == "dynamic-s8" and profile.reduce_range
+        narrow = precision in _NARROW and profile.reduce_range
         name = f"{precision}-r7" if narrow else precision
         plans.append(Plan(name=name, precision=cast(Precision, precision), reduce_range=narrow))
     return tuple(plans)
 
 
-def build(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> Built:
+def build(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     """Make one candidate in ``work`` from the folder of the conversion.
 
-    Raises :class:`PromiseBroken` (``fusion``, ``symmetric`` or ``opset``).
+    Raises :class:`PromiseBroken` (``fusion``, ``symmetric``, ``calibration`` or ``opset``) and :class:`DataError` for
+    too few calibration samples.
     """
-    session = BUILDERS[plan.precision](plan, converted, calibration, work)
+    built = BUILDERS[plan.precision](plan, converted, rows, work)
     for leftover in (work / "quantized.onnx", work / "optimized.onnx"):
         leftover.unlink(missing_ok=True)
-    built = Built(session=session, operators=dict(graph.operator_counts(work / graph.MODEL)))
+    built = msgspec.structs.replace(built, operators=dict(graph.operator_counts(work / graph.MODEL)))
     (work / "candidate.json").write_bytes(msgspec.json.encode(built))
     return built
 
@@ -69,47 +85,68 @@ def load_built(folder: Path) -> Built:
     return msgspec.json.decode((folder / "candidate.json").read_bytes(), type=Built)
 
 
-def _fp32(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+def _fp32(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     return _offline(converted, _best_graph(converted), work)
 
 
-def _dynamic_s8(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+def _dynamic_s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
+    scheme = Scheme(weight_levels=REDUCED_LEVELS if plan.reduce_range else LEVELS)
     model = graph.load(_best_graph(converted))
-    equalize.equalize(model, observe(model, calibration), weight_levels=_LEVELS[plan.reduce_range])
-    equalized, quantized = work / "equalized.onnx", work / "quantized.onnx"
-    graph.save_whole(model, equalized)
-    ort.quantize_dynamic_s8(equalized, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
-    equalized.unlink()
+    _equalize(model, rows.calibration, scheme)
+    _compensate(model, list(equalize.products(model)), rows.calibration, scheme)
+    prepared, quantized = work / "prepared.onnx", work / "quantized.onnx"
+    graph.save_whole(model, prepared)
+    ort.quantize_dynamic_s8(prepared, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
+    prepared.unlink()
     model = graph.load(quantized)
     tables.quantize_tables(model)
     graph.save_whole(model, quantized)
     return _offline(converted, quantized, work)
 
 
-def observe(model: Any, calibration: Sequence[Sample]) -> dict[str, equalize.Seen]:
-    """What calibration shows of each activation that is multiplied with a constant matrix."""
-    names = list(equalize.products(model))
-    if not names:  # convolutions only, say; a runtime that is asked for nothing gives everything
-        return {}
-    parts: dict[str, list[equalize.Seen]] = {name: [] for name in names}
-    for arrays in ort.activations(model, names, calibration):
-        for name, array in zip(names, arrays, strict=True):
-            parts[name].append(equalize.Seen.of(array))
-    return {name: equalize.Seen.joined(seen) for name, seen in parts.items()}
+def _qdq_u8s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
+    scheme = Scheme(static=True, weight_levels=REDUCED_LEVELS if plan.reduce_range else LEVELS)
+    model, quantized = graph.load(_best_graph(converted)), work / "quantized.onnx"
+    _equalize(model, rows.calibration, scheme)
+    found = observe.ranges_of(model, rows.calibration, scheme)
+    _compensate(model, list(found), rows.calibration, scheme)
+    qdq.quantize(model, found, scheme, "integer")
+    tables.quantize_tables(model)
+    graph.save_whole(model, quantized)
+    return _offline(converted, quantized, work)
 
 
-def _fp16(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+def _fp16(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     # Standard operators only: TensorRT knows none of onnxruntime's fused ones, and fuses by itself.
     graph.save(ort.to_float16(graph.load(converted / convert.STANDARD)), work)
-    return _AT_LOAD
+    return Built(operators={}, session=_AT_LOAD)
 
 
-def _qdq_s8_sym(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
-    source, quantized = converted / convert.STANDARD, work / "quantized.onnx"
-    ort.quantize_static_s8(source, quantized, calibration, nodes=graph.constant_matmuls(source))
-    graph.check_zero_points(quantized)
-    graph.save(graph.load(quantized), work)
-    return _AT_LOAD
+def _qdq_s8_sym(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
+    scheme = Scheme(static=True, symmetric=True)
+    model = graph.load(converted / convert.STANDARD)
+    _equalize(model, rows.calibration, scheme)
+    found = observe.ranges_of(model, rows.calibration, scheme)
+    kept = sensitivity.most_harmful(model, found, scheme, rows.trial)
+    quantized = {name: entry for name, entry in found.items() if name not in kept}
+    _compensate(model, list(quantized), rows.calibration, scheme)
+    qdq.quantize(model, quantized, scheme, "qdq")
+    graph.check_zero_points(model)
+    graph.save(model, work)
+    return Built(operators={}, session=_AT_LOAD, kept_float=kept)
+
+
+def _equalize(model: Any, calibration: Sequence[Sample], scheme: Scheme) -> None:
+    observe.check_samples(calibration, scheme)
+    graph.split_gemms(model)
+    equalize.equalize(model, observe.channels(model, calibration), scheme)
+
+
+def _compensate(model: Any, names: Sequence[str], calibration: Sequence[Sample], scheme: Scheme) -> None:
+    """Round the weights behind these activations so that their errors cancel; what is left in float keeps its own."""
+    products = equalize.products(model)
+    for name, gram in observe.grams(model, names, calibration):
+        rounding.compensate(model, products[name], gram, scheme.weight_levels)
 
 
 def _best_graph(converted: Path) -> Path:
@@ -117,7 +154,7 @@ def _best_graph(converted: Path) -> Path:
     return fused if fused.is_file() else converted / convert.STANDARD
 
 
-def _offline(converted: Path, model: Path, work: Path) -> SessionSpec:
+def _offline(converted: Path, model: Path, work: Path) -> Built:
     """Optimise ahead of time, so that a device loads faster and gets no slow fusion back."""
     optimized = work / "optimized.onnx"
     ort.optimize_offline(model, optimized)
@@ -126,13 +163,14 @@ def _offline(converted: Path, model: Path, work: Path) -> SessionSpec:
     if facts.fused:
         counts = graph.operator_counts(work / graph.MODEL)
         graph.check_fusion(counts, layers=facts.layers, where="quantize", gelu=facts.gelu)
-    return _OFFLINE
+    return Built(operators={}, session=_OFFLINE)
 
 
-Builder = Callable[[Plan, Path, Sequence[Sample], Path], SessionSpec]
+Builder = Callable[[Plan, Path, Rows, Path], Built]
 BUILDERS: dict[str, Builder] = {
     "fp32": _fp32,
     "fp16": _fp16,
     "dynamic-s8": _dynamic_s8,
+    "qdq-u8s8": _qdq_u8s8,
     "qdq-s8-sym": _qdq_s8_sym,
 }

@@ -75,6 +75,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_size: int | None
     measured_on: MeasuredOn
     operators: dict[str, int]
+    kept_float: tuple[str, ...] = ()  # activations whose products were not quantized: they harm the answers most
     test: Quality | None = None
     calibration: Calibration | None = None
     eligible: bool = False  # keeps every promise

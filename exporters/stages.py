@@ -27,9 +27,15 @@ from exporters import (
     graph,
     measure,
     measure_rss,
+    observe,
     ort,
     prune,
+    qdq,
     quantize,
+    ranges,
+    rounding,
+    scheme,
+    sensitivity,
     source,
     tables,
     training,
@@ -42,12 +48,14 @@ from exporters.encode import Encoder, Sample
 from exporters.evaluate import Logits
 from exporters.finetune import Tuned
 from exporters.progress import Progress
-from exporters.quantize import Built, Plan
+from exporters.quantize import Built, Plan, Rows
 from exporters.recipe import ExportRecipe
 from exporters.source import Source
 
 _TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy")
 _QUIET = Threads()
+#: Whatever decides what a quantized candidate looks like.
+_QUANTIZING = (quantize, observe, equalize, graph, ort, qdq, ranges, rounding, scheme, sensitivity, tables)
 _BERT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -176,14 +184,17 @@ class Stages:
             "convert": converted.name,
             "plan": [plan.name, plan.precision, plan.reduce_range],
             "tools": self.tools,
-            "code": code_digest(quantize, equalize, graph, ort, tables, encode, self._task),
-            "calibration": quantize.CALIBRATION_SAMPLES,
+            "code": code_digest(*_QUANTIZING, encode, self._task),
+            "calibration": [quantize.CALIBRATION_SAMPLES, quantize.TRIAL_SAMPLES],
         }
 
         def build(work: Path) -> None:
             self.progress.stage("quantize", name)
-            calibration = encoder.samples(data.train.spread(quantize.CALIBRATION_SAMPLES))
-            quantize.build(plan, converted, calibration, work)
+            stride = max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)
+            between = data.train.texts[stride // 2 :: stride][: quantize.TRIAL_SAMPLES]
+            picked = data.train.spread(quantize.CALIBRATION_SAMPLES)
+            rows = Rows(calibration=encoder.samples(picked), trial=encoder.samples(between))
+            quantize.build(plan, converted, rows, work)
 
         folder = self._cache.produce("quantize", ingredients, build)
         return Made(name=name, plan=plan, folder=folder, built=quantize.load_built(folder))

@@ -6,8 +6,10 @@ import csv
 import os
 import random
 import string
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 GOOD = ("great", "lovely", "fine", "warm", "bright", "happy")
@@ -100,3 +102,37 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spelling(workshop: Path) -> None:
     """Beside it the same model with letters in its vocabulary, so that words may leave it."""
     make_model(workshop / "spelling", letters=string.ascii_lowercase)
+
+
+def make_token_rows(count: int, seed: int) -> list[dict[str, np.ndarray]]:
+    chance = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        ids = chance.integers(4, 40, (1, int(chance.integers(3, 24))))
+        made.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)})
+    return made
+
+
+@pytest.fixture(scope="session")
+def token_rows() -> Callable[[int, int], list[dict[str, np.ndarray]]]:
+    """``token_rows(count, seed)``: single texts of many lengths, encoded for the tiny model."""
+    return make_token_rows
+
+
+@pytest.fixture(scope="session")
+def converted(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with a channel that reaches further than the others and that its readers weigh less, as in real ones."""
+    from exporters import convert
+    from exporters.source import load_torch
+
+    model = load_torch(workshop / "tiny", labels=("negative", "positive"))
+    for name, weight in model.named_parameters():
+        weight.data *= 6 if weight.dim() > 1 else 1
+        if name.endswith("LayerNorm.weight"):
+            weight.data[5] *= 20
+        elif name.endswith(("query.weight", "key.weight", "value.weight", "intermediate.dense.weight")):
+            weight.data[:, 5] /= 20
+    folder = tmp_path_factory.mktemp("converted")
+    inputs = ("input_ids", "attention_mask", "token_type_ids")
+    convert.save_converted(convert.convert(model, inputs, folder), folder)
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters import convert, equalize, graph, ort, quantize
+from exporters import convert, equalize, graph, observe, ort
 from exporters.equalize import Seen, choose_factors
-from exporters.source import load_torch
+from exporters.scheme import Scheme
 
 pytestmark = pytest.mark.export
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-
-
-def samples(count: int, seed: int) -> list[dict[str, np.ndarray]]:
-    chance = np.random.default_rng(seed)
-    made = []
-    for _ in range(count):
-        ids = chance.integers(4, 40, (1, int(chance.integers(3, 24))))
-        made.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)})
-    return made
+TokenRows = Callable[[int, int], list[dict[str, np.ndarray]]]
 
 
 def answers(model: Any, rows: list[dict[str, np.ndarray]]) -> np.ndarray:
@@ -35,26 +27,11 @@ def answers(model: Any, rows: list[dict[str, np.ndarray]]) -> np.ndarray:
     return np.concatenate([session.run(None, row)[0] for row in rows])
 
 
-@pytest.fixture(scope="module")
-def converted(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a channel that reaches further than the others and that its readers weigh less, as in real ones."""
-    model = load_torch(workshop / "tiny", labels=("negative", "positive"))
-    for name, weight in model.named_parameters():
-        weight.data *= 6 if weight.dim() > 1 else 1
-        if name.endswith("LayerNorm.weight"):
-            weight.data[5] *= 20
-        elif name.endswith(("query.weight", "key.weight", "value.weight", "intermediate.dense.weight")):
-            weight.data[:, 5] /= 20
-    folder = tmp_path_factory.mktemp("converted")
-    convert.convert(model, INPUTS, folder)
-    return folder
-
-
 @pytest.mark.parametrize("name", [convert.FUSED, convert.STANDARD])
-def test_the_answers_stay_the_same(converted: Path, name: str) -> None:
+def test_the_answers_stay_the_same(converted: Path, token_rows: TokenRows, name: str) -> None:
     plain, equal = graph.load(converted / name), graph.load(converted / name)
-    assert equalize.equalize(equal, quantize.observe(equal, samples(24, 1)), weight_levels=127) >= 3
-    rows = samples(40, 2)
+    assert equalize.equalize(equal, observe.channels(equal, token_rows(24, 1)), Scheme()) >= 3
+    rows = token_rows(40, 2)
     wanted = answers(plain, rows)
     assert np.abs(answers(equal, rows) - wanted).max() < 1e-4 * np.abs(wanted).max()
 
@@ -71,7 +48,7 @@ def test_a_product_loses_less_by_quantization(tmp_path: Path) -> None:
     tokens = chance.standard_normal((40, 1, 12, 32)).astype(np.float32)
     tokens[..., 7] *= 30
     rows = [{"x": part} for part in tokens]
-    assert equalize.equalize(equal, quantize.observe(equal, rows[:20]), weight_levels=127) == 1
+    assert equalize.equalize(equal, observe.channels(equal, rows[:20]), Scheme()) == 1
     wanted, losses = answers(plain, rows[20:]), []
     for model in (plain, equal):
         graph.save_whole(model, tmp_path / "in.onnx")
@@ -80,12 +57,12 @@ def test_a_product_loses_less_by_quantization(tmp_path: Path) -> None:
     assert losses[1] < losses[0] / 10
 
 
-def test_behind_an_attention_it_costs_no_operator(converted: Path) -> None:
+def test_behind_an_attention_it_costs_no_operator(converted: Path, token_rows: TokenRows) -> None:
     model = graph.load(converted / convert.FUSED)
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     attended = {node.output[0] for node in model.graph.node if node.op_type == "Attention"}
-    rows, behind = samples(24, 1), {}
-    for name, found in quantize.observe(model, rows).items():
+    rows, behind = token_rows(24, 1), {}
+    for name, found in observe.channels(model, rows).items():
         if name.split("/read_for/")[0] not in attended:
             continue
         (node,) = equalize.products(model)[name]
@@ -95,7 +72,7 @@ def test_behind_an_attention_it_costs_no_operator(converted: Path) -> None:
         behind[name] = replace(found, high=found.high * np.where(np.arange(found.high.shape[1]) == 3, 50, 1))
     assert len(behind) == 2  # the last one behind the read of one token
     before, wanted = [node.op_type for node in model.graph.node], answers(model, rows)
-    assert equalize.equalize(model, behind, weight_levels=127) == 2
+    assert equalize.equalize(model, behind, Scheme()) == 2
     assert [node.op_type for node in model.graph.node] == before
     assert np.abs(answers(model, rows) - wanted).max() < 1e-4 * np.abs(wanted).max()
 
@@ -121,27 +98,30 @@ def test_joined_samples_keep_their_own_ranges() -> None:
     ))  # fmt: skip
 
 
-@given(st.integers(0, 1000), st.sampled_from([64, 127]), st.booleans())
+SCHEMES = [Scheme(), Scheme(weight_levels=64), Scheme(static=True), Scheme(static=True, symmetric=True)]
+
+
+@given(st.integers(0, 1000), st.sampled_from(SCHEMES), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_factors_never_enlarge_and_are_one_where_nothing_stands_out(seed: int, levels: int, free: bool) -> None:
+def test_factors_never_enlarge_and_are_one_where_nothing_stands_out(seed: int, scheme: Scheme, free: bool) -> None:
     chance = np.random.default_rng(seed)
     rows, weight = chance.standard_normal((64, 32)), chance.standard_normal((32, 16)).astype(np.float32)
-    plain = choose_factors(seen_of(rows), weight, weight_levels=levels, free=False)
+    plain = choose_factors(seen_of(rows), weight, scheme=scheme, free=False)
     assert (plain == 1).all()
     rows[:, 7] *= 60
     weight[7] /= 60
-    found = choose_factors(seen_of(rows), weight, weight_levels=levels, free=free)
+    found = choose_factors(seen_of(rows), weight, scheme=scheme, free=free)
     assert found.shape == (32,) and np.isfinite(found).all() and (found >= 1).all()
     assert found.argmax() == 7 and found[7] > 5
 
 
 def test_an_activation_of_zeros_is_left_alone() -> None:
     weight = np.ones((8, 4), dtype=np.float32)
-    assert (choose_factors(seen_of(np.zeros((16, 8))), weight, weight_levels=127, free=True) == 1).all()
+    assert (choose_factors(seen_of(np.zeros((16, 8))), weight, scheme=Scheme(), free=True) == 1).all()
 
 
 def test_a_model_without_a_product_of_constants_has_nothing_to_observe() -> None:
     shape = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy"]
     made = helper.make_graph([helper.make_node("Tanh", ["x"], ["y"])], "g", shape[:1], shape[1:])
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    assert quantize.observe(model, [{"x": np.ones((1, 4), dtype=np.float32)}]) == {}
+    assert observe.channels(model, [{"x": np.ones((1, 4), dtype=np.float32)}]) == {}
