@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from aios_edge.errors import ProfileError
-from aios_edge.manifest import Precision, SessionSpec
+from aios_edge.manifest import VARIANTS, Precision, SessionSpec
 from aios_edge.profile import DeviceProfile
 from exporters import convert, equalize, graph, ort, tables
 from exporters.encode import Sample
@@ -24,11 +26,23 @@ _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.
 
 @dataclass(frozen=True)
 class Plan:
-    """A candidate to build. ``name`` tells variants of one precision apart (``dynamic-s8-r7``: 7-bit weights)."""
+    """A candidate to build. ``name`` tells variants of one precision apart: ``dynamic-s8-r7`` has 7-bit weights
+    (``reduce_range``), ``dynamic-s8-e4`` 4 bits for the embeddings of words that training didn't see
+    (``rare_rows_in_4_bits``)."""
 
     name: str
     precision: Precision
     reduce_range: bool = False
+    rare_rows_in_4_bits: bool = False
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the training rows show: samples to calibrate with, and how often each value of an input occurs in all of
+    them (counts by value)."""
+
+    calibration: Sequence[Sample]
+    counts: Mapping[str, NDArray[np.intp]]
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,22 +55,23 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
 def plans_for(profile: DeviceProfile) -> tuple[Plan, ...]:
     """The candidates of a profile in its order of preference; raises :class:`ProfileError` for an unknown one."""
     plans = []
-    for precision in profile.precision_preference:
+    for wanted in profile.precision_preference:
+        precision = VARIANTS.get(wanted, cast(Precision, wanted))
         if precision not in BUILDERS:
-            remedy = f"Known are: {', '.join(get_args(Precision))}"
-            raise ProfileError(f"unknown precision '{precision}'", where=f"profile {profile.name}", remedy=remedy)
+            remedy = f"Known are: {', '.join((*get_args(Precision), *VARIANTS))}"
+            raise ProfileError(f"unknown precision '{wanted}'", where=f"profile {profile.name}", remedy=remedy)
         narrow = precision == "dynamic-s8" and profile.reduce_range
-        name = f"{precision}-r7" if narrow else precision
-        plans.append(Plan(name=name, precision=cast(Precision, precision), reduce_range=narrow))
+        name, rare = f"{wanted}-r7" if narrow else wanted, wanted == "dynamic-s8-e4"
+        plans.append(Plan(name=name, precision=precision, reduce_range=narrow, rare_rows_in_4_bits=rare))
     return tuple(plans)
 
 
-def build(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> Built:
+def build(plan: Plan, converted: Path, shown: Shown, work: Path) -> Built:
     """Make one candidate in ``work`` from the folder of the conversion.
 
     Raises :class:`PromiseBroken` (``fusion``, ``symmetric`` or ``opset``).
     """
-    session = BUILDERS[plan.precision](plan, converted, calibration, work)
+    session = BUILDERS[plan.precision](plan, converted, shown, work)
     for leftover in (work / "quantized.onnx", work / "optimized.onnx"):
         leftover.unlink(missing_ok=True)
     built = Built(session=session, operators=dict(graph.operator_counts(work / graph.MODEL)))
@@ -69,19 +84,19 @@ def load_built(folder: Path) -> Built:
     return msgspec.json.decode((folder / "candidate.json").read_bytes(), type=Built)
 
 
-def _fp32(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+def _fp32(plan: Plan, converted: Path, shown: Shown, work: Path) -> SessionSpec:
     return _offline(converted, _best_graph(converted), work)
 
 
-def _dynamic_s8(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+def _dynamic_s8(plan: Plan, converted: Path, shown: Shown, work: Path) -> SessionSpec:
     model = graph.load(_best_graph(converted))
-    equalize.equalize(model, observe(model, calibration), weight_levels=_LEVELS[plan.reduce_range])
+    equalize.equalize(model, observe(model, shown.calibration), weight_levels=_LEVELS[plan.reduce_range])
     equalized, quantized = work / "equalized.onnx", work / "quantized.onnx"
     graph.save_whole(model, equalized)
     ort.quantize_dynamic_s8(equalized, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
     equalized.unlink()
     model = graph.load(quantized)
-    tables.quantize_tables(model)
+    tables.quantize_tables(model, shown.counts if plan.rare_rows_in_4_bits else {})
     graph.save_whole(model, quantized)
     return _offline(converted, quantized, work)
 
@@ -98,15 +113,15 @@ def observe(model: Any, calibration: Sequence[Sample]) -> dict[str, equalize.See
     return {name: equalize.Seen.joined(seen) for name, seen in parts.items()}
 
 
-def _fp16(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+def _fp16(plan: Plan, converted: Path, shown: Shown, work: Path) -> SessionSpec:
     # Standard operators only: TensorRT knows none of onnxruntime's fused ones, and fuses by itself.
     graph.save(ort.to_float16(graph.load(converted / convert.STANDARD)), work)
     return _AT_LOAD
 
 
-def _qdq_s8_sym(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> SessionSpec:
+def _qdq_s8_sym(plan: Plan, converted: Path, shown: Shown, work: Path) -> SessionSpec:
     source, quantized = converted / convert.STANDARD, work / "quantized.onnx"
-    ort.quantize_static_s8(source, quantized, calibration, nodes=graph.constant_matmuls(source))
+    ort.quantize_static_s8(source, quantized, shown.calibration, nodes=graph.constant_matmuls(source))
     graph.check_zero_points(quantized)
     graph.save(graph.load(quantized), work)
     return _AT_LOAD
@@ -129,7 +144,7 @@ def _offline(converted: Path, model: Path, work: Path) -> SessionSpec:
     return _OFFLINE
 
 
-Builder = Callable[[Plan, Path, Sequence[Sample], Path], SessionSpec]
+Builder = Callable[[Plan, Path, Shown, Path], SessionSpec]
 BUILDERS: dict[str, Builder] = {
     "fp32": _fp32,
     "fp16": _fp16,

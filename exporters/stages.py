@@ -28,6 +28,7 @@ from exporters import (
     measure_rss,
     ort,
     quantize,
+    rare_rows,
     source,
     tables,
     verify,
@@ -163,17 +164,23 @@ class Stages:
         """One candidate, built. Only what calibrates depends on the training rows."""
         ingredients = {
             "convert": converted.name,
-            "plan": [plan.name, plan.precision, plan.reduce_range],
+            "plan": [plan.name, plan.precision, plan.reduce_range, plan.rare_rows_in_4_bits],
             "tools": self._tools,
-            "code": code_digest(quantize, equalize, graph, ort, tables),
+            "code": code_digest(quantize, equalize, graph, ort, tables, rare_rows),
             "calibration": quantize.CALIBRATION_SAMPLES,
         }
+        if plan.rare_rows_in_4_bits:  # which rows are rare is counted in all training rows, as the encoder sees them
+            code = code_digest(encode, self._task)
+            ingredients["counted"] = [data.train.digest(), encoder.digest(), code]
 
         def build(work: Path) -> None:
             self._progress.stage("quantize", plan.name)
             texts = data.train.texts[:: max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)]
-            calibration = encoder.samples(texts[: quantize.CALIBRATION_SAMPLES])
-            quantize.build(plan, converted, calibration, work)
+            shown = quantize.Shown(
+                calibration=encoder.samples(texts[: quantize.CALIBRATION_SAMPLES]),
+                counts=encoder.counts(data.train.texts) if plan.rare_rows_in_4_bits else {},
+            )
+            quantize.build(plan, converted, shown, work)
 
         folder = self._cache.produce("quantize", ingredients, build)
         return Made(plan=plan, folder=folder, built=quantize.load_built(folder))
