@@ -11,6 +11,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from aios_edge.errors import RuntimeUnavailable
 from aios_edge.manifest import SessionSpec
+from exporters import steps
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -101,20 +103,21 @@ def fuse_bert(model: Path, out: Path, *, heads: int, hidden: int) -> None:
             opt_level=0,
             use_gpu=False,
         )
-    fused.save_model_to_file(str(out))
+    fused.save_model_to_file(str(out), use_external_data_format=steps.is_large(fused.model))
 
 
 def activations(model: Any, names: Sequence[str], samples: Sequence[Tensors]) -> Iterator[list[NDArray[Any]]]:
     """The named tensors of an ONNX model (a proto, left as it is) for each sample."""
-    probed = type(model).FromString(model.SerializeToString())
-    for name in names:
-        probed.graph.output.append(type(model.graph.output[0])(name=name))
+    outputs = [type(model.graph.output[0])(name=name) for name in names]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = _LEVELS["basic"]
-    session = onnxruntime.InferenceSession(probed.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for sample in samples:
-        yield session.run(list(names), sample)
+    with TemporaryDirectory(prefix="aios-edge-") as folder:
+        probed = Path(folder) / "probed.onnx"
+        steps.save(model, probed, outputs=outputs)
+        session = onnxruntime.InferenceSession(str(probed), options, providers=["CPUExecutionProvider"])
+        for sample in samples:
+            yield session.run(list(names), sample)
 
 
 def optimize_offline(model: Path, out: Path) -> None:
@@ -123,7 +126,12 @@ def optimize_offline(model: Path, out: Path) -> None:
     ``extended`` and not ``all``: the latter bakes in this machine's memory layouts. Load the result at ``basic``;
     any higher level would fuse SkipLayerNorm after all.
     """
-    spec = SessionSpec(graph_optimization_level="extended", disabled_optimizers=(SKIP_FUSION,))
+    beside = {"session.optimized_model_external_initializers_file_name": steps.beside(out).name}
+    spec = SessionSpec(
+        graph_optimization_level="extended",
+        disabled_optimizers=(SKIP_FUSION,),
+        config_entries=beside if steps.lies_apart(model) else {},
+    )
     Session(model, spec, optimized=out)
 
 
@@ -139,6 +147,7 @@ def quantize_dynamic_s8(model: Path, out: Path, *, operators: tuple[str, ...], r
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
+            use_external_data_format=steps.lies_apart(model),
             extra_options={"DefaultTensorType": 1},  # float: type inference stops at fused operators
         )
 
@@ -170,6 +179,7 @@ def quantize_static_s8(model: Path, out: Path, samples: Sequence[Tensors], *, no
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
+            use_external_data_format=steps.lies_apart(model),
             extra_options={
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,

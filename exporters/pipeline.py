@@ -17,7 +17,7 @@ from aios_edge.bundle.write import check_replaceable
 from aios_edge.errors import PromiseBroken, ResourceError, UsageError
 from aios_edge.host import inspect_host
 from aios_edge.profile import DeviceProfile
-from exporters import convert, quantize, ship
+from exporters import convert, quantize, ship, steps
 from exporters.cache import StageCache
 from exporters.contest import Common, Contest, hold, latency_of, report_of, shapes_within
 from exporters.data import Data, Labelled, leaks, load_data
@@ -96,7 +96,7 @@ def run(
         labels=data.labels,
         tools=tool_versions(),
         baseline=Baseline(
-            size_bytes=(converted_folder / convert.RAW).stat().st_size,
+            size_bytes=steps.size_bytes(converted_folder / convert.RAW),
             latency_s=latency_of(cost),
             rss_bytes=cost.rss_bytes,
             metrics=as_fp32,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from aios_edge.errors import ProfileError
 from aios_edge.manifest import VARIANTS, Precision, SessionSpec
 from aios_edge.profile import DeviceProfile
-from exporters import convert, equalize, graph, ort, tables
+from exporters import convert, equalize, graph, ort, steps, tables
 from exporters.encode import Sample
 
 CALIBRATION_SAMPLES = 128
@@ -73,7 +73,7 @@ def build(plan: Plan, converted: Path, shown: Shown, work: Path) -> Built:
     """
     session = BUILDERS[plan.precision](plan, converted, shown, work)
     for leftover in (work / "quantized.onnx", work / "optimized.onnx"):
-        leftover.unlink(missing_ok=True)
+        steps.remove(leftover)
     built = Built(session=session, operators=dict(graph.operator_counts(work / graph.MODEL)))
     (work / "candidate.json").write_bytes(msgspec.json.encode(built))
     return built
@@ -92,12 +92,12 @@ def _dynamic_s8(plan: Plan, converted: Path, shown: Shown, work: Path) -> Sessio
     model = graph.load(_best_graph(converted))
     equalize.equalize(model, observe(model, shown.calibration), weight_levels=_LEVELS[plan.reduce_range])
     equalized, quantized = work / "equalized.onnx", work / "quantized.onnx"
-    graph.save_whole(model, equalized)
+    steps.save(model, equalized)
     ort.quantize_dynamic_s8(equalized, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
-    equalized.unlink()
+    steps.remove(equalized)
     model = graph.load(quantized)
     tables.quantize_tables(model, shown.counts if plan.rare_rows_in_4_bits else {})
-    graph.save_whole(model, quantized)
+    steps.save(model, quantized)
     return _offline(converted, quantized, work)
 
 

@@ -30,6 +30,7 @@ from exporters import (
     quantize,
     rare_rows,
     source,
+    steps,
     tables,
     verify,
 )
@@ -137,7 +138,7 @@ class Stages:
             "finetune": tuned.name,
             "inputs": identity.inputs,
             "tools": self._tools,
-            "code": code_digest(convert, first_token, graph, ort, verify),
+            "code": code_digest(convert, first_token, graph, ort, steps, verify),
             "samples": len(samples),
         }
 
@@ -166,7 +167,7 @@ class Stages:
             "convert": converted.name,
             "plan": [plan.name, plan.precision, plan.reduce_range, plan.rare_rows_in_4_bits],
             "tools": self._tools,
-            "code": code_digest(quantize, equalize, graph, ort, tables, rare_rows),
+            "code": code_digest(quantize, equalize, graph, ort, steps, tables, rare_rows),
             "calibration": quantize.CALIBRATION_SAMPLES,
         }
         if plan.rare_rows_in_4_bits:  # which rows are rare is counted in all training rows, as the encoder sees them
