@@ -6,12 +6,12 @@ import difflib
 import re
 import sys
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 
 from aios_edge.errors import ProfileError
-from aios_edge.manifest import Precision
+from aios_edge.manifest import VARIANTS, Precision
 from aios_edge.profile import DeviceProfile
 
 if sys.version_info >= (3, 11):
@@ -20,7 +20,7 @@ else:
     import tomli as tomllib
 
 PROFILE_SCHEMA = "1.0"
-PRECISIONS: tuple[str, ...] = Precision.__args__  # type: ignore[attr-defined]
+PRECISIONS: tuple[str, ...] = (*get_args(Precision), *VARIANTS)
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "any")
 POWER_SOURCES = ("rapl", "ina3221", "ina238", "pmic", "estimate")
 

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from aios_edge.errors import PromiseBroken
-from exporters import first_token, graph, ort, prune
+from exporters import first_token, graph, ort, prune, steps
 
 OPSET = 17
 #: As torch wrote it: what anyone would run, and so the baseline of every comparison.
@@ -96,6 +96,7 @@ def _export(model: Any, inputs: tuple[str, ...], path: Path) -> None:
         what = f"torch could not export {type(model).__name__} ({error})"
         remedy = "Use a BERT-class encoder"
         raise PromiseBroken("conversion", what, where="convert", remedy=remedy) from error
+    steps.settle(path)
 
 
 def save_converted(converted: Converted, work: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aios_edge.digest import canonical_json, sha256_bytes, sha256_file
 from aios_edge.golden import RawInput
 from aios_edge.manifest import Manifest
 from aios_edge.tasks import task_for
@@ -21,13 +22,23 @@ class Encoder:
     """The task's own encoder behind two calls. ``root`` holds the tokenizer; ``max_length`` is in tokens."""
 
     def __init__(self, manifest: Manifest, root: Path) -> None:
-        self._task = task_for(manifest, root)
+        self._task, self._tokenizer = task_for(manifest, root), root / manifest.preprocess.tokenizer
         self._pad_id = manifest.preprocess.pad_id
         self.max_length = manifest.preprocess.max_length
+
+    def digest(self) -> str:
+        """Stands for what samples depend on, their texts and the code aside."""
+        return sha256_bytes(canonical_json([sha256_file(self._tokenizer), self.max_length]))[:32]
 
     def samples(self, texts: Iterable[RawInput]) -> list[Sample]:
         """Each text as a batch of one."""
         return [self._task.encode([text]) for text in texts]
+
+    def counts(self, texts: Iterable[RawInput]) -> dict[str, NDArray[np.intp]]:
+        """How often each value of each input occurs: input name -> counts by value."""
+        samples = self.samples(texts)
+        names = samples[0] if samples else ()
+        return {name: np.bincount(np.concatenate([sample[name][0] for sample in samples])) for name in names}
 
     def pad(self, samples: Sequence[Sample]) -> Sample:
         """Samples as one batch, padded on the right to the longest."""

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from exporters.graph import load, save_whole
+from exporters import graph, steps
 
 #: Operators that treat each token by itself when their other operands are constants of at most one dimension.
 _ELEMENTWISE = frozenset(
@@ -22,10 +22,10 @@ _ELEMENTWISE = frozenset(
 
 
 def rewrite(source: Path, out: Path) -> None:
-    """:func:`read_first` from file to file (below 2 GB)."""
-    model = load(source)
+    """:func:`read_first` from file to file."""
+    model = graph.load(source)
     read_first(model)
-    save_whole(model, out)
+    steps.save(model, out)
 
 
 def read_first(model: Any) -> int:
@@ -97,7 +97,7 @@ def _ranks(model: Any) -> dict[str, int]:
 
     graph = model.graph
     ranks = {tensor.name: len(tensor.dims) for tensor in graph.initializer}
-    inferred = onnx.shape_inference.infer_shapes(model).graph
+    inferred = onnx.shape_inference.infer_shapes(steps.without_weights(model)).graph
     for value in (*inferred.input, *inferred.value_info):
         if value.type.tensor_type.HasField("shape"):
             ranks.setdefault(value.name, len(value.type.tensor_type.shape.dim))

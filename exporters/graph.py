@@ -53,13 +53,6 @@ def save(model: Any, folder: Path) -> None:
     )
 
 
-def save_whole(model: Any, path: Path) -> None:
-    """One file, weights inside (below 2 GB): for what is only a step on the way."""
-    import onnx
-
-    onnx.save(model, str(path))
-
-
 def size_bytes(folder: Path) -> int:
     """Model and external data together."""
     return sum(path.stat().st_size for path in model_files(folder).values())

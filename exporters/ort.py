@@ -11,6 +11,7 @@ import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from aios_edge.errors import RuntimeUnavailable
 from aios_edge.manifest import SessionSpec
 from aios_edge.profile import Threads
 from aios_edge.session import native, session_options
+from exporters import steps
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -91,30 +93,33 @@ def fuse_bert(model: Path, out: Path, *, heads: int, hidden: int) -> None:
             opt_level=0,
             use_gpu=False,
         )
-    fused.save_model_to_file(str(out))
+    fused.save_model_to_file(str(out), use_external_data_format=steps.is_large(fused.model))
 
 
 def activations(model: Any, names: Sequence[str], samples: Sequence[Tensors]) -> Iterator[list[NDArray[Any]]]:
     """The named tensors of an ONNX model (a proto, left as it is) for each sample."""
-    probed = type(model).FromString(model.SerializeToString())
-    for name in names:
-        probed.graph.output.append(type(model.graph.output[0])(name=name))
-    session = _in_memory(probed)
-    for sample in samples:
-        yield session.run(list(names), sample)
+    outputs = [type(model.graph.output[0])(name=name) for name in names]
+    with _loaded(model, outputs) as session:
+        for sample in samples:
+            yield session.run(list(names), sample)
 
 
 def answers(model: Any, samples: Sequence[Tensors]) -> NDArray[np.float32]:
     """The first output [N, ...] of an ONNX model (a proto) for samples of one row each."""
-    session = _in_memory(model)
-    return np.concatenate([session.run(None, sample)[0] for sample in samples]).astype(np.float32)
+    with _loaded(model) as session:
+        return np.concatenate([session.run(None, sample)[0] for sample in samples]).astype(np.float32)
 
 
-def _in_memory(model: Any) -> Any:
+@contextmanager
+def _loaded(model: Any, outputs: Sequence[Any] = ()) -> Iterator[Any]:
+    """A session of a proto with ``outputs`` added; through a file, because a proto may be too large for one message."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    with TemporaryDirectory(prefix="aios-edge-") as folder:
+        path = Path(folder) / "model.onnx"
+        steps.save(model, path, outputs=outputs)
+        yield onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def optimize_offline(model: Path, out: Path) -> None:
@@ -123,7 +128,12 @@ def optimize_offline(model: Path, out: Path) -> None:
     ``extended`` and not ``all``: the latter bakes in this machine's memory layouts. Load the result at ``basic``;
     any higher level would fuse SkipLayerNorm after all.
     """
-    spec = SessionSpec(graph_optimization_level="extended", disabled_optimizers=(SKIP_FUSION,))
+    beside = {"session.optimized_model_external_initializers_file_name": steps.beside(out).name}
+    spec = SessionSpec(
+        graph_optimization_level="extended",
+        disabled_optimizers=(SKIP_FUSION,),
+        config_entries=beside if steps.lies_apart(model) else {},
+    )
     Session(model, spec, optimized=out)
 
 
@@ -139,6 +149,7 @@ def quantize_dynamic_s8(model: Path, out: Path, *, operators: tuple[str, ...], r
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
+            use_external_data_format=steps.lies_apart(model),
             extra_options={"DefaultTensorType": 1},  # float: type inference stops at fused operators
         )
 

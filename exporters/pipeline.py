@@ -17,7 +17,7 @@ from aios_edge.bundle.write import check_replaceable
 from aios_edge.errors import PromiseBroken, ResourceError, UsageError
 from aios_edge.host import inspect_host
 from aios_edge.profile import DeviceProfile
-from exporters import convert, doubts, measuring, memory, quantize, ship
+from exporters import convert, doubts, measuring, memory, quantize, ship, steps
 from exporters.brought import read_measurements
 from exporters.cache import StageCache
 from exporters.contest import Common, Contest, hold, latency_of, report_of, shapes_within
@@ -121,7 +121,7 @@ def run(
         labels=data.labels,
         tools=tool_versions(),
         baseline=Baseline(
-            size_bytes=(whole.fp32.folder / convert.RAW).stat().st_size,
+            size_bytes=steps.size_bytes(whole.fp32.folder / convert.RAW),
             latency_s=latency_of(cost),
             rss_bytes=cost.rss_bytes,
             metrics=as_fp32,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from aios_edge.errors import ProfileError
-from aios_edge.manifest import Precision, SessionSpec
+from aios_edge.manifest import VARIANTS, Precision, SessionSpec
 from aios_edge.profile import DeviceProfile
-from exporters import convert, equalize, graph, observe, ort, qdq, rounding, sensitivity, tables
+from exporters import convert, equalize, graph, observe, ort, qdq, rounding, sensitivity, steps, tables
 from exporters.encode import Sample
 from exporters.scheme import LEVELS, REDUCED_LEVELS, Scheme
 
@@ -26,20 +28,25 @@ _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.
 
 @dataclass(frozen=True)
 class Plan:
-    """A candidate to build. ``name`` tells variants of one precision apart (``dynamic-s8-r7``: 7-bit weights)."""
+    """A candidate to build. ``name`` tells variants of one precision apart: ``dynamic-s8-r7`` has 7-bit weights
+    (``reduce_range``), ``dynamic-s8-e4`` 4 bits for the embeddings of words that training didn't see
+    (``rare_rows_in_4_bits``)."""
 
     name: str
     precision: Precision
     reduce_range: bool = False
+    rare_rows_in_4_bits: bool = False
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Encoded training rows. ``calibration``: what ranges, factors and roundings are made for. ``trial``: others, on
-    which the result is tried."""
+    """What the training rows show. ``calibration``: encoded ones that ranges, factors and roundings are made for;
+    ``trial``: others, on which the result is tried; ``counts``: how often each value of an input occurs in all of them
+    (counts by value)."""
 
     calibration: Sequence[Sample]
     trial: Sequence[Sample]
+    counts: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
 
 
 class Built(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,13 +63,14 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
 def plans_for(profile: DeviceProfile) -> tuple[Plan, ...]:
     """The candidates of a profile in its order of preference; raises :class:`ProfileError` for an unknown one."""
     plans = []
-    for precision in profile.precision_preference:
+    for wanted in profile.precision_preference:
+        precision = VARIANTS.get(wanted, cast(Precision, wanted))
         if precision not in BUILDERS:
-            remedy = f"Known are: {', '.join(get_args(Precision))}"
-            raise ProfileError(f"unknown precision '{precision}'", where=f"profile {profile.name}", remedy=remedy)
+            remedy = f"Known are: {', '.join((*get_args(Precision), *VARIANTS))}"
+            raise ProfileError(f"unknown precision '{wanted}'", where=f"profile {profile.name}", remedy=remedy)
         narrow = precision in _NARROW and profile.reduce_range
-        name = f"{precision}-r7" if narrow else precision
-        plans.append(Plan(name=name, precision=cast(Precision, precision), reduce_range=narrow))
+        name, rare = f"{wanted}-r7" if narrow else wanted, wanted == "dynamic-s8-e4"
+        plans.append(Plan(name=name, precision=precision, reduce_range=narrow, rare_rows_in_4_bits=rare))
     return tuple(plans)
 
 
@@ -74,7 +82,7 @@ def build(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     """
     built = BUILDERS[plan.precision](plan, converted, rows, work)
     for leftover in (work / "quantized.onnx", work / "optimized.onnx"):
-        leftover.unlink(missing_ok=True)
+        steps.remove(leftover)
     built = msgspec.structs.replace(built, operators=dict(graph.operator_counts(work / graph.MODEL)))
     (work / "candidate.json").write_bytes(msgspec.json.encode(built))
     return built
@@ -95,12 +103,12 @@ def _dynamic_s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     _equalize(model, rows.calibration, scheme)
     _compensate(model, list(equalize.products(model)), rows.calibration, scheme)
     prepared, quantized = work / "prepared.onnx", work / "quantized.onnx"
-    graph.save_whole(model, prepared)
+    steps.save(model, prepared)
     ort.quantize_dynamic_s8(prepared, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
-    prepared.unlink()
+    steps.remove(prepared)
     model = graph.load(quantized)
-    tables.quantize_tables(model)
-    graph.save_whole(model, quantized)
+    tables.quantize_tables(model, rows.counts if plan.rare_rows_in_4_bits else {})
+    steps.save(model, quantized)
     return _offline(converted, quantized, work)
 
 
@@ -112,7 +120,7 @@ def _qdq_u8s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     _compensate(model, list(found), rows.calibration, scheme)
     qdq.quantize(model, found, scheme, "integer")
     tables.quantize_tables(model)
-    graph.save_whole(model, quantized)
+    steps.save(model, quantized)
     return _offline(converted, quantized, work)
 
 

@@ -63,7 +63,8 @@ def most_harmful(model: Any, ranges: Mapping[str, Range], scheme: Scheme, sample
     reference = ort.answers(model, rows)
 
     def answers(names: Iterable[str], count: int) -> Logits:
-        trial = type(model).FromString(model.SerializeToString())
+        trial = type(model)()
+        trial.CopyFrom(model)
         qdq.quantize(trial, {name: ranges[name] for name in names}, scheme, "simulated")
         return ort.answers(trial, rows[:count])
 

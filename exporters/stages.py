@@ -37,6 +37,7 @@ from exporters import (
     scheme,
     sensitivity,
     source,
+    steps,
     tables,
     training,
     verify,
@@ -55,7 +56,9 @@ from exporters.source import Source
 _TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy")
 _QUIET = Threads()
 #: Whatever decides what a quantized candidate looks like.
-_QUANTIZING = (quantize, observe, equalize, graph, ort, qdq, ranges, rounding, scheme, sensitivity, tables)
+_QUANTIZING = (
+    quantize, observe, equalize, graph, ort, qdq, ranges, rare_rows, rounding, scheme, sensitivity, steps, tables,
+)  # fmt: skip
 _BERT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -155,7 +158,7 @@ class Stages:
             "finetune": tuned.name,
             "inputs": identity.inputs,
             "tools": self.tools,
-            "code": code_digest(convert, first_token, graph, ort, prune, verify),
+            "code": code_digest(convert, first_token, graph, ort, prune, steps, verify),
             "samples": len(samples),
         }
 
@@ -182,18 +185,24 @@ class Stages:
         """One candidate, built. Only what calibrates depends on the training rows."""
         ingredients = {
             "convert": converted.name,
-            "plan": [plan.name, plan.precision, plan.reduce_range],
+            "plan": [plan.name, plan.precision, plan.reduce_range, plan.rare_rows_in_4_bits],
             "tools": self.tools,
             "code": code_digest(*_QUANTIZING, encode, self._task),
             "calibration": [quantize.CALIBRATION_SAMPLES, quantize.TRIAL_SAMPLES],
         }
+        if plan.rare_rows_in_4_bits:  # which rows are rare is counted in all training rows, as the encoder sees them
+            code = code_digest(encode, self._task)
+            ingredients["counted"] = [data.train.digest(), encoder.digest(), code]
 
         def build(work: Path) -> None:
             self.progress.stage("quantize", name)
             stride = max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)
             between = data.train.texts[stride // 2 :: stride][: quantize.TRIAL_SAMPLES]
-            picked = data.train.spread(quantize.CALIBRATION_SAMPLES)
-            rows = Rows(calibration=encoder.samples(picked), trial=encoder.samples(between))
+            rows = Rows(
+                calibration=encoder.samples(data.train.spread(quantize.CALIBRATION_SAMPLES)),
+                trial=encoder.samples(between),
+                counts=encoder.counts(data.train.texts) if plan.rare_rows_in_4_bits else {},
+            )
             quantize.build(plan, converted, rows, work)
 
         folder = self._cache.produce("quantize", ingredients, build)

@@ -6,17 +6,24 @@ their precision. Looked up first and dequantized after, in standard operators, a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+
+from exporters import rare_rows
 
 #: Smaller tables stay as they are: they save nothing.
 LEAST_ENTRIES = 4096
-_LEVELS = 127
 
 
-def quantize_tables(model: Any) -> int:
-    """Turn every lookup in a float table [entries, width] into s8 lookup and dequantization, in place; how many."""
+def quantize_tables(model: Any, counts: Mapping[str, NDArray[np.intp]] | None = None) -> int:
+    """Turn every lookup in a float table [entries, width] into s8 lookup and dequantization, in place; how many tables.
+
+    ``counts``: how often each value of an input of the model occurs in training. A table that such an input looks up,
+    and nobody else, keeps 8 bits for the rows in use only (:mod:`exporters.rare_rows`).
+    """
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
@@ -29,30 +36,45 @@ def quantize_tables(model: Any) -> int:
     def looks_up(node: Any) -> bool:
         return node.op_type == "Gather" and node.input[0] in tables and _axis(node) == 0
 
-    looked_up = {node.input[0] for node in graph.node if looks_up(node)}
+    lookups = [node for node in graph.node if looks_up(node)]
+    looked_up = {node.input[0] for node in lookups}
     # A table that is multiplied with as well stays whole.
     looked_up -= {name for node in graph.node if not looks_up(node) for name in node.input}
+    arrays = {name: numpy_helper.to_array(tables[name]) for name in sorted(looked_up)}
+    split = {}  # table -> its lookup's nodes
+    for node in lookups:
+        name, ids = node.input
+        own = sum(other.input[0] == name for other in lookups) == 1
+        if name in arrays and own and ids in (counts or {}) and arrays[name].shape[1] % 2 == 0:
+            table = arrays.pop(name)
+            fine = rare_rows.fine_rows((counts or {})[ids], len(table))
+            split[name], constants = rare_rows.lookup(name, ids, node.output[0], table, fine)
+            graph.initializer.extend(constants)
     arranged = []
     for node in graph.node:
-        arranged.append(node)
-        if not looks_up(node) or node.input[0] not in looked_up:
+        name = node.input[0] if looks_up(node) else ""
+        if name in split:
+            arranged += split[name]
             continue
-        table, output = node.input[0], node.output[0]
-        raw, steps = f"{output}/s8", f"{output}/steps"
-        # Not DequantizeLinear: its kernel is slow where the scale runs along the last axis.
-        arranged.append(helper.make_node("Cast", [raw], [steps], name=steps, to=TensorProto.FLOAT))
-        arranged.append(helper.make_node("Mul", [steps, f"{table}/scale"], [output], name=output))
-        node.output[0] = raw
-    for name in sorted(looked_up):
-        table = numpy_helper.to_array(tables[name])
-        scale = (np.abs(table).max(axis=0) / _LEVELS).astype(np.float32)
-        scale[scale == 0] = 1
-        tables[name].CopyFrom(numpy_helper.from_array(np.round(table / scale).astype(np.int8), name))
+        arranged.append(node)
+        if name in arrays:
+            output = node.output[0]
+            raw, steps = f"{output}/s8", f"{output}/steps"
+            # Not DequantizeLinear: its kernel is slow where the scale runs along the last axis.
+            arranged.append(helper.make_node("Cast", [raw], [steps], name=steps, to=TensorProto.FLOAT))
+            arranged.append(helper.make_node("Mul", [steps, f"{name}/scale"], [output], name=output))
+            node.output[0] = raw
+    for name, table in arrays.items():
+        entries, scale = rare_rows.in_s8(table)
+        tables[name].CopyFrom(numpy_helper.from_array(entries, name))
         graph.initializer.append(numpy_helper.from_array(scale, f"{name}/scale"))
     copies = [type(node).FromString(node.SerializeToString()) for node in arranged]  # they live in what is emptied
     del graph.node[:]
     graph.node.extend(copies)
-    return len(looked_up)
+    for index in reversed(range(len(graph.initializer))):
+        if graph.initializer[index].name in split:
+            del graph.initializer[index]
+    return len(arrays) + len(split)
 
 
 def _axis(node: Any) -> int:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters import convert, equalize, graph, observe, ort
+from exporters import convert, equalize, graph, observe, ort, steps
 from exporters.equalize import Seen, choose_factors
 from exporters.scheme import Scheme
 
@@ -51,7 +51,7 @@ def test_a_product_loses_less_by_quantization(tmp_path: Path) -> None:
     assert equalize.equalize(equal, observe.channels(equal, rows[:20]), Scheme()) == 1
     wanted, losses = answers(plain, rows[20:]), []
     for model in (plain, equal):
-        graph.save_whole(model, tmp_path / "in.onnx")
+        steps.save(model, tmp_path / "in.onnx")
         ort.quantize_dynamic_s8(tmp_path / "in.onnx", tmp_path / "out.onnx", operators=("MatMul",), reduce_range=False)
         losses.append(float(np.mean((answers(graph.load(tmp_path / "out.onnx"), rows[20:]) - wanted) ** 2)))
     assert losses[1] < losses[0] / 10

@@ -24,7 +24,7 @@ from aios_edge.errors import ProfileError, PromiseBroken
 from aios_edge.golden import read_golden
 from aios_edge.profile import DeviceProfile
 from aios_edge.profile_files import load_profile
-from exporters import data, measure, ort, pipeline, ship
+from exporters import data, measure, ort, pipeline, ship, tables
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.encode import Encoder
 from exporters.recipe import load_recipe, parse_recipe
@@ -253,9 +253,29 @@ def test_the_test_split_is_read_once_and_only_after_the_choice(whole: Run) -> No
 def test_a_second_profile_reuses_what_it_can(whole: Run, workshop: Path, tmp_path: Path) -> None:
     profiles = [load_profile("rpi4")]
     report = exporters.export(workshop / "recipe.toml", profiles, tmp_path, cache=whole.out / ".cache")
-    assert report.stages["built"] == ()
+    built = [entry.split("/")[0] for entry in report.stages["built"]]
+    assert built == ["quantize", "evaluate", "measure"]  # of the candidate that is this profile's alone
+    assert [c.name for c in report.profiles["rpi4"].candidates] == ["dynamic-s8", "dynamic-s8-e4", "fp32"]
     assert report.profiles["rpi4"].chosen == "dynamic-s8"
     assert open_bundle(tmp_path / "rpi4").manifest.profile == "rpi4"
+
+
+def test_rows_of_words_that_training_saw_are_counted_for_the_small_candidate(
+    whole: Run, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, quantize_tables = [], tables.quantize_tables
+    monkeypatch.setattr(tables, "LEAST_ENTRIES", 1000)  # the tiny model's table is tiny too
+    monkeypatch.setattr(tables, "quantize_tables", lambda *args: built.append(args[1]) or quantize_tables(*args))
+    shutil.copytree(whole.out / ".cache", tmp_path / "cache", ignore=shutil.ignore_patterns("quantize"))
+    report = exporters.export(
+        workshop / "recipe.toml", [load_profile("rpi4")], tmp_path / "out", cache=tmp_path / "cache"
+    )
+    small, plain = (report.profiles["rpi4"].candidates[at] for at in (1, 0))
+    assert (small.name, small.precision, plain.name) == ("dynamic-s8-e4", "dynamic-s8", "dynamic-s8")
+    assert small.operators["BitShift"] == 1 and "BitShift" not in plain.operators
+    assert small.agreement is not None and small.agreement > 0.98
+    (counts,) = filter(None, built)
+    assert counts["input_ids"][2] == 600  # one [CLS] in each of the training rows
 
 
 def test_names_and_paths_are_enough_and_bundles_go_to_out(

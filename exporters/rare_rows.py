@@ -1,0 +1,164 @@
+"""Embedding tables by use: rows that training looked up in 8 bits, all other rows in 4.
+
+Most of a vocabulary never occurs in the data of one task, yet a device may meet any word. A table is split in two: the
+rows in use keep 8 bits with a scale per channel; the others get 4 bits with a scale per row and channel, two entries a
+byte. Each id has a place in both halves, and row 0 of each is nothing, so the two lookups are added.
+
+All in standard operators of opset 17. A byte ``16 a + b`` holds an entry of the left half of the channels and one of
+the right half: shifted left by 4 bits it is ``16 b``; as it is, it is ``16 a`` with a known rest, which ``a`` is chosen
+to make up for. So nothing is masked, and one scale serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: At most this share of the rows keeps 8 bits, those that occur most often: the table shrinks whatever the data.
+MOST_FINE = 0.25
+#: Scales that are tried for each row of 4 bits, as shares of the one that clips nothing.
+CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+_MIDDLE = 7.5  # of 16 levels
+_ROWS_AT_ONCE = 8192  # bounds the memory that the search takes
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Nibbles:
+    """Rows in 4 bits. ``packed`` [R, W/2] u8, ``rows`` [R, 1] and ``channels`` [W] scales, ``middle`` [W]."""
+
+    packed: NDArray[np.uint8]
+    rows: Array
+    channels: Array
+    middle: Array
+
+    def floats(self) -> Array:
+        """[R, W]: what the operators of :func:`lookup` make of it."""
+        steps = np.concatenate([self.packed, self.packed << 4], axis=1).astype(np.float32)
+        found: Array = (steps - self.middle) * self.rows * self.channels
+        return found
+
+
+def fine_rows(counts: NDArray[np.intp], rows: int) -> NDArray[np.intp]:
+    """The ids below ``rows`` that keep 8 bits, in order: those that occur, at most :data:`MOST_FINE` of all. Pure."""
+    counts = np.pad(counts[:rows], (0, max(0, rows - len(counts))))
+    ordered = np.argsort(-counts, kind="stable")[: int(rows * MOST_FINE)]
+    return np.sort(ordered[counts[ordered] > 0])
+
+
+def in_s8(table: Array) -> tuple[NDArray[np.int8], Array]:
+    """Rows [R, W] in 8 bits and the scale of each channel [W]. Pure."""
+    scale = np.abs(table).max(axis=0, initial=0).astype(np.float32) / np.float32(127)
+    scale[scale == 0] = 1
+    return np.rint(table / scale).astype(np.int8), scale
+
+
+def in_nibbles(table: Array) -> Nibbles:
+    """Rows [R, W] in 4 bits, W even. Each row's scale is that of :data:`CLIPS` with the least squared error. Pure."""
+    channels = np.sqrt(np.square(table).mean(axis=0)).astype(np.float32)  # 0 where a channel is, and so it stays
+    middle = np.full(table.shape[1], 16 * _MIDDLE, dtype=np.float32)
+    middle[: len(middle) // 2] += _MIDDLE  # the rest below the left half's entries, on average
+    parts = list(_chunks(table, channels, middle))
+    packed, rows = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Nibbles(packed=packed, rows=rows, channels=channels, middle=middle)
+
+
+def _chunks(table: Array, channels: Array, middle: Array) -> Iterator[tuple[NDArray[np.uint8], Array]]:
+    alive: Array = np.where(channels == 0, np.float32(1), channels)
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        part = table[start : start + _ROWS_AT_ONCE] / alive
+        reach = np.abs(part).max(axis=1, keepdims=True) / (16 * _MIDDLE)
+        reach[reach == 0] = 1
+        least = np.full((len(part), 1), np.inf, dtype=np.float32)
+        packed = np.zeros((len(part), part.shape[1] // 2), dtype=np.uint8)
+        rows = np.zeros_like(reach)
+        for clip in CLIPS:
+            found = _packed(part, reach * clip, middle)
+            steps = np.concatenate([found, found << 4], axis=1).astype(np.float32) - middle
+            # The scale that fits the steps best takes away what rounding has in common.
+            scale = (steps * part).sum(axis=1, keepdims=True) / np.square(steps).sum(axis=1, keepdims=True)
+            error = np.square((steps * scale - part) * channels).sum(axis=1, keepdims=True)
+            better = error < least
+            least, rows = np.where(better, error, least), np.where(better, scale, rows)
+            packed = np.where(better, found, packed)
+        yield packed, rows
+
+
+def _packed(part: Array, scale: Array, middle: Array) -> NDArray[np.uint8]:
+    """``part`` [R, W] in sixteenths of a step, ``scale`` [R, 1] each."""
+    steps = part / scale + middle
+    left, right = np.split(steps, 2, axis=1)
+    low = np.clip(np.rint(right / 16), 0, 15)
+    high = np.clip(np.rint((left - low) / 16), 0, 15)
+    packed: NDArray[np.uint8] = (16 * high + low).astype(np.uint8)
+    return packed
+
+
+def lookup(name: str, ids: str, output: str, table: Array, fine: NDArray[np.intp]) -> tuple[list[Any], list[Any]]:
+    """Nodes and initializers that look ``ids`` up in ``table`` [V, W] and leave ``output`` [..., W], W even.
+
+    ``fine``: the rows in 8 bits. ``name`` is the table's, whose constants are named after it.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    rest = np.setdiff1d(np.arange(len(table)), fine)
+    entries, scale = in_s8(table[fine])
+    coarse = in_nibbles(table[rest])
+    constants = {
+        "fine": _behind_nothing(entries),
+        "fine/scale": scale,
+        "fine/rows": _places(fine, len(table)),
+        "coarse": _behind_nothing(coarse.packed),
+        "coarse/scale": coarse.channels,
+        "coarse/row_scales": _behind_nothing(coarse.rows),
+        "coarse/middle": coarse.middle,
+        "coarse/rows": _places(rest, len(table)),
+        "bits": np.asarray(4, dtype=np.uint8),
+    }
+
+    def node(operator: str, inputs: tuple[str, ...], made: str, **attributes: Any) -> Any:
+        names = [f"{name}/{entry}" if entry in constants else f"{output}/{entry}" for entry in inputs]
+        names = [ids if entry == "ids" else full for entry, full in zip(inputs, names, strict=True)]
+        full = f"{output}/{made}" if made else output
+        return helper.make_node(operator, names, [full], name=full, **attributes)
+
+    def found(half: str) -> list[Any]:
+        return [
+            node("Gather", (f"{half}/rows", "ids"), f"{half}/place"),
+            node("Cast", (f"{half}/place",), f"{half}/row", to=TensorProto.INT32),
+            node("Gather", (half, f"{half}/row"), f"{half}/raw"),
+        ]
+
+    nodes = [
+        *found("coarse"),
+        node("BitShift", ("coarse/raw", "bits"), "coarse/right", direction="LEFT"),
+        node("Concat", ("coarse/raw", "coarse/right"), "coarse/both", axis=-1),
+        node("Cast", ("coarse/both",), "coarse/float", to=TensorProto.FLOAT),
+        node("Sub", ("coarse/float", "coarse/middle"), "coarse/steps"),
+        node("Gather", ("coarse/row_scales", "coarse/row"), "coarse/row_scale"),
+        node("Mul", ("coarse/steps", "coarse/row_scale"), "coarse/scaled"),
+        node("Mul", ("coarse/scaled", "coarse/scale"), "coarse/found"),
+        *found("fine"),
+        node("Cast", ("fine/raw",), "fine/steps", to=TensorProto.FLOAT),
+        node("Mul", ("fine/steps", "fine/scale"), "fine/found"),
+        node("Add", ("coarse/found", "fine/found"), ""),
+    ]
+    initializers = [numpy_helper.from_array(array, f"{name}/{entry}") for entry, array in constants.items()]
+    return nodes, initializers
+
+
+def _behind_nothing(rows: NDArray[Any]) -> NDArray[Any]:
+    """A row of zeros, then ``rows``: what an id that isn't here finds. (In 4 bits its row scale is 0.)"""
+    return np.concatenate([np.zeros_like(rows, shape=(1, *rows.shape[1:])), rows])
+
+
+def _places(ids: NDArray[np.intp], count: int) -> NDArray[Any]:
+    """[count]: where each id stands behind row 0; 0 where it doesn't."""
+    places = np.zeros(count, dtype=np.int16 if len(ids) <= np.iinfo(np.int16).max else np.int32)
+    places[ids] = np.arange(1, len(ids) + 1)
+    return places

@@ -1,0 +1,128 @@
+"""Embedding tables by use: rows that training saw keep 8 bits, the others get 4, and the lookup stays one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters import graph, rare_rows
+from exporters.rare_rows import fine_rows, in_nibbles
+from exporters.tables import quantize_tables
+
+pytestmark = pytest.mark.export
+
+ROWS, WIDTH = 400, 32
+IN_USE = (2, 3, 5, 8, 13, 399)
+
+
+@pytest.fixture
+def table() -> np.ndarray:
+    found = np.random.default_rng(0).standard_normal((ROWS, WIDTH)).astype(np.float32)
+    found *= np.random.default_rng(1).uniform(0.2, 3, (ROWS, 1)).astype(np.float32)
+    found[:, 9] *= 20
+    found[:, 11] = 0
+    found[7] = 0
+    return found
+
+
+def model(table: np.ndarray, lookups: tuple[str, ...] = ("ids",)) -> Any:
+    nodes = [helper.make_node("Gather", ["table", name], [f"found_{name}"]) for name in lookups]
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "n"]) for name in lookups],
+        [helper.make_tensor_value_info(f"found_{name}", TensorProto.FLOAT, None) for name in lookups],
+        [numpy_helper.from_array(table, "table")],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def counts(rows: int = ROWS) -> np.ndarray:
+    found = np.zeros(rows, dtype=np.intp)
+    found[list(IN_USE)] = 1
+    return found
+
+
+def everything(made: Any, rows: int = ROWS) -> np.ndarray:
+    session = onnxruntime.InferenceSession(made.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(["found_ids"], {"ids": np.arange(rows).reshape(2, -1)})[0].reshape(rows, -1)
+
+
+def error(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((found - wanted) ** 2) / np.mean(wanted**2)))
+
+
+def test_rows_in_use_keep_8_bits_and_the_others_get_4(table: np.ndarray) -> None:
+    made = model(table)
+    assert quantize_tables(made, {"ids": counts()}) == 1
+    found = everything(made)
+    used = list(IN_USE)
+    step = np.abs(table[used]).max(axis=0) / 127
+    assert (np.abs(found - table)[used] <= step / 2 + 1e-6).all()
+    rare = np.setdiff1d(np.arange(ROWS), used)
+    assert 0.02 < error(found[rare], table[rare]) < 0.13
+    assert (found[7] == 0).all() and (found[:, 11] == 0).all()
+
+
+def test_the_operators_do_what_the_encoding_meant(table: np.ndarray) -> None:
+    made = model(table)
+    quantize_tables(made, {"ids": np.zeros(0, dtype=np.intp)})  # nothing is in use
+    assert np.allclose(everything(made), in_nibbles(table).floats(), atol=1e-6)
+
+
+def test_it_is_smaller_and_in_standard_operators() -> None:
+    table = np.random.default_rng(0).standard_normal((ROWS, 384)).astype(np.float32)
+    whole, split = model(table), model(table)
+    quantize_tables(whole)
+    quantize_tables(split, {"ids": counts()})
+    assert split.ByteSize() < 0.6 * whole.ByteSize()
+    assert {node.domain for node in split.graph.node} == {""}
+    assert "table" not in {tensor.name for tensor in split.graph.initializer}
+    assert split.opset_import[0].version <= graph.MAX_OPSET
+
+
+def test_the_scale_of_a_row_is_its_own_and_clips_where_that_pays() -> None:
+    rows = np.random.default_rng(2).standard_normal((64, 384)).astype(np.float32)
+    rows[:, 5] = 1  # no channel stands out
+    scaled = rows * np.logspace(-2, 2, 64, dtype=np.float32)[:, None]
+    assert error(in_nibbles(rows).floats(), rows) < 0.125  # the best 16 even levels for a normal variable leave 0.107
+    for row, found in zip(scaled, in_nibbles(scaled).floats(), strict=True):
+        assert error(found, row) < 0.16
+
+
+def test_the_memory_of_the_search_is_bounded(table: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = in_nibbles(table)
+    monkeypatch.setattr(rare_rows, "_ROWS_AT_ONCE", 60)
+    parts = in_nibbles(table)
+    assert (parts.packed == whole.packed).all() and np.allclose(parts.rows, whole.rows)
+
+
+@pytest.mark.parametrize(
+    ("lookups", "width", "named"),
+    [(("ids", "others"), 32, "ids"), (("ids",), 33, "ids"), (("ids",), 32, "others")],
+    ids=["two lookups", "odd width", "not counted"],
+)
+def test_what_cant_be_told_by_use_keeps_8_bits(lookups: tuple[str, ...], width: int, named: str) -> None:
+    made = model(np.random.default_rng(0).standard_normal((ROWS, width)).astype(np.float32), lookups)
+    assert quantize_tables(made, {named: counts()}) == 1
+    (weight,) = (tensor for tensor in made.graph.initializer if tensor.name == "table")
+    assert weight.data_type == TensorProto.INT8
+    assert all(node.op_type != "BitShift" for node in made.graph.node)
+
+
+def test_many_rows_in_use_dont_undo_the_saving() -> None:
+    often = np.asarray([0, 5, 1, 9, 0, 2, 2, 7])
+    assert fine_rows(often, 8).tolist() == [3, 7]  # a quarter, the most frequent
+    assert fine_rows(often, 100).tolist() == [1, 2, 3, 5, 6, 7]
+    assert fine_rows(often, 4).tolist() == [3]  # counts beyond the table
+
+
+def test_more_rows_than_16_bits_can_number() -> None:
+    table = np.random.default_rng(0).standard_normal((40_000, 2)).astype(np.float32)
+    made = model(table)
+    quantize_tables(made, {"ids": counts()})
+    assert error(everything(made, 40_000), table) < 0.15

@@ -1,0 +1,122 @@
+"""Graphs on the way to a candidate, with their weights beside them as a model of more than 2 GB needs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from exporters import convert, graph, ort, quantize, source, steps
+from exporters.quantize import Plan, Shown
+
+pytestmark = pytest.mark.export
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+PLANS = (
+    Plan("fp32", "fp32"),
+    Plan("fp16", "fp16"),
+    Plan("dynamic-s8", "dynamic-s8"),
+    Plan("dynamic-s8-e4", "dynamic-s8", rare_rows_in_4_bits=True),
+    Plan("qdq-s8-sym", "qdq-s8-sym"),
+)
+
+
+def samples(count: int = 6) -> list[dict[str, np.ndarray]]:
+    chance = np.random.default_rng(0)
+    found = []
+    for length in chance.integers(4, 20, count):
+        ids = chance.integers(0, 40, (1, length))
+        found.append({"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)})
+    return found
+
+
+def built(workshop: Path, work: Path) -> dict[str, Any]:
+    """The answers of every graph and candidate, by its name."""
+    converted = work / "converted"
+    converted.mkdir(parents=True)
+    model = source.load_torch(workshop / "tiny")
+    convert.save_converted(convert.convert(model, INPUTS, converted), converted)
+    answers = {name: run(converted / name, ort.DEFAULT_SPEC) for name in convert.GRAPHS}
+    for plan in PLANS:
+        folder = work / plan.name
+        folder.mkdir()
+        made = quantize.build(plan, converted, Shown(calibration=samples(), counts={}), folder)
+        assert sorted(path.name for path in folder.iterdir()) == ["candidate.json", *sorted(graph.model_files(folder))]
+        answers[plan.name] = run(folder / graph.MODEL, made.session)
+    return answers
+
+
+def run(model: Path, spec: Any) -> np.ndarray:
+    session = ort.Session(model, spec)
+    return np.concatenate([session.run(sample) for sample in samples()])
+
+
+def test_a_large_model_takes_the_same_way(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = built(workshop, tmp_path / "whole")
+    monkeypatch.setattr(steps, "APART_FROM_BYTES", 10_000)
+    apart = built(workshop, tmp_path / "apart")
+    for name in convert.GRAPHS:
+        assert not steps.lies_apart(tmp_path / "whole" / "converted" / name)
+        graph_file = tmp_path / "apart" / "converted" / name
+        assert steps.lies_apart(graph_file) and graph_file.stat().st_size < 60_000
+        assert steps.size_bytes(graph_file) > 250_000
+    for name, answers in whole.items():
+        assert np.allclose(apart[name], answers, atol=1e-5), name
+    for plan in PLANS:
+        sizes = [graph.size_bytes(tmp_path / way / plan.name) for way in ("apart", "whole")]
+        assert sizes[0] == pytest.approx(sizes[1], rel=0.02)
+
+
+def tiny() -> Any:
+    weight = np.arange(4096, dtype=np.float32).reshape(64, 64)
+    made = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(weight, "w"), numpy_helper.from_array(np.zeros(3, dtype=np.float32), "small")],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8, producer_name="us")
+
+
+def check_same(loaded: Any) -> None:
+    """As tiny made it, but for the mark where the weights were."""
+    for tensor in loaded.graph.initializer:
+        tensor.ClearField("data_location")
+    assert loaded == tiny()
+
+
+def test_the_model_stays_as_it_is_and_a_step_replaces_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "APART_FROM_BYTES", 10_000)
+    model, path = tiny(), tmp_path / "step.onnx"
+    for _ in range(2):
+        steps.save(model, path)
+        assert steps.beside(path).stat().st_size == 64 * 64 * 4
+    assert model == tiny()
+    check_same(graph.load(path))
+    monkeypatch.undo()
+    steps.save(model, path)
+    assert not steps.lies_apart(path) and graph.load(path) == model
+    steps.remove(path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_files_that_torch_scatters_are_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "raw.onnx"
+    onnx.save_model(tiny(), str(path), save_as_external_data=True, all_tensors_to_one_file=False)
+    assert (tmp_path / "w").is_file()
+    monkeypatch.setattr(steps, "APART_FROM_BYTES", 10_000)
+    steps.settle(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["raw.onnx", "raw.onnx.data"]
+    check_same(graph.load(path))
+
+
+def test_shapes_are_inferred_without_weights() -> None:
+    bare = steps.without_weights(tiny())
+    assert bare.ByteSize() < 400
+    (found,) = onnx.shape_inference.infer_shapes(bare).graph.output
+    assert len(found.type.tensor_type.shape.dim) == 2
