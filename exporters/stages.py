@@ -33,6 +33,7 @@ from exporters import (
     qdq,
     quantize,
     ranges,
+    rare_rows,
     rounding,
     scheme,
     sensitivity,
