@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters import convert, graph, ort, quantize, source, steps
-from exporters.quantize import Plan, Shown
+from exporters.quantize import Plan, Rows
 
 pytestmark = pytest.mark.export
 
@@ -44,7 +44,7 @@ def built(workshop: Path, work: Path) -> dict[str, Any]:
     for plan in PLANS:
         folder = work / plan.name
         folder.mkdir()
-        made = quantize.build(plan, converted, Shown(calibration=samples(), counts={}), folder)
+        made = quantize.build(plan, converted, Rows(calibration=samples(), counts={}), folder)
         assert sorted(path.name for path in folder.iterdir()) == ["candidate.json", *sorted(graph.model_files(folder))]
         answers[plan.name] = run(folder / graph.MODEL, made.session)
     return answers
