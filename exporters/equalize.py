@@ -91,9 +91,8 @@ def _error(seen: Seen, weight: Array, wanted: Array, factors: Array, scheme: Sch
         low, high = low.min(), high.max()
     else:
         low, high = low[seen.sample, None], high[seen.sample, None]
-    left = scheme.rounded(seen.rows / factors, low, high) @ rounded_weight(
-        weight * factors[:, None], scheme.weight_levels
-    )
+    rows = scheme.rounded(seen.rows / factors, low, high)
+    left = rows @ rounded_weight(weight * factors[:, None], scheme.weight_levels)
     return float(np.mean((left - wanted) ** 2))
 
 

@@ -176,7 +176,7 @@ def test_report_has_the_promised_keys(whole: Run) -> None:
     report = json.loads((whole.out / "report.json").read_bytes())
     assert {"baseline", "finetuned", "profiles"} <= set(report)
     promised = {"name", "chosen", "reason", "size_bytes", "bundle_size_bytes", "metrics", "drop", "agreement",
-                "speedup", "latency_s", "latency", "rss_bytes", "measured_on"}  # fmt: skip
+                "speedup", "latency_s", "latency", "rss_bytes", "measured_on", "kept_float"}  # fmt: skip
     for profile in report["profiles"].values():
         for candidate in profile["candidates"]:
             assert promised <= set(candidate)
@@ -266,7 +266,7 @@ def test_rows_of_words_that_training_saw_are_counted_for_the_small_candidate(
     built, quantize_tables = [], tables.quantize_tables
     monkeypatch.setattr(tables, "LEAST_ENTRIES", 1000)  # the tiny model's table is tiny too
     monkeypatch.setattr(tables, "quantize_tables", lambda *args: built.append(args[1]) or quantize_tables(*args))
-    shutil.copytree(whole.out / ".cache", tmp_path / "cache", ignore=shutil.ignore_patterns("quantize"))
+    shutil.copytree(whole.out / ".cache", tmp_path / "cache", ignore=shutil.ignore_patterns("quantize", "evaluate"))
     report = exporters.export(
         workshop / "recipe.toml", [load_profile("rpi4")], tmp_path / "out", cache=tmp_path / "cache"
     )
@@ -276,6 +276,17 @@ def test_rows_of_words_that_training_saw_are_counted_for_the_small_candidate(
     assert small.agreement is not None and small.agreement > 0.98
     (counts,) = filter(None, built)
     assert counts["input_ids"][2] == 600  # one [CLS] in each of the training rows
+
+
+def test_a_profile_may_ask_for_fixed_scales(whole: Run, workshop: Path, tmp_path: Path) -> None:
+    profile = msgspec.structs.replace(load_profile("x86-gateway"), precision_preference=("qdq-u8s8",))
+    recipe = workshop / "fixed.toml"
+    recipe.write_text((workshop / "recipe.toml").read_text() + "\n[search]\nexhaustive = false\n")
+    report = exporters.export(recipe, [profile], tmp_path, cache=whole.out / ".cache")
+    (candidate,) = report.profiles["x86-gateway"].candidates
+    assert (candidate.name, candidate.precision) == ("qdq-u8s8-r7", "qdq-u8s8")
+    assert candidate.operators["QAttention"] == 2 and "DynamicQuantizeLinear" not in candidate.operators
+    assert open_bundle(tmp_path / "x86-gateway").manifest.precision == "qdq-u8s8"
 
 
 def test_names_and_paths_are_enough_and_bundles_go_to_out(
