@@ -6,23 +6,35 @@ import csv
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
 import pytest
-from onnx import numpy_helper
 
 import exporters
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import AiosEdgeError, PromiseBroken
 from aios_edge.profile import DeviceProfile
 from aios_edge.profile_files import load_profile
-from exporters import convert, evaluate, first_token, graph, measure, ort, pipeline, quantize, stages, verify
+from exporters import (
+    convert,
+    evaluate,
+    first_token,
+    measure,
+    observe,
+    ort,
+    pipeline,
+    quantize,
+    sensitivity,
+    stages,
+    verify,
+)
 from exporters.encode import Sample
 from exporters.progress import SilentProgress
+from exporters.quantize import Rows
 from exporters.report import ExportReport
 from exporters.source import load_torch
 
@@ -255,16 +267,13 @@ def test_labels_that_are_exchanged_in_the_validation_split(bench: Workbench) -> 
 # Calibration
 
 
-def garbage(_: Any, texts: Any) -> list[Sample]:
+def garbage(count: int) -> list[Sample]:
     chance = np.random.default_rng(0)
-    rows = [chance.integers(0, 50, (1, 32)) for _ in texts]
+    rows = [chance.integers(0, 50, (1, 32)) for _ in range(count)]
     return [{"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0} for ids in rows]
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e6, np.inf, np.nan], ids=["garbage", "outliers", "infinite", "nan"])
-def test_poisoned_calibration_never_ships_a_worse_model(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch, scale: float
-) -> None:
+def poison(bench: Workbench, monkeypatch: pytest.MonkeyPatch, scale: float) -> DeviceProfile:
     """Rows of random tokens calibrate, and activations of the first of them are beyond all reason."""
     real, build = ort.activations, quantize.build
 
@@ -274,11 +283,29 @@ def test_poisoned_calibration_never_ships_a_worse_model(
 
     bench.forget("quantize", "evaluate")
     monkeypatch.setattr(ort, "activations", poisoned)
-    monkeypatch.setattr(
-        quantize, "build", lambda plan, folder, samples, work: build(plan, folder, garbage(0, samples), work)
-    )
-    profile = load_profile(RPI5)
-    report = bench.export(msgspec.structs.replace(profile, precision_preference=("dynamic-s8", "qdq-s8-sym", "fp32")))
+
+    def misled(plan: Any, folder: Path, rows: Rows, work: Path) -> Any:
+        return build(plan, folder, replace(rows, calibration=garbage(len(rows.calibration))), work)
+
+    monkeypatch.setattr(quantize, "build", misled)
+    preferred = ("dynamic-s8", "qdq-s8-sym", "fp32")
+    return msgspec.structs.replace(load_profile(RPI5), precision_preference=preferred)
+
+
+@pytest.mark.parametrize("scale", [np.inf, np.nan], ids=["infinite", "nan"])
+def test_calibration_without_end_stops_the_export(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    with pytest.raises(PromiseBroken, match="NaN or infinite") as caught:
+        bench.export(poison(bench, monkeypatch, scale))
+    assert (caught.value.promise, bench.shipped) == ("calibration", [])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e6], ids=["garbage", "outliers"])
+def test_poisoned_calibration_never_ships_a_worse_model(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    report = bench.export(poison(bench, monkeypatch, scale))
     for candidate in report.profiles[RPI5].candidates:
         kept = candidate.drop is not None and candidate.drop.value <= 0.01 and (candidate.agreement or 0) >= 0.9
         assert kept or (not candidate.chosen and candidate.reason), candidate
@@ -290,18 +317,13 @@ def test_ranges_that_calibration_got_wrong_reject_the_candidate(
     bench: Workbench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One activation far beyond the others makes the fixed scale of a tensor so coarse that all else becomes 0."""
-    real = ort.quantize_static_s8
+    real = observe.ranges_of
 
-    def coarse(model: Path, out: Path, samples: list[Sample], *, nodes: tuple[str, ...]) -> None:
-        real(model, out, samples, nodes=nodes)
-        found = graph.load(out)
-        scales = {node.input[1] for node in found.graph.node if node.op_type == "QuantizeLinear"}
-        for tensor in found.graph.initializer:
-            if tensor.name in scales:
-                tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e3), tensor.name))
-        onnx.save(found, str(out))
+    def coarse(*args: Any) -> Any:
+        return {name: replace(found, low=found.low * 1e3, high=found.high * 1e3) for name, found in real(*args).items()}
 
-    monkeypatch.setattr(ort, "quantize_static_s8", coarse)
+    monkeypatch.setattr(observe, "ranges_of", coarse)
+    monkeypatch.setattr(sensitivity, "most_harmful", lambda *_: ())  # it would find all of them
     profile = msgspec.structs.replace(load_profile(RPI5), precision_preference=("qdq-s8-sym", "dynamic-s8"))
     report = bench.export(profile)
     poisoned, kept = report.profiles[RPI5].candidates

@@ -25,7 +25,7 @@ PLANS = (
 )
 
 
-def samples(count: int = 6) -> list[dict[str, np.ndarray]]:
+def samples(count: int = 10) -> list[dict[str, np.ndarray]]:
     chance = np.random.default_rng(0)
     found = []
     for length in chance.integers(4, 20, count):
@@ -44,7 +44,7 @@ def built(workshop: Path, work: Path) -> dict[str, Any]:
     for plan in PLANS:
         folder = work / plan.name
         folder.mkdir()
-        made = quantize.build(plan, converted, Rows(calibration=samples(), counts={}), folder)
+        made = quantize.build(plan, converted, Rows(calibration=samples(), trial=samples()), folder)
         assert sorted(path.name for path in folder.iterdir()) == ["candidate.json", *sorted(graph.model_files(folder))]
         answers[plan.name] = run(folder / graph.MODEL, made.session)
     return answers
