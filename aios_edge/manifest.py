@@ -13,7 +13,7 @@ import msgspec
 MANIFEST_SCHEMA = "1.0"
 
 #: Precisions name the candidates of the exporter: see ``exporters/quantize.py``.
-Precision = Literal["fp32", "fp16", "dynamic-s8", "qdq-s8-sym"]
+Precision = Literal["fp32", "fp16", "dynamic-s8", "static-s8", "qdq-s8-sym"]
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

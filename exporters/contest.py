@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from aios_edge.errors import MissingExtra, RuntimeUnavailable
 from aios_edge.host import Host as Machine
 from aios_edge.host import describe, matches
 from aios_edge.profile import DeviceProfile
@@ -14,7 +16,7 @@ from exporters.encode import Encoder
 from exporters.evaluate import Logits, Quality, quality
 from exporters.golden_samples import CPU
 from exporters.measure import SHAPES, Measured
-from exporters.quantize import plans_for
+from exporters.quantize import STATIC, Plan, plans_for
 from exporters.recipe import ExportRecipe
 from exporters.report import Candidate, Host, Interval, Latency, ProfileReport
 from exporters.select import Choice, Figures, select
@@ -29,13 +31,15 @@ Shape = tuple[int, int, int]  # batch, length, threads
 class Common:
     """What all profiles of one export share.
 
-    ``reference``: fp32's answers to the validation rows. ``shapes``: what every candidate is timed at.
+    ``tuned``: the folder of the fine-tuning. ``reference``: fp32's answers to the validation rows. ``shapes``: what
+    every candidate is timed at.
     """
 
     recipe: ExportRecipe
     data: Data
     encoder: Encoder
     tokenizer_bytes: int
+    tuned: Path
     converted: Made
     reference: Logits
     machine: Machine
@@ -55,11 +59,20 @@ class Tried:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Absent:
+    """A candidate that was asked for and isn't there, and why: not available here, or it failed."""
+
+    plan: Plan
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Contest:
     """A profile's candidates in its order of preference, and which of them won."""
 
     profile: DeviceProfile
     tried: tuple[Tried, ...]
+    absent: tuple[Absent, ...]
     choice: Choice
     max_drop: float
     on_target: bool
@@ -83,15 +96,19 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
     asked = common.recipe.accuracy.max_drop
     max_drop = profile.budgets.max_drop if asked is None else min(asked, profile.budgets.max_drop)
     tried: list[Tried] = []
+    absent: list[Absent] = []
 
     def choose() -> Choice:
         figures = [_figures(t, profile, longest, on_target=on_target) for t in tried]
         return select(figures, profile.budgets, max_drop=max_drop, on_target=on_target)
 
-    for plan in plans_for(profile):
+    for plan in plans_for(profile, tuned_static=common.recipe.search.neural_compressor):
         if tried and not on_target and not common.recipe.search.exhaustive and choose().chosen:
             break  # preference decides here, and the rest comes after the one that keeps its promises
-        made = stages.candidate(plan, common.converted.folder, common.data, common.encoder)
+        made = _made(plan, common, stages, max_drop=max_drop)
+        if isinstance(made, Absent):
+            absent.append(made)
+            continue
         logits = stages.answers(made, "validation", common.data.validation, common.encoder)
         truth, labels = common.data.validation.labels, common.data.labels
         size = graph.size_bytes(made.folder)
@@ -108,6 +125,7 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
     return Contest(
         profile=profile,
         tried=tuple(tried),
+        absent=tuple(absent),
         choice=choose(),
         max_drop=max_drop,
         on_target=on_target,
@@ -128,7 +146,10 @@ def report_of(contest: Contest) -> ProfileReport:
         bundle=None,
         bundle_id=None,
         max_drop=contest.max_drop,
-        candidates=tuple(_candidate(t, contest) for t in contest.tried),
+        candidates=(
+            *(_candidate(t, contest) for t in contest.tried),
+            *(_absent_candidate(a, contest) for a in contest.absent),
+        ),
         problem=contest.choice.remedy,
     )
 
@@ -168,6 +189,48 @@ def _figures(tried: Tried, profile: DeviceProfile, longest: int, *, on_target: b
     )
 
 
+def _made(plan: Plan, common: Common, stages: Stages, *, max_drop: float) -> Made | Absent:
+    """A candidate; one that an optional package makes may be absent, which ends nothing."""
+    if plan.precision != STATIC:
+        return stages.candidate(plan, common.converted.folder, common.data, common.encoder)
+    try:
+        return stages.tuned_static(
+            plan,
+            common.tuned,
+            common.converted.folder,
+            common.data,
+            common.encoder,
+            common.reference,
+            max_drop=max_drop,
+        )
+    except MissingExtra as error:
+        return Absent(plan=plan, reason=f"not available here: {error}")
+    except RuntimeUnavailable as error:
+        return Absent(plan=plan, reason=f"could not be built: {error}")
+
+
+def _absent_candidate(absent: Absent, contest: Contest) -> Candidate:
+    return Candidate(
+        name=absent.plan.name,
+        precision=absent.plan.precision,
+        chosen=False,
+        reason=absent.reason,
+        size_bytes=None,
+        bundle_size_bytes=None,
+        metrics=None,
+        drop=None,
+        agreement=None,
+        speedup=None,
+        latency_s=None,
+        latency=(),
+        rss_bytes=None,
+        max_batch_size=None,
+        measured_on=contest.host,
+        operators={},
+        not_measured=absent.reason,
+    )
+
+
 def _candidate(tried: Tried, contest: Contest) -> Candidate:
     name, found = tried.made.plan.name, tried.quality
     timing = tried.measured.timing(*ONE_THREAD[0])
@@ -189,5 +252,6 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         max_batch_size=tried.measured.max_batch_size,
         measured_on=contest.host,
         operators=tried.made.built.operators,
+        tuning=tried.made.built.tuning,
         not_measured=found.reason,
     )

@@ -62,11 +62,12 @@ def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
     )
 
 
-def _export(model: Any, inputs: tuple[str, ...], path: Path) -> None:
+def logits_of(model: Any, inputs: tuple[str, ...]) -> Any:
+    """A module that takes the inputs by position and returns the logits alone, as torch's exporters want it."""
     import torch
 
     class Logits(torch.nn.Module):
-        """Tensors in, logits out, by position as the exporter wants them."""
+        """Tensors in, logits out."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -75,16 +76,37 @@ def _export(model: Any, inputs: tuple[str, ...], path: Path) -> None:
         def forward(self, *tensors: Any) -> Any:
             return self.model(**dict(zip(inputs, tensors, strict=True))).logits
 
-    model.eval()
+    return Logits().eval()
+
+
+def example(model: Any, inputs: tuple[str, ...]) -> tuple[Any, ...]:
+    """Tensors of two texts of 16 tokens for the tracer."""
+    import torch
+
     ids = torch.arange(1, 33).reshape(2, 16) % max(2, int(model.config.vocab_size))
-    examples = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    filled = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
+    return tuple(filled[name] for name in inputs)
+
+
+def free_shapes(model: Any, inputs: tuple[str, ...]) -> tuple[Any, ...]:
+    """The same axes for torch's newer exporter, which wants to know how long a text may be."""
+    import torch
+
+    longest = int(getattr(model.config, "max_position_embeddings", 512))
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=longest)}
+    return tuple(free for _ in inputs)
+
+
+def _export(model: Any, inputs: tuple[str, ...], path: Path) -> None:
+    import torch
+
     free = {0: "batch", 1: "sequence"}
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # tracer advice on shapes, which parity checks below
             torch.onnx.export(
-                Logits(),
-                tuple(examples[name] for name in inputs),
+                logits_of(model, inputs),
+                example(model, inputs),
                 str(path),
                 dynamo=False,
                 opset_version=OPSET,

@@ -19,9 +19,15 @@ CPU = "CPUExecutionProvider"
 _OTHER = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 #: Largest difference of a logit from the recorded one, as a share of the largest logit: (CPU, other providers).
 #: fp32 on another CPU differs by rounding; other providers may compute in TF32 or fp16 (11 bits of mantissa).
-_TOLERANCE = {"fp32": (1e-3, 2e-2), "fp16": (2e-2, 2e-2), "dynamic-s8": (2e-2, 5e-2), "qdq-s8-sym": (2e-2, 5e-2)}
+_TOLERANCE = {
+    "fp32": (1e-3, 2e-2),
+    "fp16": (2e-2, 2e-2),
+    "dynamic-s8": (2e-2, 5e-2),
+    "static-s8": (2e-2, 5e-2),
+    "qdq-s8-sym": (2e-2, 5e-2),
+}
 #: Least share of equal argmax. Samples with small margins are among them on purpose, and may flip.
-_AGREEMENT = {"fp32": 0.98, "fp16": 0.95, "dynamic-s8": 0.90, "qdq-s8-sym": 0.90}
+_AGREEMENT = {"fp32": 0.98, "fp16": 0.95, "dynamic-s8": 0.90, "static-s8": 0.90, "qdq-s8-sym": 0.90}
 
 
 def pick(

@@ -10,9 +10,10 @@ from aios_edge.errors import PromiseBroken
 
 MODEL = "model.onnx"
 EXTERNAL = "model.onnx.data"
-#: The oldest runtime that must load a bundle is onnxruntime 1.23 (Python 3.10 stops there).
+#: The oldest runtime that must load a bundle is onnxruntime 1.23 (Python 3.10 stops there). It knows opset 23; 20 is
+#: the newest that anything here writes, and was loaded and run there.
 MAX_IR = 11
-MAX_OPSET = 17
+MAX_OPSET = 20
 _EXTERNAL_FROM_BYTES = 1024
 _GELU = ("BiasGelu", "Gelu", "FastGelu")
 _ATTENTION = ("Attention", "QAttention")

@@ -117,13 +117,13 @@ def activations(model: Any, names: Sequence[str], samples: Sequence[Tensors]) ->
         yield session.run(list(names), sample)
 
 
-def optimize_offline(model: Path, out: Path) -> None:
-    """Write the graph as the ``extended`` level leaves it, without SkipLayerNorm fusion.
+def optimize_offline(model: Path, out: Path, *, apart: tuple[str, ...] = ()) -> None:
+    """Write the graph as the ``extended`` level leaves it, without SkipLayerNorm fusion and those named in ``apart``.
 
     ``extended`` and not ``all``: the latter bakes in this machine's memory layouts. Load the result at ``basic``;
     any higher level would fuse SkipLayerNorm after all.
     """
-    spec = SessionSpec(graph_optimization_level="extended", disabled_optimizers=(SKIP_FUSION,))
+    spec = SessionSpec(graph_optimization_level="extended", disabled_optimizers=(SKIP_FUSION, *apart))
     Session(model, spec, optimized=out)
 
 

@@ -76,6 +76,7 @@ def run(
         data=data,
         encoder=encoder,
         tokenizer_bytes=(tokenizer / TOKENIZER).stat().st_size,
+        tuned=tuned_folder,
         converted=converted,
         reference=reference,
         machine=machine,

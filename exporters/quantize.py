@@ -18,6 +18,10 @@ from exporters.encode import Sample
 CALIBRATION_SAMPLES = 128
 _DYNAMIC_OPERATORS = ("MatMul", "Attention")
 _LEVELS = {True: 64, False: 127}  # of an s8 weight, with and without reduce_range, as onnxruntime has them
+#: Not built here: it starts from torch and needs a package that may not be there (:mod:`exporters.inc`).
+STATIC: Precision = "static-s8"
+_NAMES = {STATIC: "inc-static-s8"}  # named after who makes it
+_NARROWED = ("dynamic-s8", STATIC)
 _OFFLINE = SessionSpec(graph_optimization_level="basic")
 _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.SKIP_FUSION,))
 
@@ -31,24 +35,45 @@ class Plan:
     reduce_range: bool = False
 
 
+class Tuned(msgspec.Struct, frozen=True, kw_only=True):
+    """One trial of an accuracy-aware search, on that many validation rows; ``kept`` is the one that was built."""
+
+    configuration: str
+    accuracy: float
+    agreement: float
+    rows: int
+    kept: bool = False
+
+
 class Built(msgspec.Struct, frozen=True, kw_only=True):
     """``candidate.json`` beside ``model.onnx``: the session options it must be run with, the operators it has."""
 
     session: SessionSpec
     operators: dict[str, int]
+    tuning: tuple[Tuned, ...] = ()
 
 
-def plans_for(profile: DeviceProfile) -> tuple[Plan, ...]:
-    """The candidates of a profile in its order of preference; raises :class:`ProfileError` for an unknown one."""
+def plans_for(profile: DeviceProfile, *, tuned_static: bool = False) -> tuple[Plan, ...]:
+    """The candidates of a profile in its order of preference; raises :class:`ProfileError` for an unknown one.
+
+    ``tuned_static``: neural-compressor's as well, last, where the first provider is the CPU (its zero points aren't 0).
+    """
     plans = []
     for precision in profile.precision_preference:
-        if precision not in BUILDERS:
+        if precision not in (*BUILDERS, STATIC):
             remedy = f"Known are: {', '.join(get_args(Precision))}"
             raise ProfileError(f"unknown precision '{precision}'", where=f"profile {profile.name}", remedy=remedy)
-        narrow = precision == "dynamic-s8" and profile.reduce_range
-        name = f"{precision}-r7" if narrow else precision
-        plans.append(Plan(name=name, precision=cast(Precision, precision), reduce_range=narrow))
+        plans.append(_plan(cast(Precision, precision), profile))
+    on_cpu = bool(profile.providers) and profile.providers[0].name == "CPUExecutionProvider"
+    if tuned_static and on_cpu and STATIC not in profile.precision_preference:
+        plans.append(_plan(STATIC, profile))
     return tuple(plans)
+
+
+def _plan(precision: Precision, profile: DeviceProfile) -> Plan:
+    narrow = precision in _NARROWED and profile.reduce_range
+    name = _NAMES.get(precision, precision)
+    return Plan(name=f"{name}-r7" if narrow else name, precision=precision, reduce_range=narrow)
 
 
 def build(plan: Plan, converted: Path, calibration: Sequence[Sample], work: Path) -> Built:

@@ -11,6 +11,7 @@ from aios_edge.errors import PromiseBroken
 from exporters.calibration import Calibration
 from exporters.evaluate import Metrics, Quality
 from exporters.measure import Timing
+from exporters.quantize import Tuned
 
 REPORT_SCHEMA = "1.0"
 
@@ -64,6 +65,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     test: Quality | None = None
     calibration: Calibration | None = None
     not_measured: str | None = None  # why figures are None
+    tuning: tuple[Tuned, ...] = ()  # the trials of an accuracy-aware search
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,9 +24,12 @@ from exporters import (
     finetune,
     first_token,
     graph,
+    inc,
+    inc_worker,
     measure,
     measure_rss,
     ort,
+    qdq,
     quantize,
     source,
     tables,
@@ -171,12 +174,59 @@ class Stages:
 
         def build(work: Path) -> None:
             self._progress.stage("quantize", plan.name)
-            texts = data.train.texts[:: max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)]
-            calibration = encoder.samples(texts[: quantize.CALIBRATION_SAMPLES])
-            quantize.build(plan, converted, calibration, work)
+            quantize.build(plan, converted, self._calibration(data, encoder), work)
 
         folder = self._cache.produce("quantize", ingredients, build)
         return Made(plan=plan, folder=folder, built=quantize.load_built(folder))
+
+    def tuned_static(
+        self,
+        plan: Plan,
+        tuned: Path,
+        converted: Path,
+        data: Data,
+        encoder: Encoder,
+        reference: Logits,
+        *,
+        max_drop: float,
+    ) -> Made:
+        """neural-compressor's candidate. It starts from torch, and its trials see validation rows.
+
+        Raises :class:`MissingExtra`, and :class:`RuntimeUnavailable` where it fails.
+        """
+        held_out, step = data.validation, -(-len(data.validation) // inc.TUNING_ROWS)
+        rows = Labelled(texts=held_out.texts[::step], labels=held_out.labels[::step])
+        ingredients = {
+            "convert": converted.name,  # which stands for the fine-tuned model too
+            "plan": [plan.name, plan.precision, plan.reduce_range],
+            "rows": rows.digest(),
+            "max_drop": max_drop,
+            "tools": {**self._tools, **inc.versions()},
+            "code": code_digest(inc, inc_worker, qdq, convert, first_token, tables, graph, ort),
+            "calibration": quantize.CALIBRATION_SAMPLES,
+        }
+
+        def build(work: Path) -> None:
+            self._progress.stage("quantize", f"{plan.name}, tuned by neural-compressor")
+            answers = reference[::step].argmax(axis=1)
+            job = inc.Job(
+                model=str((tuned / "model").absolute()),
+                inputs=convert.load_converted(converted).inputs,
+                accuracy=float(np.mean(answers == np.asarray(rows.labels))),
+                max_drop=max_drop,
+                levels=qdq.REDUCED_LEVELS if plan.reduce_range else qdq.LEVELS,
+                threads=self._threads,
+            )
+            judged = inc.Rows(samples=encoder.samples(rows.texts), labels=rows.labels, reference=answers.tolist())
+            inc.build(plan, job, self._calibration(data, encoder), judged, work)
+
+        folder = self._cache.produce("quantize", ingredients, build)
+        return Made(plan=plan, folder=folder, built=quantize.load_built(folder))
+
+    def _calibration(self, data: Data, encoder: Encoder) -> list[Sample]:
+        """Training rows from the whole of the split, the same for every candidate."""
+        texts = data.train.texts[:: max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)]
+        return encoder.samples(texts[: quantize.CALIBRATION_SAMPLES])
 
     def baseline(self, converted: Path) -> Made:
         """fp32 as converted, run at onnxruntime's defaults: what candidates are compared with."""
