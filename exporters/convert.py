@@ -1,7 +1,8 @@
 """torch to ONNX: one adapter for every model, then the fusion that BERT-class encoders need to be fast.
 
 The TorchScript exporter is used on purpose: the graph of torch's newer one leaves GELU in pieces, and onnxruntime
-then fuses no attention at all without saying so.
+then fuses no attention at all without saying so. Names, free axes and opset are optimum's where it knows the model type
+(:mod:`exporters.signature`).
 """
 
 from __future__ import annotations
@@ -14,27 +15,27 @@ import msgspec
 
 from aios_edge.errors import PromiseBroken
 from exporters import first_token, graph, ort
+from exporters.signature import Signature, signature_of
 
-OPSET = 17
 #: As torch wrote it: what anyone would run, and so the baseline of every comparison.
 RAW = "raw.onnx"
 #: The same in standard operators, without what the answer doesn't need.
 STANDARD = "standard.onnx"
 FUSED = "fused.onnx"
 GRAPHS = (RAW, STANDARD, FUSED)
-OUTPUT = "logits"
 #: Encoders whose attention onnxruntime's BERT optimizer knows; others run as converted.
-FUSED_TYPES = ("bert",)
+FUSED_TYPES = ("bert", "roberta", "xlm-roberta", "camembert", "electra")
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
-    """What came out; ``converted.json`` beside the graphs. ``operators`` of the best of them."""
+    """What came out; ``converted.json`` beside the graphs. ``operators`` of the best of them, ``signature`` by whom."""
 
     inputs: tuple[str, ...]
     layers: int
     fused: bool
     gelu: bool
     operators: dict[str, int]
+    signature: str = "torch"
 
 
 def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
@@ -42,8 +43,9 @@ def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
 
     Raises :class:`PromiseBroken` (``conversion`` or ``fusion``).
     """
-    _export(model, inputs, work / RAW)
     config = model.config
+    signature = signature_of(config, inputs)
+    _export(model, signature, work / RAW)
     fused = config.model_type in FUSED_TYPES
     gelu = "gelu" in str(getattr(config, "hidden_act", ""))
     first_token.rewrite(work / RAW, work / STANDARD)
@@ -59,6 +61,7 @@ def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
         fused=fused,
         gelu=gelu,
         operators=dict(counts),
+        signature=signature.origin,
     )
 
 
@@ -97,10 +100,10 @@ def free_shapes(model: Any, inputs: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(free for _ in inputs)
 
 
-def _export(model: Any, inputs: tuple[str, ...], path: Path) -> None:
+def _export(model: Any, signature: Signature, path: Path) -> None:
     import torch
 
-    free = {0: "batch", 1: "sequence"}
+    inputs = tuple(signature.inputs)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # tracer advice on shapes, which parity checks below
@@ -109,10 +112,10 @@ def _export(model: Any, inputs: tuple[str, ...], path: Path) -> None:
                 example(model, inputs),
                 str(path),
                 dynamo=False,
-                opset_version=OPSET,
+                opset_version=signature.opset,
                 input_names=list(inputs),
-                output_names=[OUTPUT],
-                dynamic_axes={**dict.fromkeys(inputs, free), OUTPUT: {0: "batch"}},
+                output_names=list(signature.outputs),
+                dynamic_axes=signature.axes,
             )
     except Exception as error:  # the exporter raises many kinds
         what = f"torch could not export {type(model).__name__} ({error})"

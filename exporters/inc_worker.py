@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from exporters import convert, inc, ort, source
+from exporters import convert, inc, ort, signature, source
 from exporters.quantize import Tuned
 
 #: Newest operators that every supported onnxruntime has kernels for; 20 brings Gelu, which older exports take apart.
@@ -128,7 +128,7 @@ def exported(quantized: Any, example: tuple[Any, ...], shapes: tuple[Any, ...], 
         verbose=False,
         opset_version=OPSET,
         input_names=list(inputs),
-        output_names=[convert.OUTPUT],
+        output_names=[signature.OUTPUT],
         dynamic_shapes=shapes,
     )
     assert program is not None

@@ -31,6 +31,7 @@ from exporters import (
     ort,
     qdq,
     quantize,
+    signature,
     source,
     tables,
     verify,
@@ -138,8 +139,8 @@ class Stages:
         ingredients = {
             "finetune": tuned.name,
             "inputs": identity.inputs,
-            "tools": self._tools,
-            "code": code_digest(convert, first_token, graph, ort, verify),
+            "tools": {**self._tools, **signature.versions()},
+            "code": code_digest(convert, signature, first_token, graph, ort, verify),
             "samples": len(samples),
         }
 
@@ -202,7 +203,7 @@ class Stages:
             "rows": rows.digest(),
             "max_drop": max_drop,
             "tools": {**self._tools, **inc.versions()},
-            "code": code_digest(inc, inc_worker, qdq, convert, first_token, tables, graph, ort),
+            "code": code_digest(inc, inc_worker, qdq, convert, signature, first_token, tables, graph, ort),
             "calibration": quantize.CALIBRATION_SAMPLES,
         }
 
