@@ -35,6 +35,8 @@ _PACKAGES = ("neural-compressor", "torchao", "onnxscript")
 _TIMEOUT_S = 3600
 #: With the bias in the product (Gemm) onnxruntime finds no 8-bit kernel for it, and dequantizes the weight each time.
 _APART = "MatMulAddFusion"
+#: How a trial runs: as the finished candidate does, which is optimised ahead of time.
+AT_TRIAL = SessionSpec(graph_optimization_level="extended", disabled_optimizers=(ort.SKIP_FUSION, _APART))
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -68,7 +68,7 @@ def tune(model: Any, job: inc.Job, folder: Path) -> list[Tuned]:
             return job.accuracy
         out = folder / trial_name(len(trials))
         inc.finish(exported(candidate, example, shapes, job.inputs), levels=job.levels, out=out)
-        session = ort.Session(out, ort.DEFAULT_SPEC, threads=job.threads)
+        session = ort.Session(out, inc.AT_TRIAL, threads=job.threads)
         seen = np.asarray([int(session.run(row)[0].argmax()) for row in rows])
         found = Tuned(
             configuration=list(named)[len(trials)],
