@@ -1,11 +1,12 @@
 """Our quantized candidates beside peers': size, agreement, accuracy lost and speed, on the same fine-tuned models.
 
-    python benchmarks/compression.py RECIPE.toml --work DIR [--seeds 5] [--peers ort-dynamic,optimum,nncf]
+    python benchmarks/compression.py RECIPE.toml --work DIR [--seeds 5] [--peers nncf,olive]
 
 For each seed the recipe is exported once (fine-tuning included, kept in DIR); every peer then gets the same fp32 ONNX
-file and the same calibration samples. Answers are one test row at a time on one thread. Agreement and drop are against
-the fp32 model, pooled over seeds, with bootstrap 95 % intervals over rows (a row's seeds stay together). Speed is the
-median of neighbouring runs' ratios against fp32 at onnxruntime's defaults, all models in turn, one thread.
+file, the same calibration samples and, for those that start from torch, the folder of the fine-tuned model. Answers are
+one test row at a time on one thread. Agreement and drop are against the fp32 model, pooled over seeds, with bootstrap
+95 % intervals over rows (a row's seeds stay together). Speed is the median of neighbouring runs' ratios against fp32 at
+onnxruntime's defaults, all models in turn, one thread.
 
 A peer is a script in ``benchmarks/peers`` that runs in an environment of its own, made in DIR on first use.
 """
@@ -75,7 +76,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--peers", default="ort-dynamic,optimum,nncf")
+    parser.add_argument("--peers", default="ort-dynamic,optimum,nncf,olive,neural-compressor")
     options = parser.parse_args()
     peers = [name for name in options.peers.split(",") if name]
     machine = inspect_host()
@@ -104,6 +105,7 @@ def run_seed(
     stages = (*report.stages["built"], *report.stages["reused"])
     cache = out / ".cache"
     converted = next(cache / stage for stage in stages if stage.startswith("convert/"))
+    tuned = next(cache / stage for stage in stages if stage.startswith("finetune/")) / "model"
     bundle = open_bundle(out / profile)  # its tokenizer is everybody's
     samples = calibration(recipe, bundle)
     models = [Model("fp32", converted / convert.RAW, ort.DEFAULT_SPEC)]
@@ -113,7 +115,7 @@ def run_seed(
             name = candidate_name(report, built["operators"], profile)
             models.append(Model(f"ours: {name}", cache / stage / "model.onnx", spec_of(built["session"])))
     for peer in peers:
-        models += quantized_by(peer, converted / convert.RAW, samples, out, work)
+        models += quantized_by(peer, converted / convert.RAW, tuned, samples, out, work)
     test = load_data(recipe).test.read_once()
     encoded = encode(bundle, test.texts)
     speeds = speedups(models)
@@ -147,7 +149,9 @@ def calibration(recipe: ExportRecipe, bundle: Any) -> list[dict[str, np.ndarray]
     return encode(bundle, texts[:: max(1, len(texts) // CALIBRATION_SAMPLES)][:CALIBRATION_SAMPLES])
 
 
-def quantized_by(peer: str, source: Path, samples: list[dict[str, np.ndarray]], out: Path, work: Path) -> list[Model]:
+def quantized_by(
+    peer: str, source: Path, tuned: Path, samples: list[dict[str, np.ndarray]], out: Path, work: Path
+) -> list[Model]:
     """What a peer makes of it; it may write several models, each with a line ``name<TAB>file`` on stdout."""
     folder = out / "peers" / peer
     listing = folder / "models.tsv"
@@ -156,7 +160,7 @@ def quantized_by(peer: str, source: Path, samples: list[dict[str, np.ndarray]], 
         packed = {f"{i}/{name}": array for i, sample in enumerate(samples) for name, array in sample.items()}
         np.savez(folder / "calibration.npz", **packed)
         script = PEERS / f"{peer.replace('-', '_')}.py"
-        command = [environment(script, work), script, source, folder / "calibration.npz", folder]
+        command = [environment(script, work), script, source, folder / "calibration.npz", folder, tuned]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"{peer} failed:\n{done.stderr[-1500:]}", file=sys.stderr)

@@ -100,10 +100,12 @@ class AccuracySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class SearchSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``exhaustive`` false: where the profile's preference decides (its latency can't be measured here), candidates
     after the first one that keeps its promises can't win and aren't built, and only one shape is timed. ``structures``:
-    at most so many pruned networks are trained for a profile."""
+    at most so many pruned networks are trained for a profile. ``neural_compressor``: its static int8 is one more
+    candidate of every profile that runs on the CPU first."""
 
     exhaustive: bool = True
     structures: int = 2
+    neural_compressor: bool = False
 
 
 class ExportSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
