@@ -2,11 +2,12 @@
 
     python benchmarks/compression.py RECIPE.toml --work DIR [--seeds 5] [--peers nncf,olive]
 
-For each seed the recipe is exported once (fine-tuning included, kept in DIR); every peer then gets the same fp32 ONNX
-file, the same calibration samples and, for those that start from torch, the folder of the fine-tuned model. Answers are
-one test row at a time on one thread. Agreement and drop are against the fp32 model, pooled over seeds, with bootstrap
-95 % intervals over rows (a row's seeds stay together). Speed is the median of neighbouring runs' ratios against fp32 at
-onnxruntime's defaults, all models in turn, one thread.
+For each seed the recipe is exported once (fine-tuning included, kept in DIR; with ``{seed}`` in its source, models that
+were fine-tuned before are taken); every peer then gets the same fp32 ONNX file, the same calibration samples and, for
+those that start from torch, the folder of the fine-tuned model. With ``[prune]`` in the recipe pruned networks are
+among the candidates. Answers are one test row at a time on one thread. Agreement and drop are against the fp32 model,
+pooled over seeds, with bootstrap 95 % intervals over rows (a row's seeds stay together). Speed is the median of
+neighbouring runs' ratios against fp32 at onnxruntime's defaults, all models in turn, one thread.
 
 A peer is a script in ``benchmarks/peers`` that runs in an environment of its own, made in DIR on first use.
 """
@@ -14,7 +15,6 @@ A peer is a script in ``benchmarks/peers`` that runs in an environment of its ow
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime
 import tomllib
@@ -36,6 +37,7 @@ from aios_edge.profile_files import load_profile, shipped_profiles
 from aios_edge.tasks import task_for
 from exporters import convert, ort
 from exporters.data import load_data
+from exporters.progress import LineProgress
 from exporters.recipe import ExportRecipe, parse_recipe
 
 PEERS = Path(__file__).parent / "peers"
@@ -43,16 +45,19 @@ CALIBRATION_SAMPLES = 128
 LENGTHS = (32, 128)
 ROUNDS = 150
 RESAMPLES = 2000
+#: What is built of each network, whatever the profile of this machine prefers.
+CANDIDATES = ("dynamic-s8", "dynamic-s8-e4", "qdq-u8s8", "fp32")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model of one seed: what it is called in the table, its file, its session options."""
+    """A model of one seed: what it is called in the table, its file, its session options, the bundle whose tokenizer it
+    reads with."""
 
     name: str
     path: Path
     spec: SessionSpec
-    note: str = ""
+    bundle: Any
 
     @property
     def size_bytes(self) -> int:
@@ -99,42 +104,33 @@ def run_seed(
     """Export with this seed, let every peer quantize the same model, and measure all of them."""
     document = tomllib.loads(path.read_text(encoding="utf-8"))
     document.setdefault("finetune", {})["seed"] = seed
+    document["model"]["source"] = document["model"]["source"].replace("{seed}", str(seed))
     recipe = parse_recipe(document, folder=path.parent, where=str(path))
     out = work / f"seed-{seed}"
-    report = exporters.export(recipe, [load_profile(profile)], out)
+    wanted = msgspec.structs.replace(load_profile(profile), precision_preference=CANDIDATES)
+    report = exporters.export(recipe, [wanted], out, candidates=True, progress=LineProgress())
+    candidates = {
+        c.name: open_bundle(out / c.measuring_bundle)
+        for c in report.profiles[profile].candidates
+        if c.measuring_bundle is not None
+    }
+    whole = candidates["fp32"]
     stages = (*report.stages["built"], *report.stages["reused"])
-    cache = out / ".cache"
-    converted = next(cache / stage for stage in stages if stage.startswith("convert/"))
-    tuned = next(cache / stage for stage in stages if stage.startswith("finetune/")) / "model"
-    bundle = open_bundle(out / profile)  # its tokenizer is everybody's
-    samples = calibration(recipe, bundle)
-    models = [Model("fp32", converted / convert.RAW, ort.DEFAULT_SPEC)]
-    for stage in stages:
-        if stage.startswith("quantize/"):
-            built = json.loads((cache / stage / "candidate.json").read_bytes())
-            name = candidate_name(report, built["operators"], profile)
-            models.append(Model(f"ours: {name}", cache / stage / "model.onnx", spec_of(built["session"])))
+    tuned = next(out / ".cache" / stage for stage in stages if stage.startswith("finetune/")) / "model"
+    graphs = [out / ".cache" / stage / convert.RAW for stage in stages if stage.startswith("convert/")]
+    fp32 = max(graphs, key=lambda path: path.stat().st_size)  # the others are of pruned networks
+    models = [Model("fp32", fp32, ort.DEFAULT_SPEC, whole)]
+    for name, bundle in candidates.items():
+        models.append(Model(f"ours: {name}", bundle.file("model.onnx"), bundle.manifest.session, bundle))
+    samples = calibration(recipe, whole)
     for peer in peers:
-        models += quantized_by(peer, converted / convert.RAW, tuned, samples, out, work)
-    test = load_data(recipe).test.read_once()
-    encoded = encode(bundle, test.texts)
+        models += quantized_by(peer, fp32, tuned, samples, whole, out, work)
+    held_out = load_data(recipe).test
+    held_out.release()
+    test = held_out.read_once()
     speeds = speedups(models)
-    outcomes = {m.name: Outcome(m, answers(m, encoded), speeds[m.name]) for m in models}
+    outcomes = {m.name: Outcome(m, answers(m, encode(m.bundle, test.texts)), speeds[m.name]) for m in models}
     return np.asarray(test.labels), outcomes
-
-
-def candidate_name(report: Any, operators: dict[str, int], profile: str) -> str:
-    """Candidates lie in folders named by digest; their operators tell them apart."""
-    return next(c.name for c in report.profiles[profile].candidates if c.operators == operators)
-
-
-def spec_of(document: dict[str, Any]) -> SessionSpec:
-    """Session options as ``candidate.json`` has them."""
-    return SessionSpec(
-        graph_optimization_level=document.get("graph_optimization_level", "all"),
-        disabled_optimizers=tuple(document.get("disabled_optimizers", ())),
-        config_entries=document.get("config_entries", {}),
-    )
 
 
 def encode(bundle: Any, texts: Any) -> list[dict[str, np.ndarray]]:
@@ -150,7 +146,7 @@ def calibration(recipe: ExportRecipe, bundle: Any) -> list[dict[str, np.ndarray]
 
 
 def quantized_by(
-    peer: str, source: Path, tuned: Path, samples: list[dict[str, np.ndarray]], out: Path, work: Path
+    peer: str, source: Path, tuned: Path, samples: list[dict[str, np.ndarray]], whole: Any, out: Path, work: Path
 ) -> list[Model]:
     """What a peer makes of it; it may write several models, each with a line ``name<TAB>file`` on stdout."""
     folder = out / "peers" / peer
@@ -167,7 +163,7 @@ def quantized_by(
             return []
         listing.write_text("".join(line + "\n" for line in done.stdout.splitlines() if "\t" in line))
     rows = [line.split("\t") for line in listing.read_text().splitlines()]
-    return [Model(name, folder / file, ort.DEFAULT_SPEC) for name, file in rows]
+    return [Model(name, folder / file, ort.DEFAULT_SPEC, whole) for name, file in rows]
 
 
 def environment(script: Path, work: Path) -> Path:

@@ -100,11 +100,13 @@ class AccuracySection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class SearchSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``exhaustive`` false: where the profile's preference decides (its latency can't be measured here), candidates
     after the first one that keeps its promises can't win and aren't built, and only one shape is timed. ``structures``:
-    at most so many pruned networks are trained for a profile. ``neural_compressor``: its static int8 is one more
-    candidate of every profile that runs on the CPU first."""
+    at most so many pruned networks are trained for a profile. ``trials``: short trainings that look for the
+    hyper-parameters of each one's recovery (by Optuna); 0 takes those of ``[distill]``. ``neural_compressor``: its
+    static int8 is one more candidate of every profile that runs on the CPU first."""
 
     exhaustive: bool = True
     structures: int = 2
+    trials: int = 0
     neural_compressor: bool = False
 
 
@@ -232,10 +234,14 @@ def _check_pruning(recipe: ExportRecipe, where: str) -> None:
     """Sizes that leave nothing, and training that can't work."""
     if recipe.search.structures < 1:
         raise RecipeError(f"structures = {recipe.search.structures} is less than 1", where=f"{where}: [search]")
+    if recipe.search.trials < 0:
+        raise RecipeError(f"trials = {recipe.search.trials} is less than 0", where=f"{where}: [search]")
     if recipe.prune is None:
         if recipe.data.unlabelled is not None:
             what = "unlabelled texts teach a pruned network only"
             raise RecipeError(what, where=f"{where}: [data]", remedy="Add [prune], or remove unlabelled")
+        if recipe.search.trials:
+            raise RecipeError("trials look for a pruned network's recovery", where=where, remedy="Add [prune]")
         if recipe.distill != DistillSection():
             raise RecipeError("[distill] is the recovery of a pruned network", where=where, remedy="Add [prune]")
         return

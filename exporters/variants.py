@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from exporters import distill, encode, finetune, prune, source, structure, training, vocabulary
+from exporters import distill, encode, finetune, prune, recovery_search, source, structure, training, vocabulary
 from exporters.bundle import Identity, text_input
 from exporters.cache import code_digest
 from exporters.data import Data, Labelled
@@ -19,7 +20,7 @@ from exporters.encode import TOKENIZER, Encoder
 from exporters.evaluate import Logits, check_reference
 from exporters.finetune import Tuned
 from exporters.prune import Importance
-from exporters.recipe import PruneSection
+from exporters.recipe import DistillSection, PruneSection
 from exporters.source import Source
 from exporters.stages import Made, Stages
 from exporters.structure import Shape, Structure
@@ -69,14 +70,18 @@ class Pruning:
     rungs: tuple[Structure, ...]
 
 
-def plan_pruning(section: PruneSection | None, origin: Source, data: Data, tokenizer: bytes) -> Pruning | None:
+def plan_pruning(
+    section: PruneSection | None, origin: Source, data: Data, tokenizer: bytes, *, trials: int = 0
+) -> Pruning | None:
     """Read the wish and check it against source and data, before anything is trained; None without a wish.
 
     Raises :class:`RecipeError` for more than there is, for an architecture or tokenizer that can't be pruned, and for a
-    vocabulary that would take a class's words.
+    vocabulary that would take a class's words; :class:`MissingExtra` for ``trials`` without Optuna.
     """
     if section is None:
         return None
+    if trials:
+        recovery_search.check_available()
     shape = prune.shape_of(source.load_torch(origin.folder, labels=data.labels))
     pieces = _pieces(section, shape.whole.vocabulary, data, tokenizer)
     rungs = structure.ladder(shape, len(pieces))
@@ -125,13 +130,12 @@ class Variants:
             pad = kept.index(text.pad_id) if text.pad_id in kept else 0
             identity = replace(identity, text=text_input(max_length=text.max_length, pad_id=pad, pair=text.pair))
         encoder = self._stages.encoder(identity, tokenizer)
-        section, data, tune = self._recipe.distill, self._data, self._recipe.finetune
+        data, tune = self._data, self._recipe.finetune
         lesson_rows, lesson_folder, found_folder = self._lesson_rows(), self._lesson(), self._importance()
         ingredients = {
             "finetune": self._tuned.name,
             "structure": msgspec.to_builtins(wanted),
             "pieces": [tokenizer.name, kept if own else None],
-            "distill": msgspec.to_builtins(section),
             "seed": tune.seed,
             "importance": found_folder.name,
             "train": data.train.digest(),
@@ -141,14 +145,13 @@ class Variants:
             "code": code_digest(distill, finetune, training, prune, vocabulary, source, encode),
         }
 
-        def build(work: Path) -> None:
-            self._stages.progress.stage("distill", f"{wanted.name}, {len(lesson_rows)} rows")
+        def recover(section: DistillSection, work: Path) -> Tuned:
             found = Importance.load(found_folder)
             student = source.load_torch(self._tuned / "model")
             prune.prune(student, wanted, found)
             if own:
                 vocabulary.slice_embeddings(student, kept)
-            tuned = distill.distill(
+            return distill.distill(
                 student,
                 section,
                 distill.Lesson.load(lesson_folder),
@@ -161,10 +164,38 @@ class Variants:
                 seed=tune.seed,
                 threads=tune.threads,
             )
-            finetune.save_tuned(tuned, work)
 
-        folder = self._stages.produce("distill", ingredients, build, resumes=True)
+        section = self._searched(wanted, ingredients, recover)
+
+        def build(work: Path) -> None:
+            self._stages.progress.stage("distill", f"{wanted.name}, {len(lesson_rows)} rows")
+            finetune.save_tuned(recover(section, work), work)
+
+        own_section = {"distill": msgspec.to_builtins(section)}
+        folder = self._stages.produce("distill", {**ingredients, **own_section}, build, resumes=True)
         return self._variant(wanted, identity, tokenizer, folder)
+
+    def _searched(
+        self, wanted: Structure, ingredients: dict[str, Any], recover: Callable[[DistillSection, Path], Tuned]
+    ) -> DistillSection:
+        """The hyper-parameters of a recovery: the recipe's, or what short trainings found better."""
+        base, trials = self._recipe.distill, self._recipe.search.trials
+        if not trials:
+            return base
+
+        def trial(section: DistillSection, folder: Path) -> float:
+            folder.mkdir(exist_ok=True)
+            accuracy = max(recover(section, folder).validation_accuracy)
+            shutil.rmtree(folder)  # its model is as large as the one that comes after
+            return accuracy
+
+        def build(work: Path) -> None:
+            progress = self._stages.progress
+            progress.stage("search", f"{wanted.name}, {trials} short trainings")
+            recovery_search.search(base, trials, trial, work, progress, seed=self._recipe.finetune.seed)
+
+        asked = {"base": msgspec.to_builtins(base), "trials": trials, "search": code_digest(recovery_search)}
+        return recovery_search.load_best(self._stages.produce("search", {**ingredients, **asked}, build, resumes=True))
 
     def _variant(self, wanted: Structure | None, identity: Identity, tokenizer: Path, tuned: Path) -> Variant:
         stages, rows = self._stages, self._data.validation

@@ -47,6 +47,8 @@ def test_pairs_are_two_columns(tmp_path: Path) -> None:
         (GOOD + "[prune]\n[distill]\ntemperature = 0\n", "temperature = 0.0 is not positive"),
         (GOOD + "[distill]\nepochs = 2\n", "Add [prune]"),
         (GOOD + "[search]\nstructures = 0\n", "structures = 0 is less than 1"),
+        (GOOD + "[search]\ntrials = 5\n", "Add [prune]"),
+        (GOOD + "[prune]\n[search]\ntrials = -1\n", "trials = -1 is less than 0"),
         (GOOD + "[distill]\nteacher = 'x'\n", "Did you mean 'teacher_weight'?"),
         (GOOD + 'unlabelled = "u.txt"\n', "unlabelled texts teach a pruned network only"),
         (GOOD + "[accuracy]\nmax_drop = 2\n", "0.01 is one point"),

@@ -120,6 +120,20 @@ def test_texts_without_labels_teach_the_pruned_network(
     assert "more.txt (2 texts without labels)" in report.data
 
 
+def test_short_trainings_look_for_the_recovery_s_hyper_parameters(
+    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path
+) -> None:
+    pytest.importorskip("optuna", reason="comes with the extra [search]")
+    path = workshop / "trials.toml"
+    plain = RECIPE.format(vocabulary=90, more="heads = 2\nffn = 64\n")
+    path.write_text(plain + "[search]\ntrials = 2\n", encoding="utf-8")
+    report = exporters.export(path, "arm64-gateway", tmp_path / "out", cache=cache)
+    built = [stage.split("/")[0] for stage in report.stages["built"]]
+    assert built[0] == "search" and "finetune" not in built
+    found = next((cache / "search").glob("*/best.json"))
+    assert json.loads(found.read_bytes())["epochs"] == 2
+
+
 def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path, tmp_path: Path) -> None:
     report = export(workshop, tmp_path / "ladder", cache)
     names = [candidate.name for candidate in report.profiles["arm64-gateway"].candidates]

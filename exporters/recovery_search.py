@@ -1,0 +1,74 @@
+"""Which hyper-parameters recover a pruned network best: a seeded, resumable search by Optuna on short trainings.
+
+A trial trains a third of the epochs and is judged by its accuracy on validation rows, as epochs and candidates are; the
+test split has no part in it. Trials are kept in a journal beside their results, so a killed search goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from aios_edge.errors import MissingExtra
+from exporters.progress import Progress
+from exporters.recipe import DistillSection
+
+#: The share of the epochs that a trial trains.
+SHORTER = 3
+_JOURNAL, _BEST = "study.journal", "best.json"
+_LOGARITHMIC = {"learning_rate": (1e-4, 1e-3), "temperature": (1.0, 6.0)}
+_LINEAR = {"teacher_weight": (0.5, 1.0), "state_weight": (0.0, 3.0)}
+
+#: (hyper-parameters, an empty folder) -> accuracy on validation rows.
+Trial = Callable[[DistillSection, Path], float]
+
+
+def check_available() -> None:
+    """Raise :class:`MissingExtra` where Optuna isn't installed; before anything is trained."""
+    import importlib.util
+
+    if importlib.util.find_spec("optuna") is None:
+        raise MissingExtra("optuna", "search", why="[search] trials")
+
+
+def search(
+    base: DistillSection, trials: int, run: Trial, work: Path, progress: Progress, *, seed: int
+) -> DistillSection:
+    """The best of ``trials`` (the first one is ``base`` itself), with the epochs of ``base``; resumes from ``work``."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = JournalStorage(JournalFileBackend(str(work / _JOURNAL)))
+    study = optuna.create_study(study_name="recovery", storage=storage, direction="maximize", load_if_exists=True)
+    if not study.trials:
+        study.enqueue_trial({key: getattr(base, key) for key in (*_LOGARITHMIC, *_LINEAR)})
+    for lost in study.get_trials(states=(TrialState.RUNNING,)):  # it was killed: ask the same again
+        study.tell(lost.number, state=TrialState.FAIL)
+        study.enqueue_trial(lost.params)
+    short = msgspec.structs.replace(base, epochs=max(1, base.epochs // SHORTER))
+    for number in range(len(study.get_trials(states=(TrialState.COMPLETE,))), trials):
+        # A seed for each trial, so that a resumed search asks what an undisturbed one would have asked.
+        study.sampler = optuna.samplers.TPESampler(seed=seed + number)
+        trial = study.ask()
+        accuracy = run(msgspec.structs.replace(short, **_suggested(trial)), work / f"trial-{number}")
+        study.tell(trial, accuracy)
+        progress.message(f"trial {number + 1}/{trials}: validation accuracy {accuracy:.4f}")
+    found = msgspec.structs.replace(base, **study.best_params)
+    (work / _BEST).write_bytes(msgspec.json.encode(found))
+    return found
+
+
+def _suggested(trial: Any) -> dict[str, float]:
+    found = {key: trial.suggest_float(key, *limits, log=True) for key, limits in _LOGARITHMIC.items()}
+    return found | {key: trial.suggest_float(key, *limits) for key, limits in _LINEAR.items()}
+
+
+def load_best(folder: Path) -> DistillSection:
+    """What a finished search found."""
+    return msgspec.json.decode((folder / _BEST).read_bytes(), type=DistillSection)
