@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import exporters
-from aios_edge.errors import MissingExtra, RuntimeUnavailable
+from aios_edge.errors import MissingExtra, PromiseBroken, RuntimeUnavailable
 from aios_edge.profile_files import load_profile
 from exporters import graph, inc, quantize
 from exporters.recipe import ExportRecipe, SearchSection, load_recipe
@@ -50,6 +50,18 @@ def test_not_installed_is_said_with_the_remedy(workshop: Path, tmp_path: Path) -
     assert "not available here" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
+def test_where_nothing_else_is_preferred_its_absence_is_the_reason(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inc, "_MODULES", ("no_such_module_of_it",))
+    recipe = load_recipe(workshop / "recipe.toml")
+    only = msgspec.structs.replace(load_profile("x86-vnni"), precision_preference=(quantize.STATIC,))
+    with pytest.raises(PromiseBroken, match="inc-static-s8 is not available here") as caught:
+        exporters.export(recipe, [only], tmp_path / "out", cache=workshop / ".inc-cache")
+    assert "precision_preference" not in str(caught.value)
+    assert "not available here" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without its extra [pt], neural-compressor can be found and can't run."""
     monkeypatch.setattr(inc, "_MODULES", ("msgspec", "no_such_module_of_it"))
@@ -85,6 +97,7 @@ def test_a_tuned_candidate_takes_part_like_any_other(workshop: Path, tmp_path: P
         assert found.latency and found.rss_bytes
     built = [path.parent for path in (cache / "quantize").glob("*/candidate.json")]
     folder = next(folder for folder in built if quantize.load_built(folder).tuning)
-    assert sorted(path.name for path in folder.iterdir()) == ["candidate.json", "model.onnx", "model.onnx.data"]
+    left = ["candidate.json", "model.onnx", "model.onnx.data", "seal.json"]
+    assert sorted(path.name for path in folder.iterdir()) == left
     model = graph.load(folder / "model.onnx")
     assert {entry.version for entry in model.opset_import if not entry.domain} == {20}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -13,7 +14,9 @@ from aios_edge.bundle.layout import MODEL_CARD
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import RecipeError
 from aios_edge.golden import read_golden
+from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
+from exporters import inc
 from exporters.recipe import load_recipe, parse_recipe
 from exporters.report import ExportReport
 
@@ -105,6 +108,22 @@ def test_a_second_run_trains_nothing_again(
     again = export(workshop, tmp_path / "again", cache, vocabulary=90, more="heads = 2\nffn = 64\n")
     assert not again.stages["built"]
     assert again.profiles["arm64-gateway"].bundle_id == narrow[0].profiles["arm64-gateway"].bundle_id
+
+
+def test_neural_compressor_s_candidate_is_of_the_whole_network_only(
+    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it is preferred; pruned networks are built with the first of the others."""
+    monkeypatch.setattr(inc, "_MODULES", ("no_such_module_of_it",))
+    path = workshop / "static.toml"
+    path.write_text(RECIPE.format(vocabulary=90, more="heads = 2\nffn = 64\n"), encoding="utf-8")
+    profile = msgspec.structs.replace(load_profile("arm64-gateway"), precision_preference=("static-s8", "dynamic-s8"))
+    report = exporters.export(path, [profile], tmp_path / "out", cache=cache)
+    found = report.profiles["arm64-gateway"]
+    assert found.chosen == "l2-h2-f64-v90+dynamic-s8"
+    assert [c.name for c in found.candidates] == [found.chosen, "dynamic-s8", "inc-static-s8"]
+    assert found.candidates[-1].reason.startswith("not available here: ")
+    assert report.stages["built"] == ()
 
 
 def test_texts_without_labels_teach_the_pruned_network(
