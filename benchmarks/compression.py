@@ -1,13 +1,13 @@
 """Our quantized candidates beside peers': size, agreement, accuracy lost and speed, on the same fine-tuned models.
 
-    python benchmarks/compression.py RECIPE.toml --work DIR [--seeds 5] [--peers ort-dynamic,optimum,nncf]
+    python benchmarks/compression.py RECIPE.toml --work DIR [--seeds 5] [--peers nncf,olive]
 
 For each seed the recipe is exported once (fine-tuning included, kept in DIR; with ``{seed}`` in its source, models that
-were fine-tuned before are taken); every peer then gets the same fp32 ONNX file and the same calibration samples. With
-``[prune]`` in the recipe pruned networks are among the candidates. Answers are one test row at a time on one thread.
-Agreement and drop are against the fp32 model, pooled over seeds, with bootstrap 95 % intervals over rows (a row's seeds
-stay together). Speed is the median of neighbouring runs' ratios against fp32 at onnxruntime's defaults, all models in
-turn, one thread.
+were fine-tuned before are taken); every peer then gets the same fp32 ONNX file, the same calibration samples and, for
+those that start from torch, the folder of the fine-tuned model. With ``[prune]`` in the recipe pruned networks are
+among the candidates. Answers are one test row at a time on one thread. Agreement and drop are against the fp32 model,
+pooled over seeds, with bootstrap 95 % intervals over rows (a row's seeds stay together). Speed is the median of
+neighbouring runs' ratios against fp32 at onnxruntime's defaults, all models in turn, one thread.
 
 A peer is a script in ``benchmarks/peers`` that runs in an environment of its own, made in DIR on first use.
 """
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--peers", default="ort-dynamic,optimum,nncf")
+    parser.add_argument("--peers", default="ort-dynamic,optimum,nncf,olive,neural-compressor")
     options = parser.parse_args()
     peers = [name for name in options.peers.split(",") if name]
     machine = inspect_host()
@@ -116,6 +116,7 @@ def run_seed(
     }
     whole = candidates["fp32"]
     stages = (*report.stages["built"], *report.stages["reused"])
+    tuned = next(out / ".cache" / stage for stage in stages if stage.startswith("finetune/")) / "model"
     graphs = [out / ".cache" / stage / convert.RAW for stage in stages if stage.startswith("convert/")]
     fp32 = max(graphs, key=lambda path: path.stat().st_size)  # the others are of pruned networks
     models = [Model("fp32", fp32, ort.DEFAULT_SPEC, whole)]
@@ -123,7 +124,7 @@ def run_seed(
         models.append(Model(f"ours: {name}", bundle.file("model.onnx"), bundle.manifest.session, bundle))
     samples = calibration(recipe, whole)
     for peer in peers:
-        models += quantized_by(peer, fp32, samples, whole, out, work)
+        models += quantized_by(peer, fp32, tuned, samples, whole, out, work)
     held_out = load_data(recipe).test
     held_out.release()
     test = held_out.read_once()
@@ -145,7 +146,7 @@ def calibration(recipe: ExportRecipe, bundle: Any) -> list[dict[str, np.ndarray]
 
 
 def quantized_by(
-    peer: str, source: Path, samples: list[dict[str, np.ndarray]], whole: Any, out: Path, work: Path
+    peer: str, source: Path, tuned: Path, samples: list[dict[str, np.ndarray]], whole: Any, out: Path, work: Path
 ) -> list[Model]:
     """What a peer makes of it; it may write several models, each with a line ``name<TAB>file`` on stdout."""
     folder = out / "peers" / peer
@@ -155,7 +156,7 @@ def quantized_by(
         packed = {f"{i}/{name}": array for i, sample in enumerate(samples) for name, array in sample.items()}
         np.savez(folder / "calibration.npz", **packed)
         script = PEERS / f"{peer.replace('-', '_')}.py"
-        command = [environment(script, work), script, source, folder / "calibration.npz", folder]
+        command = [environment(script, work), script, source, folder / "calibration.npz", folder, tuned]
         done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False)
         if done.returncode:
             print(f"{peer} failed:\n{done.stderr[-1500:]}", file=sys.stderr)

@@ -9,7 +9,7 @@ from aios_edge.host import Host as Machine
 from aios_edge.host import matches
 from aios_edge.measurement import MeasuredOn, measured_on
 from aios_edge.profile import DeviceProfile, Threads
-from exporters import graph, ort
+from exporters import graph, ort, tuned_static
 from exporters.brought import Brought, assign, targets_of
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.class_drop import ClassDrop, class_drops, class_misses
@@ -18,13 +18,14 @@ from exporters.evaluate import Logits, Quality, quality
 from exporters.golden_samples import CPU
 from exporters.measure import SHAPES, Measured
 from exporters.output_range import output_misses
-from exporters.quantize import Plan, plans_for
+from exporters.quantize import STATIC, Plan, plans_for
 from exporters.recipe import ExportRecipe
 from exporters.report import Candidate, Interval, Latency, ProfileReport, Target, Training
 from exporters.select import Choice, Figures, Miss, misses, select
 from exporters.stages import Made, Stages
 from exporters.structure import Shape as Sizes
 from exporters.structure import Structure, following
+from exporters.tuned_static import Absent
 from exporters.variants import Variant, Variants
 
 ONE_THREAD = tuple((batch, length, 1) for batch, length in SHAPES)
@@ -80,11 +81,12 @@ class Contest:
 
     ``on_target``: this machine's own figures count for the profile. ``targets``: by candidate, what was measured on a
     device and brought; where there is any, it counts and this machine's figures don't. ``longest``: tokens of the
-    longest input.
+    longest input. ``absent``: candidates that couldn't be built here, which are reported all the same.
     """
 
     profile: DeviceProfile
     tried: tuple[Tried, ...]
+    absent: tuple[Absent, ...] = ()
     choice: Choice
     max_drop: float
     longest: int
@@ -111,17 +113,23 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
     asked = common.recipe.accuracy.max_drop
     max_drop = profile.budgets.max_drop if asked is None else min(asked, profile.budgets.max_drop)
     tried: list[Tried] = []
+    absent: list[Absent] = []
     targets: dict[str, Target] = {}
 
     def choose() -> Choice:
+        if absent and not tried:
+            told = "; ".join(f"{a.plan.name} is {a.reason}" for a in absent)
+            return Choice(chosen=None, reasons={}, remedy=f"{told}; or prefer another precision too")
         figures = [_figures(t, profile, longest, on_target=on_target) for t in tried]
         if targets:
             figures = [_as_brought(f, targets.get(f.name)) for f in figures]
         return select(figures, profile.budgets, max_drop=max_drop, on_target=on_target or bool(targets))
 
-    def try_out(variant: Variant, plan: Plan) -> Tried:
+    def made_of(variant: Variant, plan: Plan) -> Made:
+        return stages.candidate(variant.candidate(plan.name), plan, variant.fp32.folder, common.data, variant.encoder)
+
+    def try_out(variant: Variant, made: Made) -> Tried:
         rows = common.data.validation
-        made = stages.candidate(variant.candidate(plan.name), plan, variant.fp32.folder, common.data, variant.encoder)
         logits = stages.answers(made, "validation", rows, variant.encoder)
         size = graph.size_bytes(made.folder)
         truth, labels, reference = rows.labels, common.data.labels, common.whole.reference
@@ -138,18 +146,27 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
             bundle_size_bytes=size + variant.tokenizer_bytes + DOCUMENTS_BYTES,
         )
 
-    plans = plans_for(profile)
+    plans = plans_for(profile, tuned_static=common.recipe.search.neural_compressor)
     for plan in plans:
         if tried and not on_target and not brought and not common.all_candidates and choose().chosen:
             break  # preference decides here, and the rest comes after the one that keeps its promises
-        tried.append(try_out(common.whole, plan))
+        if plan.precision != STATIC:
+            tried.append(try_out(common.whole, made_of(common.whole, plan)))
+            continue
+        made = tuned_static.make(plan, common.whole, common.data, stages, max_drop=max_drop)
+        if isinstance(made, Absent):
+            absent.append(made)
+        else:
+            tried.append(try_out(common.whole, made))
 
-    if (pruning := common.variants.pruning) is not None:
+    pruning, of_pruned = common.variants.pruning, next((plan for plan in plans if plan.precision != STATIC), None)
+    if pruning is not None and of_pruned is not None:
         whole = tried[0]
         kept: dict[Structure, bool] = {}
         fits = [_fits(rung, pruning.shape, whole, common, profile, longest, on_target) for rung in pruning.rungs]
         while len(kept) < common.recipe.search.structures and (rung := following(pruning.rungs, kept, fits)):
-            smaller = try_out(common.variants.pruned(rung, pruning), plans[0])
+            variant = common.variants.pruned(rung, pruning)
+            smaller = try_out(variant, made_of(variant, of_pruned))
             figures = _figures(smaller, profile, longest, on_target=on_target)
             kept[rung] = not misses(figures, profile.budgets, max_drop=max_drop, on_target=on_target)
             # Who asks for pruning prefers the smaller of those that keep their promises.
@@ -163,6 +180,7 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
         targets=targets,
         longest=longest,
         tried=tuple(tried),
+        absent=tuple(absent),
         choice=choose(),
         max_drop=max_drop,
         on_target=on_target,
@@ -177,7 +195,10 @@ def report_of(contest: Contest) -> ProfileReport:
         bundle=None,
         bundle_id=None,
         max_drop=contest.max_drop,
-        candidates=tuple(_candidate(t, contest) for t in contest.tried),
+        candidates=(
+            *(_candidate(t, contest) for t in contest.tried),
+            *(_absent_candidate(a, contest) for a in contest.absent),
+        ),
         problem=contest.choice.remedy,
     )
 
@@ -268,11 +289,34 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         measured_on=contest.host,
         operators=tried.made.built.operators,
         kept_float=tried.made.built.kept_float,
+        tuning=tried.made.built.tuning,
         not_measured=found.reason,
         target=contest.targets.get(name),
         class_drops=tried.class_drops,
         structure=tried.variant.structure,
         recovery=_recovery(tried.variant),
+    )
+
+
+def _absent_candidate(absent: Absent, contest: Contest) -> Candidate:
+    return Candidate(
+        name=absent.plan.name,
+        precision=absent.plan.precision,
+        chosen=False,
+        reason=absent.reason,
+        size_bytes=None,
+        bundle_size_bytes=None,
+        metrics=None,
+        drop=None,
+        agreement=None,
+        speedup=None,
+        latency_s=None,
+        latency=(),
+        rss_bytes=None,
+        max_batch_size=None,
+        measured_on=contest.host,
+        operators={},
+        not_measured=absent.reason,
     )
 
 

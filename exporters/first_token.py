@@ -19,6 +19,8 @@ from exporters import graph, steps
 _ELEMENTWISE = frozenset(
     ("Add", "Sub", "Mul", "Div", "Pow", "Sqrt", "Erf", "Tanh", "Relu", "Sigmoid", "Gelu", "BiasGelu", "FastGelu")
 )
+#: The same where scale and zero point are single numbers.
+_SCALED = frozenset(("QuantizeLinear", "DequantizeLinear"))
 
 
 def rewrite(source: Path, out: Path) -> None:
@@ -82,6 +84,7 @@ def _move(graph: Any, ranks: Mapping[str, int], read: Any) -> int:
     arranged = [_copy(node) for node in arranged]  # they live in the field that is emptied
     del graph.node[:]
     graph.node.extend(arranged)
+    del graph.value_info[:]  # the shapes of what was passed are others now
     return len(passed)
 
 
@@ -109,6 +112,8 @@ def _carrying(node: Any, ranks: Mapping[str, int]) -> tuple[int, ...]:
     if len(node.output) != 1:
         return ()
     found = [ranks.get(name, 3) for name in node.input]
+    if node.op_type in _SCALED and found[0] == 3 and not any(found[1:]):  # a scale per channel would need its axis
+        return (0,)
     if node.op_type == "MatMul" and found == [3, 2]:
         return (0,)
     if node.op_type == "LayerNormalization" and found[0] == 3 and _attribute(node, "axis", -1) in (-1, 2):

@@ -23,11 +23,19 @@ _TOLERANCE = {
     "fp32": (1e-3, 2e-2),
     "fp16": (2e-2, 2e-2),
     "dynamic-s8": (2e-2, 5e-2),
+    "static-s8": (2e-2, 5e-2),
     "qdq-u8s8": (2e-2, 5e-2),
     "qdq-s8-sym": (2e-2, 5e-2),
 }
 #: Least share of equal argmax. Samples with small margins are among them on purpose, and may flip.
-_AGREEMENT = {"fp32": 0.98, "fp16": 0.95, "dynamic-s8": 0.90, "qdq-u8s8": 0.90, "qdq-s8-sym": 0.90}
+_AGREEMENT = {
+    "fp32": 0.98,
+    "fp16": 0.95,
+    "dynamic-s8": 0.90,
+    "static-s8": 0.90,
+    "qdq-u8s8": 0.90,
+    "qdq-s8-sym": 0.90,
+}
 
 
 def pick(

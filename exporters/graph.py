@@ -12,9 +12,10 @@ from aios_edge.errors import PromiseBroken
 
 MODEL = "model.onnx"
 EXTERNAL = "model.onnx.data"
-#: The oldest runtime that must load a bundle is onnxruntime 1.23 (Python 3.10 stops there).
+#: The oldest runtime that must load a bundle is onnxruntime 1.23 (Python 3.10 stops there). It knows opset 23; 20 is
+#: the newest that anything here writes, and was loaded and run there.
 MAX_IR = 11
-MAX_OPSET = 17
+MAX_OPSET = 20
 _EXTERNAL_FROM_BYTES = 1024
 _GELU = ("BiasGelu", "Gelu", "FastGelu")
 _ATTENTION = ("Attention", "QAttention")
@@ -91,9 +92,10 @@ def check_fusion(counts: Counter[str], *, layers: int, where: str, gelu: bool = 
 
 
 def split_gemms(model: Any) -> int:
-    """Each plain ``Gemm`` with a constant weight as ``MatMul`` and ``Add``, in place; how many.
+    """Each plain ``Gemm`` as ``MatMul`` and ``Add``, in place, unless others read its weight too; how many.
 
-    Heads are written as Gemm; everything that quantizes looks for MatMul.
+    Heads are written as Gemm; everything that quantizes looks for MatMul, and onnxruntime has no 8-bit kernel for a
+    Gemm whose bias is float. A constant weight is transposed where it lies, a computed one by an operator.
     """
     from onnx import helper, numpy_helper
 
@@ -103,13 +105,16 @@ def split_gemms(model: Any) -> int:
     for node in model.graph.node:
         keys = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
         plain = not keys.get("transA") and keys.get("alpha", 1.0) == 1.0 == keys.get("beta", 1.0)
-        own = node.op_type == "Gemm" and node.input[1] in tensors and uses[node.input[1]] == 1
+        own = node.op_type == "Gemm" and uses[node.input[1]] == 1
         if not (own and plain and len(node.input) == 3):
             arranged.append(node)
             continue
         count += 1
         activation, weight, bias = node.input
-        if keys.get("transB"):
+        if keys.get("transB") and weight not in tensors:
+            stored, weight = weight, f"{weight}/turned"
+            arranged.append(helper.make_node("Transpose", [stored], [weight], name=weight, perm=[1, 0]))
+        elif keys.get("transB"):
             turned = np.ascontiguousarray(numpy_helper.to_array(tensors[weight]).T)
             tensors[weight].CopyFrom(numpy_helper.from_array(turned, weight))
         product = f"{node.output[0]}/product"

@@ -20,13 +20,13 @@ from exporters.ship import Making, Seen, assemble
 FOLDER = "candidates"
 
 
-def check_measuring_places(profiles: Sequence[DeviceProfile], out: Path) -> None:
+def check_measuring_places(profiles: Sequence[DeviceProfile], out: Path, *, tuned_static: bool = False) -> None:
     """Fail before the training where a bundle would meet somebody's files. Raises :class:`UsageError`."""
     for profile in profiles:
         if profile.name == FOLDER:
             what = f"has the name of the folder that --{FOLDER} writes"
             raise UsageError(what, where=f"profile {profile.name}", remedy="Rename the profile")
-        for plan in plans_for(profile):
+        for plan in plans_for(profile, tuned_static=tuned_static):
             check_replaceable((out / FOLDER / profile.name / plan.name).absolute())
 
 

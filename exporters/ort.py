@@ -122,8 +122,8 @@ def _loaded(model: Any, outputs: Sequence[Any] = ()) -> Iterator[Any]:
         yield onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def optimize_offline(model: Path, out: Path) -> None:
-    """Write the graph as the ``extended`` level leaves it, without SkipLayerNorm fusion.
+def optimize_offline(model: Path, out: Path, *, apart: tuple[str, ...] = ()) -> None:
+    """Write the graph as the ``extended`` level leaves it, without SkipLayerNorm fusion and those named in ``apart``.
 
     ``extended`` and not ``all``: the latter bakes in this machine's memory layouts. Load the result at ``basic``;
     any higher level would fuse SkipLayerNorm after all.
@@ -131,7 +131,7 @@ def optimize_offline(model: Path, out: Path) -> None:
     beside = {"session.optimized_model_external_initializers_file_name": steps.beside(out).name}
     spec = SessionSpec(
         graph_optimization_level="extended",
-        disabled_optimizers=(SKIP_FUSION,),
+        disabled_optimizers=(SKIP_FUSION, *apart),
         config_entries=beside if steps.lies_apart(model) else {},
     )
     Session(model, spec, optimized=out)

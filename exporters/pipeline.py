@@ -64,7 +64,7 @@ def run(
     _check_profiles(profiles)
     _check_places(profiles, out)
     if candidates:
-        measuring.check_measuring_places(profiles, out)
+        measuring.check_measuring_places(profiles, out, tuned_static=recipe.search.neural_compressor)
     brought = read_measurements(measured, profiles)
     store, machine = StageCache(cache, say=progress.message), inspect_host()
     stages = Stages(recipe, store, machine, progress)
@@ -84,7 +84,8 @@ def run(
     encoder = stages.encoder(identity, tokenizer)
     known = coverage(encoder.samples(data.validation.texts), tokenizer / TOKENIZER)
     check_coverage(known, source)
-    plans = [plan for profile in profiles for plan in quantize.plans_for(profile)]
+    tuned_static = recipe.search.neural_compressor
+    plans = [plan for profile in profiles for plan in quantize.plans_for(profile, tuned_static=tuned_static)]
     warnings = [*warnings_of(recipe, data), *doubts.of_data(data, plans, known)]
     _warn(warnings, progress)
 

@@ -21,7 +21,10 @@ from exporters.scheme import LEVELS, REDUCED_LEVELS, Scheme
 CALIBRATION_SAMPLES = 128
 TRIAL_SAMPLES = 128
 _DYNAMIC_OPERATORS = ("MatMul", "Attention")
-_NARROW = ("dynamic-s8", "qdq-u8s8")  # what a CPU runs, and so what reduce_range speaks of
+#: Not built here: it starts from torch and needs a package that may not be there (:mod:`exporters.inc`).
+STATIC: Precision = "static-s8"
+_NAMES: dict[str, str] = {STATIC: "inc-static-s8"}  # named after who makes it
+_NARROW = ("dynamic-s8", "qdq-u8s8", STATIC)  # what a CPU runs, and so what reduce_range speaks of
 _OFFLINE = SessionSpec(graph_optimization_level="basic")
 _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.SKIP_FUSION,))
 
@@ -49,29 +52,53 @@ class Rows:
     counts: Mapping[str, NDArray[np.intp]] = field(default_factory=dict)
 
 
+class Tuned(msgspec.Struct, frozen=True, kw_only=True):
+    """One trial of an accuracy-aware search, on that many validation rows; ``kept`` is the one that was built."""
+
+    configuration: str
+    accuracy: float
+    agreement: float
+    rows: int
+    kept: bool = False
+
+
 class Built(msgspec.Struct, frozen=True, kw_only=True):
     """``candidate.json`` beside ``model.onnx``: the session options it must be run with, the operators it has.
 
-    ``kept_float``: activations whose products were left in float because they harm the answers most.
+    ``kept_float``: activations whose products were left in float because they harm the answers most. ``tuning``: the
+    trials of a search.
     """
 
     session: SessionSpec
     operators: dict[str, int]
     kept_float: tuple[str, ...] = ()
+    tuning: tuple[Tuned, ...] = ()
 
 
-def plans_for(profile: DeviceProfile) -> tuple[Plan, ...]:
-    """The candidates of a profile in its order of preference; raises :class:`ProfileError` for an unknown one."""
+def plans_for(profile: DeviceProfile, *, tuned_static: bool = False) -> tuple[Plan, ...]:
+    """The candidates of a profile in its order of preference; raises :class:`ProfileError` for an unknown one.
+
+    ``tuned_static``: neural-compressor's as well, last, where the first provider is the CPU (its zero points aren't 0).
+    """
     plans = []
     for wanted in profile.precision_preference:
         precision = VARIANTS.get(wanted, cast(Precision, wanted))
-        if precision not in BUILDERS:
+        if precision not in (*BUILDERS, STATIC):
             remedy = f"Known are: {', '.join((*get_args(Precision), *VARIANTS))}"
             raise ProfileError(f"unknown precision '{wanted}'", where=f"profile {profile.name}", remedy=remedy)
-        narrow = precision in _NARROW and profile.reduce_range
-        name, rare = f"{wanted}-r7" if narrow else wanted, wanted == "dynamic-s8-e4"
-        plans.append(Plan(name=name, precision=precision, reduce_range=narrow, rare_rows_in_4_bits=rare))
+        plans.append(_plan(wanted, precision, profile))
+    on_cpu = bool(profile.providers) and profile.providers[0].name == "CPUExecutionProvider"
+    if tuned_static and on_cpu and STATIC not in profile.precision_preference:
+        plans.append(_plan(STATIC, STATIC, profile))
     return tuple(plans)
+
+
+def _plan(wanted: str, precision: Precision, profile: DeviceProfile) -> Plan:
+    narrow, rare = precision in _NARROW and profile.reduce_range, wanted == "dynamic-s8-e4"
+    name = _NAMES.get(wanted, wanted)
+    return Plan(
+        name=f"{name}-r7" if narrow else name, precision=precision, reduce_range=narrow, rare_rows_in_4_bits=rare
+    )
 
 
 def build(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:

@@ -101,11 +101,13 @@ class SearchSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """``exhaustive`` false: where the profile's preference decides (its latency can't be measured here), candidates
     after the first one that keeps its promises can't win and aren't built, and only one shape is timed. ``structures``:
     at most so many pruned networks are trained for a profile. ``trials``: short trainings that look for the
-    hyper-parameters of each one's recovery (by Optuna); 0 takes those of ``[distill]``."""
+    hyper-parameters of each one's recovery (by Optuna); 0 takes those of ``[distill]``. ``neural_compressor``: its
+    static int8 is one more candidate of every profile that runs on the CPU first."""
 
     exhaustive: bool = True
     structures: int = 2
     trials: int = 0
+    neural_compressor: bool = False
 
 
 class ExportSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,6 +14,7 @@ from exporters.class_drop import ClassDrop
 from exporters.confusion import Confusion
 from exporters.evaluate import Metrics, Quality
 from exporters.measure import Timing
+from exporters.quantize import Tuned
 from exporters.structure import Structure
 
 REPORT_SCHEMA = "1.0"
@@ -86,6 +87,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     recovery: Training | None = None
     target: Target | None = None
     measuring_bundle: str | None = None
+    tuning: tuple[Tuned, ...] = ()  # the trials of an accuracy-aware search
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,8 @@ PRECISIONS = {
     "fp32": "full precision, 32-bit numbers",
     "fp16": "16-bit numbers",
     "dynamic-s8": "8-bit weights, activations scaled as they come",
+    "static-s8": "8-bit weights and activations scaled beforehand, tuned by neural-compressor",
+    "qdq-u8s8": "8-bit weights and activations, scaled beforehand",
     "qdq-s8-sym": "8-bit weights and activations around zero, as TensorRT takes them",
 }
 

@@ -44,7 +44,7 @@ def candidates(profile: ProfileReport) -> str:
         words = (
             verdict
             + text(c.reason)
-            + (f" <span class='soft'>({text(c.not_measured)})</span>" if c.not_measured else "")
+            + (f" <span class='soft'>({text(c.not_measured)})</span>" if c.not_measured not in (None, c.reason) else "")
         )
         rows.append(
             f"<tbody{mark}><tr><td>{number}</td><th scope='row' class='name'>{name_of(c.name)}</th>"
@@ -78,7 +78,8 @@ def operators(profile: ProfileReport) -> str:
     rows = []
     for c in profile.candidates:
         counted = ", ".join(f"{text(name)} {n}" for name, n in sorted(c.operators.items(), key=lambda e: (-e[1], e[0])))
-        rows.append(f"<tr><th scope='row' class='name'>{name_of(c.name)}</th><td class='words'>{counted}</td></tr>")
+        if counted:
+            rows.append(f"<tr><th scope='row' class='name'>{name_of(c.name)}</th><td class='words'>{counted}</td></tr>")
     return folded("Operators of each graph", table(["|candidate", "|operators"], rows, caption="How often each occurs"))
 
 

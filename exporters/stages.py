@@ -37,6 +37,7 @@ from exporters import (
     rounding,
     scheme,
     sensitivity,
+    signature,
     source,
     steps,
     tables,
@@ -89,8 +90,8 @@ class Stages:
     def __init__(self, recipe: ExportRecipe, cache: StageCache, host: Host, progress: Progress) -> None:
         self.recipe, self.progress, self.tools = recipe, progress, tool_versions()
         self._cache, self._host = cache, host
-        self._task = importlib.import_module(TASKS[recipe.model.task].__module__)  # its code decides answers too
-        self._threads = recipe.finetune.threads or os.cpu_count() or 1
+        self.task = importlib.import_module(TASKS[recipe.model.task].__module__)  # its code decides answers too
+        self.threads = recipe.finetune.threads or os.cpu_count() or 1
 
     def produce(
         self, stage: str, ingredients: dict[str, Any], build: Callable[[Path], None], *, resumes: bool = False
@@ -136,7 +137,7 @@ class Stages:
             "labels": data.labels,
             "finetune": {**msgspec.to_builtins(section), "threads": None},
             "tools": self.tools,
-            "code": code_digest(finetune, training, source, encode, self._task),
+            "code": code_digest(finetune, training, source, encode, self.task),
         }
 
         def build(work: Path) -> None:
@@ -158,8 +159,8 @@ class Stages:
         ingredients = {
             "finetune": tuned.name,
             "inputs": identity.inputs,
-            "tools": self.tools,
-            "code": code_digest(convert, first_token, graph, ort, prune, steps, verify),
+            "tools": {**self.tools, **signature.versions()},
+            "code": code_digest(convert, first_token, graph, ort, prune, signature, steps, verify),
             "samples": len(samples),
         }
 
@@ -175,7 +176,7 @@ class Stages:
             worst = 0.0
             for name in convert.GRAPHS:
                 if (work / name).is_file():
-                    run = ort.Session(work / name, ort.DEFAULT_SPEC, threads=self._threads).run
+                    run = ort.Session(work / name, ort.DEFAULT_SPEC, threads=self.threads).run
                     worst = max(worst, verify.check_parity(name, run, torch_run, batches))
             (work / "parity.json").write_bytes(msgspec.json.encode(worst))
 
@@ -188,11 +189,11 @@ class Stages:
             "convert": converted.name,
             "plan": [plan.name, plan.precision, plan.reduce_range, plan.rare_rows_in_4_bits],
             "tools": self.tools,
-            "code": code_digest(*_QUANTIZING, encode, self._task),
+            "code": code_digest(*_QUANTIZING, encode, self.task),
             "calibration": [quantize.CALIBRATION_SAMPLES, quantize.TRIAL_SAMPLES],
         }
         if plan.rare_rows_in_4_bits:  # which rows are rare is counted in all training rows, as the encoder sees them
-            code = code_digest(encode, self._task)
+            code = code_digest(encode, self.task)
             ingredients["counted"] = [data.train.digest(), encoder.digest(), code]
 
         def build(work: Path) -> None:
@@ -222,7 +223,7 @@ class Stages:
             "rows": rows.digest(),
             "host": self._host_key(),
             "tools": self.tools,
-            "code": code_digest(evaluate, ort, encode, self._task),
+            "code": code_digest(evaluate, ort, encode, self.task),
         }
 
         def build(work: Path) -> None:
@@ -233,7 +234,7 @@ class Stages:
             def tick(done: int) -> None:
                 self.progress.update(done, len(samples))
 
-            logits = evaluate.answers(session, samples, threads=self._threads, tick=tick)
+            logits = evaluate.answers(session, samples, threads=self.threads, tick=tick)
             np.save(work / "logits.npy", logits, allow_pickle=False)
 
         folder = self._cache.produce("evaluate", ingredients, build)

@@ -34,7 +34,8 @@ _VOCABULARY_SHARE = 0.25
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A network in torch and ONNX. ``structure`` None: the whole one. ``tokenizer`` is a folder.
+    """A network in torch and ONNX. ``structure`` None: the whole one. ``tokenizer`` and ``trained`` are folders, the
+    latter's ``model`` is the network in torch.
 
     ``fp32``: as converted; ``reference``: its answers to the validation rows; ``parity``: with torch.
     """
@@ -44,6 +45,7 @@ class Variant:
     encoder: Encoder
     tokenizer: Path
     tuned: Tuned
+    trained: Path
     fp32: Made
     reference: Logits
     parity: float
@@ -208,6 +210,7 @@ class Variants:
             encoder=encoder,
             tokenizer=tokenizer,
             tuned=finetune.load_tuned(tuned),
+            trained=tuned,
             fp32=fp32,
             reference=reference,
             parity=parity,

@@ -11,7 +11,7 @@ import nncf
 import numpy as np
 import onnx
 
-source, calibration, out = (Path(argument) for argument in sys.argv[1:])
+source, calibration, out = (Path(argument) for argument in sys.argv[1:4])
 packed = np.load(calibration)
 samples: dict[str, dict[str, np.ndarray]] = {}
 for key in packed.files:

@@ -11,7 +11,7 @@ from optimum.onnxruntime import ORTQuantizer
 from optimum.onnxruntime.configuration import AutoQuantizationConfig
 from transformers import BertConfig
 
-source, _, out = (Path(argument) for argument in sys.argv[1:])
+source, _, out = (Path(argument) for argument in sys.argv[1:4])
 quantizer = ORTQuantizer(source, config=BertConfig())
 quantizer.quantize(
     save_dir=out, quantization_config=AutoQuantizationConfig.avx512_vnni(is_static=False, per_channel=False)

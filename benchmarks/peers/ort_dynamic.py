@@ -9,7 +9,7 @@ from pathlib import Path
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.transformers.optimizer import optimize_model
 
-source, _, out = (Path(argument) for argument in sys.argv[1:])
+source, _, out = (Path(argument) for argument in sys.argv[1:4])
 quantize_dynamic(str(source), str(out / "default.onnx"))
 print("ORT dynamic, defaults\tdefault.onnx")
 optimize_model(str(source), model_type="bert", num_heads=12, hidden_size=384).save_model_to_file(
