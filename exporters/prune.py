@@ -2,9 +2,9 @@
 
 Neurons and layers go by what the loss would change, to first order, if they gave nothing: activation x gradient summed
 over tokens, its magnitude summed over rows (Molchanov et al., "Importance Estimation for Neural Network Pruning",
-2019). Heads go one after the other, each time the one that the others stand in for best, by second-order statistics (Hassibi
-and Stork, "Optimal Brain Surgeon", 1993; whole heads at once as in ZipLM, Kurtic et al., 2023). Every layer keeps as
-many of both as the others, so that a pruned model is an ordinary configuration of its architecture.
+2019). Heads go one after the other, each time the one that the others stand in for best, by second-order statistics
+(Hassibi and Stork, "Optimal Brain Surgeon", 1993; whole heads at once as in ZipLM, Kurtic et al., 2023). Every layer
+keeps as many of both as the others, so that a pruned model is an ordinary configuration of its architecture.
 """
 
 from __future__ import annotations
