@@ -1,9 +1,10 @@
 """Structured pruning: attention heads, feed forward neurons and layers leave the tensors, the least important first.
 
-Importance is measured (Molchanov et al., "Importance Estimation for Neural Network Pruning", 2019; for heads Michel et
-al., "Are Sixteen Heads Really Better than One?", 2019): the change of the loss, to first order, if a unit gave nothing:
-activation x gradient summed over tokens, its magnitude summed over rows. Every layer keeps as many heads and neurons as
-the others, so that a pruned model is an ordinary configuration of its architecture.
+Neurons and layers go by what the loss would change, to first order, if they gave nothing: activation x gradient summed
+over tokens, its magnitude summed over rows (Molchanov et al., "Importance Estimation for Neural Network Pruning",
+2019). Heads go one after the other, each time the one that the others stand in for best, by second-order statistics
+(Hassibi and Stork, "Optimal Brain Surgeon", 1993; whole heads at once as in ZipLM, Kurtic et al., 2023). Every layer
+keeps as many of both as the others, so that a pruned model is an ordinary configuration of its architecture.
 """
 
 from __future__ import annotations
@@ -138,7 +139,9 @@ def prune(model: Any, structure: Structure, found: Importance) -> None:
     heads = int(model.config.num_attention_heads)
     gone = {}
     for index, (layer, block) in enumerate(zip(stay, blocks, strict=True)):
-        gone[index] = sorted(set(range(heads)) - set(most_important(found.heads[layer], structure.heads)))
+        weight, _ = _linear(block.joined)
+        stays = dispensed_last(weight, found.joined_moments[layer], heads, structure.heads)
+        gone[index] = sorted(set(range(heads)) - set(stays))
         _keep_neurons(block, most_important(found.neurons[layer], structure.ffn), found.neuron_moments[layer])
     if structure.heads < heads:
         joined = [_linear(block.joined) for block in blocks]
@@ -153,15 +156,43 @@ def prune(model: Any, structure: Structure, found: Importance) -> None:
     setattr(model.config, ffn_key, structure.ffn)
 
 
+def dispensed_last(weight: Figures, moments: Figures, groups: int, count: int) -> list[int]:
+    """Which ``count`` of the ``groups`` equal parts of ``weight`` [out, units] are left when always that part is taken
+    out which the rest stands in for with the least squared error; in their own order. Pure.
+
+    ``moments`` [units + 1, units + 1] are of the units and a constant.
+    """
+    width = weight.shape[1] // groups
+    left = np.concatenate([weight, np.zeros((len(weight), 1))], axis=1)
+    inverse = np.linalg.inv(_ridged(moments))
+    places = {group: slice(group * width, (group + 1) * width) for group in range(groups)}
+
+    def cost(group: int) -> float:
+        part = left[:, places[group]]
+        return float(np.sum((part @ np.linalg.inv(inverse[places[group], places[group]])) * part))
+
+    while len(places) > count:
+        out = places[worst := min(places, key=cost)]
+        taken = np.linalg.inv(inverse[out, out])
+        left = left - left[:, out] @ taken @ inverse[out]
+        inverse = inverse - inverse[:, out] @ taken @ inverse[out]
+        del places[worst]
+    return sorted(places)
+
+
 def stand_in(weight: Figures, bias: Figures, moments: Figures, stay: Sequence[int]) -> tuple[Figures, Figures]:
     """Weight [out, kept] and bias [out] with which the units that stay come closest to what all gave with ``weight``
     [out, units] and ``bias``: least squares over the tokens that ``moments`` [units + 1, units + 1] are of. Pure."""
     whole = np.concatenate([weight, bias[:, None]], axis=1)
     kept = [*stay, len(moments) - 1]
-    inner = moments[np.ix_(kept, kept)]
-    ridge = _RIDGE * float(np.trace(inner)) / len(kept) * np.eye(len(kept))
-    found = np.linalg.solve(inner + ridge, moments[kept] @ whole.T).T
+    found = np.linalg.solve(_ridged(moments[np.ix_(kept, kept)]), moments[kept] @ whole.T).T
     return found[:, :-1], found[:, -1]
+
+
+def _ridged(moments: Figures) -> Figures:
+    count = len(moments)
+    found: Figures = moments + _RIDGE * float(np.trace(moments)) / count * np.eye(count)
+    return found
 
 
 def most_important(figures: Sequence[float] | Figures, count: int) -> list[int]:

@@ -84,7 +84,7 @@ class DistillSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     epochs: int = 6
     batch_size: int = 32
-    learning_rate: float = 3e-4
+    learning_rate: float = 2e-4
     temperature: float = 2.0
     teacher_weight: float = 0.9
     state_weight: float = 1.0

@@ -10,7 +10,7 @@ import pytest
 
 from aios_edge.errors import RecipeError
 from exporters import convert, prune, training
-from exporters.prune import Importance, most_important, stand_in
+from exporters.prune import Importance, dispensed_last, most_important, stand_in
 from exporters.source import load_torch
 from exporters.structure import Structure
 
@@ -96,6 +96,19 @@ def test_least_squares_find_an_exact_stand_in() -> None:
     whole = np.concatenate([rows, np.ones((500, 1))], axis=1)
     found, shift = stand_in(weight, bias, whole.T @ whole / 500, [0, 1, 2])
     np.testing.assert_allclose(rows[:, :3] @ found.T + shift, rows @ weight.T + bias, atol=0.02)
+
+
+def test_what_others_say_as_well_is_dispensed_first() -> None:
+    random = np.random.default_rng(2)
+    rows = random.normal(size=(800, 6))
+    rows[:, 4:] = 3 * rows[:, :2] @ random.normal(size=(2, 2))  # the third part repeats the first, louder
+    weight = random.normal(size=(5, 6))
+    weight[:, 2:4] *= 0.3  # the second says little, but nobody else says it
+    moments = np.concatenate([rows, np.ones((800, 1))], axis=1)
+    moments = moments.T @ moments / 800
+    assert dispensed_last(weight, moments, 3, 3) == [0, 1, 2]
+    assert 1 in dispensed_last(weight, moments, 3, 2)
+    assert len(dispensed_last(weight, moments, 3, 1)) == 1
 
 
 def test_the_most_important_come_in_their_own_order() -> None:
