@@ -20,7 +20,7 @@ from aios_edge.profile import DeviceProfile
 from exporters import convert, doubts, measuring, memory, quantize, ship, steps
 from exporters.brought import read_measurements
 from exporters.cache import StageCache
-from exporters.contest import Common, Contest, hold, latency_of, report_of, shapes_within
+from exporters.contest import Contest, hold, latency_of, report_of, shapes_within
 from exporters.data import Data, Labelled, leaks, load_data, training_leaks
 from exporters.encode import TOKENIZER
 from exporters.evaluate import metrics
@@ -41,6 +41,7 @@ from exporters.report import (
 from exporters.source import Source, check_vocabulary, locate, own_labels
 from exporters.stages import Stages, tool_versions
 from exporters.tokenizer_fit import check_coverage, check_special_tokens, coverage
+from exporters.trials import Common
 from exporters.variants import Variants, plan_pruning
 from exporters.verify import check_same_accuracy
 

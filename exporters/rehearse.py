@@ -12,10 +12,11 @@ import numpy as np
 
 from aios_edge.errors import PromiseBroken
 from exporters import ort
-from exporters.contest import Common, Contest
+from exporters.contest import Contest
 from exporters.encode import Sample, length_of
 from exporters.golden_samples import margins_of, pick
 from exporters.stages import Stages
+from exporters.trials import Common
 
 #: Largest difference of a logit, relative to the largest: the same machine computes the same.
 TOLERANCE = 1e-4

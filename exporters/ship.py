@@ -20,7 +20,7 @@ from exporters.bundle import UNMEASURED_BATCH, UNMEASURED_BATCH_CPU, contract_of
 from exporters.calibration import Calibration, calibrate
 from exporters.class_drop import ClassDrop, class_drops, class_misses
 from exporters.confusion import Confusion, confusion
-from exporters.contest import Common, Contest, Tried
+from exporters.contest import Contest
 from exporters.data import Labelled
 from exporters.encode import TOKENIZER, length_of
 from exporters.evaluate import Metrics, Quality, check_reference, metrics, quality
@@ -31,6 +31,7 @@ from exporters.select import apart
 from exporters.source import Source
 from exporters.stages import Stages, tool_versions
 from exporters.target import observed_of, session_of
+from exporters.trials import Common, Tried
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,8 @@ from aios_edge import contract as c
 from aios_edge.contract import Conditions, Observed
 from aios_edge.manifest import SessionSpec
 from aios_edge.session import pinned
-from exporters.contest import Contest, Tried, conditions_of
+from exporters.contest import Contest
+from exporters.trials import Tried, conditions_of
 
 _HERE = "candidate and fp32 in turn, by the exporter"
 _THERE = "aios-edge bench"

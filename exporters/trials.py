@@ -1,0 +1,217 @@
+"""One profile's candidates, each built, verified and measured: those of the whole network, then of smaller ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from aios_edge.host import Host as Machine
+from aios_edge.profile import DeviceProfile, Threads
+from exporters import graph, tuned_static
+from exporters.brought import Brought
+from exporters.bundle import DOCUMENTS_BYTES
+from exporters.class_drop import ClassDrop, class_drops, class_misses
+from exporters.data import Data
+from exporters.evaluate import Logits, Quality, quality
+from exporters.measure import Measured, Timing
+from exporters.output_range import output_misses
+from exporters.quantize import STATIC, Plan, plans_for
+from exporters.recipe import ExportRecipe
+from exporters.report import Target
+from exporters.select import Choice, Figures, Miss, misses, select
+from exporters.stages import Made, Stages
+from exporters.structure import Structure, following
+from exporters.tuned_static import Absent
+from exporters.variants import Pruning, Variant, Variants
+
+Shape = tuple[int, int, int]  # batch, length, threads
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What all profiles of one export share.
+
+    ``shapes``: what every candidate is timed at. ``brought``: by profile, what was measured on its devices.
+    ``for_measuring``: all candidates are given out as bundles.
+    """
+
+    recipe: ExportRecipe
+    data: Data
+    variants: Variants
+    machine: Machine
+    shapes: tuple[Shape, ...]
+    brought: Mapping[str, tuple[Brought, ...]] = field(default_factory=dict)
+    for_measuring: bool = False
+
+    @property
+    def all_candidates(self) -> bool:
+        """Whether even those are built that can't win."""
+        return self.recipe.search.exhaustive or self.for_measuring
+
+    @property
+    def whole(self) -> Variant:
+        """The fine-tuned network; its fp32 answers are what all candidates are compared with."""
+        return self.variants.whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """A candidate with all that was found out on validation."""
+
+    variant: Variant
+    made: Made
+    logits: Logits
+    quality: Quality
+    class_drops: tuple[ClassDrop, ...]
+    broken: tuple[Miss, ...]
+    measured: Measured
+    size_bytes: int
+    bundle_size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a profile's candidates are held to. ``on_target``: this machine's own figures count for the profile;
+    ``brought``: a device's do; ``longest``: tokens of the longest input; ``shapes``: what is timed."""
+
+    profile: DeviceProfile
+    max_drop: float
+    on_target: bool
+    brought: bool
+    longest: int
+    shapes: tuple[Shape, ...]
+
+
+class Trials:
+    """Tries one profile's candidates. ``tried`` is in the order of preference; ``absent`` couldn't be built here."""
+
+    def __init__(self, terms: Terms, common: Common, stages: Stages) -> None:
+        self._terms, self._common, self._stages = terms, common, stages
+        self._plans = plans_for(terms.profile, tuned_static=common.recipe.search.neural_compressor)
+        self.tried: list[Tried] = []
+        self.absent: list[Absent] = []
+
+    def run(self) -> None:
+        """All candidates that may win, or all there are where the recipe or the caller wants to see them."""
+        self._try_whole()
+        pruning = self._common.variants.pruning
+        plan = next((plan for plan in self._plans if plan.precision != STATIC), None)
+        if pruning is not None and plan is not None:
+            self._try_smaller(pruning, plan)
+
+    def choose(self, targets: Mapping[str, Target]) -> Choice:
+        """Among those tried so far; ``targets``: by candidate, what was measured on a device."""
+        if self.absent and not self.tried:
+            told = "; ".join(f"{absent.plan.name} is {absent.reason}" for absent in self.absent)
+            return Choice(chosen=None, reasons={}, remedy=f"{told}; or prefer another precision too")
+        figures = [self._figures(tried) for tried in self.tried]
+        if targets:
+            figures = [_as_brought(f, targets.get(f.name)) for f in figures]
+        terms = self._terms
+        on_target = terms.on_target or bool(targets)
+        return select(figures, terms.profile.budgets, max_drop=terms.max_drop, on_target=on_target)
+
+    def _try_whole(self) -> None:
+        terms, common = self._terms, self._common
+        preference_decides = not terms.on_target and not terms.brought and not common.all_candidates
+        for plan in self._plans:
+            if self.tried and preference_decides and self.choose({}).chosen:
+                break  # the rest comes after the one that keeps its promises
+            if plan.precision != STATIC:
+                self.tried.append(self._try(common.whole, self._made(common.whole, plan)))
+                continue
+            made = tuned_static.make(plan, common.whole, common.data, self._stages, max_drop=terms.max_drop)
+            if isinstance(made, Absent):
+                self.absent.append(made)
+            else:
+                self.tried.append(self._try(common.whole, made))
+
+    def _try_smaller(self, pruning: Pruning, plan: Plan) -> None:
+        """Pruned networks in the profile's first precision, one after the other."""
+        terms, common, whole = self._terms, self._common, self.tried[0]
+        kept: dict[Structure, bool] = {}
+        fits = [self._fits(rung, pruning, whole) for rung in pruning.rungs]
+        while len(kept) < common.recipe.search.structures and (rung := following(pruning.rungs, kept, fits)):
+            variant = common.variants.pruned(rung, pruning)
+            smaller = self._try(variant, self._made(variant, plan))
+            figures = self._figures(smaller)
+            missed = misses(figures, terms.profile.budgets, max_drop=terms.max_drop, on_target=terms.on_target)
+            # Who asks for pruning prefers the smaller of those that keep their promises.
+            self.tried.insert(sum(t.size_bytes < smaller.size_bytes for t in self.tried[: len(kept)]), smaller)
+            kept[rung] = not missed
+
+    def _made(self, variant: Variant, plan: Plan) -> Made:
+        name, converted = variant.candidate(plan.name), variant.fp32.folder
+        return self._stages.candidate(name, plan, converted, self._common.data, variant.encoder)
+
+    def _try(self, variant: Variant, made: Made) -> Tried:
+        terms, common, stages = self._terms, self._common, self._stages
+        rows, labels, reference = common.data.validation, common.data.labels, common.whole.reference
+        logits = stages.answers(made, "validation", rows, variant.encoder)
+        drops = class_drops(logits, reference, rows.labels, labels, max_drop=terms.max_drop)
+        broken = class_misses(drops, max_drop=terms.max_drop) + output_misses(logits, variant.reference, labels)
+        threads = terms.profile.threads if terms.on_target else Threads()
+        size = graph.size_bytes(made.folder)
+        return Tried(
+            variant=variant,
+            made=made,
+            logits=logits,
+            quality=quality("validation", logits, reference, rows.labels, labels),
+            class_drops=drops,
+            broken=broken,
+            measured=stages.measured(made, common.whole.fp32, terms.shapes, threads),
+            size_bytes=size,
+            bundle_size_bytes=size + variant.tokenizer_bytes + DOCUMENTS_BYTES,
+        )
+
+    def _fits(self, rung: Structure, pruning: Pruning, whole: Tried) -> bool:
+        """Whether a smaller network may keep the budgets, as far as arithmetic and the whole one's time tell."""
+        budgets, shape = self._terms.profile.budgets, pruning.shape
+        size = shape.size_bytes(rung, whole.made.plan.precision)
+        size += self._common.whole.tokenizer_bytes + DOCUMENTS_BYTES
+        if budgets.bundle_size_bytes is not None and size > budgets.bundle_size_bytes:
+            return False
+        timing = self._timing(whole)
+        if timing is None or budgets.latency_p95_s is None:
+            return True
+        return timing.p95 * shape.products(rung) / shape.products(shape.whole) <= budgets.latency_p95_s
+
+    def _timing(self, tried: Tried) -> Timing | None:
+        """At the profile's conditions, where this machine's figures count."""
+        terms = self._terms
+        return tried.measured.timing(*conditions_of(terms.profile, terms.longest)) if terms.on_target else None
+
+    def _figures(self, tried: Tried) -> Figures:
+        timing = self._timing(tried)
+        return Figures(
+            name=tried.made.name,
+            is_fp32=tried.made.plan.precision == "fp32",
+            is_pruned=tried.variant.structure is not None,
+            drop=tried.quality.drop.value if tried.quality.drop else None,
+            agreement=tried.quality.agreement,
+            size_bytes=tried.size_bytes,
+            bundle_size_bytes=tried.bundle_size_bytes,
+            latency_p50_s=timing.p50 if timing else None,
+            latency_p95_s=timing.p95 if timing else None,
+            speedup=timing.speedup if timing else None,
+            rss_bytes=tried.measured.rss_bytes if self._terms.on_target else None,
+            broken=tried.broken,
+        )
+
+
+def conditions_of(profile: DeviceProfile, longest: int) -> Shape:
+    """The profile's shape; its length cut to the longest input, as an agent does when it checks the budget."""
+    budgets = profile.budgets
+    return budgets.latency_batch, min(budgets.latency_length, longest), profile.threads.intra_op
+
+
+def _as_brought(figures: Figures, target: Target | None) -> Figures:
+    """The figures with those of the device, or with none where others were measured there and this one wasn't."""
+    return replace(
+        figures,
+        brought=target is not None,
+        latency_p50_s=target.p50 if target else None,
+        latency_p95_s=target.p95 if target else None,
+        speedup=target.speedup if target else None,
+        rss_bytes=target.rss_bytes if target else None,
+    )
