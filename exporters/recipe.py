@@ -180,13 +180,13 @@ def _check_keys(document: dict[str, Any], where: str) -> None:
             raise RecipeError(f"[{table}] is not available in this version", where=where, remedy=f"Remove [{table}]")
         if table not in tables:
             raise _unknown(table, [*tables], f"{where}: top level")
-        known = [field.name for field in msgspec.structs.fields(_struct(tables[table]))]
+        known = [field.name for field in msgspec.structs.fields(struct_of(tables[table]))]
         for key in content if isinstance(content, dict) else ():
             if key not in known:
                 raise _unknown(key, known, f"{where}: [{table}]")
 
 
-def _struct(kind: Any) -> Any:
+def struct_of(kind: Any) -> Any:
     """The struct of a table's type, of ``X | None`` too."""
     return next((part for part in get_args(kind) if part is not type(None)), kind)
 

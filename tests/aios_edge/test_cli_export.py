@@ -51,7 +51,7 @@ def one_message(stderr: str) -> str:
     [
         (RECIPE + 'lable = "x"\n', GOOD, 2, "Did you mean 'label'?"),
         (RECIPE + '[finetune]\nmethod = "lora"\n', GOOD, 2, "not available in this version"),
-        (RECIPE + "[prune]\n", GOOD, 2, "[prune] is not available"),
+        (RECIPE + "[augment]\n", GOOD, 2, "[augment] is not available"),
         (RECIPE, GOOD.replace("text,", "txt,"), 1, "did you mean 'txt'?"),
         (RECIPE, "text,label\na,x\nb,x\n", 1, "one class only"),
         (RECIPE, GOOD + " ,a\n", 1, "lines 162"),
