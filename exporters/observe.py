@@ -19,6 +19,8 @@ from exporters.scheme import Array, Scheme
 LEAST_STATIC = 8
 #: Activations whose grams together take more are observed in several passes.
 _GRAM_BYTES = 256_000_000
+#: Tokens that wait before they are multiplied: a product of [C, C] for each short text is mostly memory traffic.
+_TOKENS = 512
 
 
 def check_samples(samples: Sequence[Sample], scheme: Scheme) -> None:
@@ -66,10 +68,20 @@ def grams(model: Any, names: Sequence[str], samples: Sequence[Sample]) -> Iterat
         while left and sum(gram.nbytes for gram in part.values()) < _GRAM_BYTES:
             width = weights[groups[left[0]][0].input[1]].dims[0]
             part[left.pop(0)] = np.zeros((width, width), dtype=np.float32)
+        waiting: dict[str, list[Array]] = {name: [] for name in part}
         for name, activation in _folded(model, list(part), samples):
-            flat = activation.reshape(-1, activation.shape[-1])
-            part[name] += flat.T @ flat
-        yield from part.items()
+            waiting[name].append(activation.reshape(-1, activation.shape[-1]))
+            if sum(map(len, waiting[name])) >= _TOKENS:
+                part[name] += _gram(waiting.pop(name))
+                waiting[name] = []
+        for name, gram in part.items():
+            yield name, gram + _gram(waiting[name]) if waiting[name] else gram
+
+
+def _gram(tokens: Sequence[Array]) -> Array:
+    flat = np.concatenate(tokens)
+    found: Array = flat.T @ flat
+    return found
 
 
 def _folded(model: Any, names: list[str], samples: Sequence[Sample]) -> Iterator[tuple[str, NDArray[Any]]]:

@@ -18,11 +18,12 @@ from exporters.evaluate import Logits
 from exporters.ranges import Range
 from exporters.scheme import Scheme
 
-#: Agreement with fp32 on spliced rows that ends the search, and how many groups may be given up for it.
-GOAL = 0.99
+#: Agreement with fp32 on spliced rows that ends the search, and how many groups may be given up for it. What agrees on
+#: 0.98 of spliced rows agreed on 0.998 of real ones (docs/measurements.md).
+GOAL = 0.985
 MOST = 4
 HARM_ROWS = 64
-TRIAL_ROWS = 256
+TRIAL_ROWS = 512
 
 
 def ranked(harm: Mapping[str, float]) -> tuple[str, ...]:

@@ -125,6 +125,24 @@ def test_a_gemm_becomes_a_product_and_a_sum() -> None:
     assert graph.split_gemms(model) == 0
 
 
+def test_grams_are_those_of_all_tokens_in_one_pass_or_many(
+    converted: Path, token_rows: TokenRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = graph.load(converted / convert.FUSED), token_rows(12, 1)
+    names = list(observe.products(model))
+    tokens: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for arrays in ort.activations(model, names, rows):
+        for name, array in zip(names, arrays, strict=True):
+            tokens[name].append(array.reshape(-1, array.shape[-1]))
+    wanted = {name: np.concatenate(found).T @ np.concatenate(found) for name, found in tokens.items()}
+    for bytes_at_once, tokens_at_once in ((256_000_000, 512), (1, 512), (20_000, 20)):
+        monkeypatch.setattr(observe, "_GRAM_BYTES", bytes_at_once)
+        monkeypatch.setattr(observe, "_TOKENS", tokens_at_once)
+        found = dict(observe.grams(model, names, rows))
+        assert found.keys() == wanted.keys()
+        assert all(np.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-3) for name in names)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_poisoned_calibration_is_exit_3_and_names_the_activation(
     converted: Path, token_rows: TokenRows, value: float
