@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -99,6 +99,15 @@ def _plan(wanted: str, precision: Precision, profile: DeviceProfile) -> Plan:
     return Plan(
         name=f"{name}-r7" if narrow else name, precision=precision, reduce_range=narrow, rare_rows_in_4_bits=rare
     )
+
+
+def of_pruned(plans: Sequence[Plan]) -> Plan | None:
+    """What is built of a pruned network: the profile's first choice that can be. Who prunes wants it small, so rare
+    rows take 4 bits."""
+    first = next((plan for plan in plans if plan.precision != STATIC), None)
+    if first is None or first.precision != "dynamic-s8" or first.rare_rows_in_4_bits:
+        return first
+    return replace(first, name=first.name.replace("dynamic-s8", "dynamic-s8-e4"), rare_rows_in_4_bits=True)
 
 
 def build(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:

@@ -15,7 +15,7 @@ from exporters.data import Data
 from exporters.evaluate import Logits, Quality, quality
 from exporters.measure import Measured, Timing
 from exporters.output_range import output_misses
-from exporters.quantize import STATIC, Plan, plans_for
+from exporters.quantize import STATIC, Plan, of_pruned, plans_for
 from exporters.recipe import ExportRecipe
 from exporters.report import Target
 from exporters.select import Choice, Figures, Miss, misses, select
@@ -95,7 +95,7 @@ class Trials:
         """All candidates that may win, or all there are where the recipe or the caller wants to see them."""
         self._try_whole()
         pruning = self._common.variants.pruning
-        plan = next((plan for plan in self._plans if plan.precision != STATIC), None)
+        plan = of_pruned(self._plans)
         if pruning is not None and plan is not None:
             self._try_smaller(pruning, plan)
 

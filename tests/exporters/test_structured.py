@@ -65,7 +65,7 @@ def narrow(workshop: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
 def test_a_pruned_network_is_shipped_with_its_own_vocabulary(narrow: tuple[ExportReport, Path]) -> None:
     report, out = narrow
     profile = report.profiles["arm64-gateway"]
-    assert profile.chosen == "l2-h2-f64-v90+dynamic-s8"
+    assert profile.chosen == "l2-h2-f64-v90+dynamic-s8-e4"
     whole, pruned = (next(c for c in profile.candidates if c.name == name) for name in ("dynamic-s8", profile.chosen))
     assert pruned.size_bytes is not None and whole.size_bytes is not None and pruned.size_bytes < whole.size_bytes
     assert pruned.structure is not None and pruned.structure.heads == 2
@@ -120,7 +120,7 @@ def test_neural_compressor_s_candidate_is_of_the_whole_network_only(
     profile = msgspec.structs.replace(load_profile("arm64-gateway"), precision_preference=("static-s8", "dynamic-s8"))
     report = exporters.export(path, [profile], tmp_path / "out", cache=cache)
     found = report.profiles["arm64-gateway"]
-    assert found.chosen == "l2-h2-f64-v90+dynamic-s8"
+    assert found.chosen == "l2-h2-f64-v90+dynamic-s8-e4"
     assert [c.name for c in found.candidates] == [found.chosen, "dynamic-s8", "inc-static-s8"]
     assert found.candidates[-1].reason.startswith("not available here: ")
     assert report.stages["built"] == ()
