@@ -80,7 +80,15 @@ def run(
     check_vocabulary(source, tokenizer / TOKENIZER)
     check_special_tokens(source, tokenizer / TOKENIZER)
     whole_tokenizer = (tokenizer / TOKENIZER).read_bytes()
-    pruning = plan_pruning(recipe.prune, source, data, whole_tokenizer, trials=recipe.search.trials)
+    sizes = [size for profile in profiles if (size := profile.budgets.bundle_size_bytes) is not None]
+    pruning = plan_pruning(
+        recipe.prune,
+        source,
+        data,
+        whole_tokenizer,
+        size_bytes=min(sizes, default=None),
+        trials=recipe.search.trials,
+    )
     identity = stages.identity(source, data.labels, pair=data.pair)
     encoder = stages.encoder(identity, tokenizer)
     known = coverage(encoder.samples(data.validation.texts), tokenizer / TOKENIZER)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from exporters import distill, encode, finetune, prune, recovery_search, source, structure, training, vocabulary
-from exporters.bundle import Identity, text_input
+from exporters.bundle import DOCUMENTS_BYTES, Identity, text_input
 from exporters.cache import code_digest
 from exporters.data import Data, Labelled
 from exporters.encode import TOKENIZER, Encoder
@@ -28,7 +28,7 @@ from exporters.structure import Shape, Structure
 #: Training rows that importance is measured on.
 _IMPORTANCE_ROWS = 1024
 _BATCH = 32
-#: Share of the vocabulary that stays at least, where the recipe doesn't say.
+#: Share of the vocabulary that stays at least, where the budget asks for a smaller one.
 _VOCABULARY_SHARE = 0.25
 
 
@@ -71,9 +71,17 @@ class Pruning:
 
 
 def plan_pruning(
-    section: PruneSection | None, origin: Source, data: Data, tokenizer: bytes, *, trials: int = 0
+    section: PruneSection | None,
+    origin: Source,
+    data: Data,
+    tokenizer: bytes,
+    *,
+    size_bytes: int | None = None,
+    trials: int = 0,
 ) -> Pruning | None:
     """Read the wish and check it against source and data, before anything is trained; None without a wish.
+
+    ``size_bytes``: the smallest of the profiles' budgets for a bundle.
 
     Raises :class:`RecipeError` for more than there is, for an architecture or tokenizer that can't be pruned, and for a
     vocabulary that would take a class's words; :class:`MissingExtra` for ``trials`` without Optuna.
@@ -83,16 +91,20 @@ def plan_pruning(
     if trials:
         recovery_search.check_available()
     shape = prune.shape_of(source.load_torch(origin.folder, labels=data.labels))
-    pieces = _pieces(section, shape.whole.vocabulary, data, tokenizer)
+    room = None if size_bytes is None else size_bytes - len(tokenizer) - DOCUMENTS_BYTES
+    pieces = _pieces(section, shape, data, tokenizer, room)
     rungs = structure.ladder(shape, len(pieces))
     if section.explicit:
         rungs = (structure.asked_for(section, shape, len(pieces)),)
     return Pruning(shape=shape, pieces=pieces, rungs=rungs)
 
 
-def _pieces(section: PruneSection, whole: int, data: Data, tokenizer: bytes) -> tuple[int, ...]:
-    asked = section.vocabulary
-    if asked == 0 or (asked is None and not vocabulary.can_prune(tokenizer)):
+def _pieces(section: PruneSection, shape: Shape, data: Data, tokenizer: bytes, room: int | None) -> tuple[int, ...]:
+    """All, unless the recipe or the budget says otherwise: words that training didn't see lose by it for good."""
+    asked, whole = section.vocabulary, shape.whole.vocabulary
+    narrow = structure.ladder(shape, whole)[:2] or (shape.whole,)
+    fits = room is None or shape.size_bytes(narrow[-1], "dynamic-s8") <= room
+    if asked == 0 or (asked is None and (fits or not vocabulary.can_prune(tokenizer))):
         return tuple(range(whole))
     counts = vocabulary.used(tokenizer, data.train.texts + data.unlabelled)
     if asked is None:
