@@ -22,8 +22,8 @@ def test_overload_is_shared_with_the_cloud_and_little_is_late(start_agent: Any, 
         started = time.monotonic()
         assert device.infer("a good film with a story")[0] == 200
         unloaded.append(time.monotonic() - started)
-    p95_s = sorted(unloaded)[28]
-    rate, deadline_s = 3 / (sum(unloaded) / 30), 3 * p95_s
+    median_s = sorted(unloaded)[15]  # the largest but one would be decided by a single hiccup, and with it the share
+    rate, deadline_s = 3 / (sum(unloaded) / 30), 3 * median_s
     rng = random.Random(4)
     outcomes: list[tuple[int, str, str, float]] = []
     lock = threading.Lock()
