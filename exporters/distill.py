@@ -122,7 +122,10 @@ def distill(
             loss = loss + section.state_weight * functional.mse_loss(own, states[numbers].float())
         return loss
 
-    trained = list(student.parameters())
+    if section.freeze_embeddings:
+        for parameter in student.base_model.embeddings.parameters():
+            parameter.requires_grad = False
+    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
     examples = Examples(encoder.samples(rows.texts), rows.labels)
     held_out = Examples(encoder.samples(validation.texts), validation.labels)
     epochs = train(student, trained, settings, examples, held_out, encoder, loss_of, work, progress)
