@@ -80,7 +80,7 @@ def _with_structured(workshop: Workshop, plan: Plan, out: Path, source: str) -> 
         plan.finetune,
         MODEL_NAME,
         max_drop=MAX_DROP_STRUCTURED,
-        search={"exhaustive": plan.exhaustive, "structures": 1},
+        search={"exhaustive": plan.exhaustive, "structures": plan.structures},
         more={"prune": {}, "distill": plan.distill},
     )
     folder, kept = out / "structured", out / "export" / ".cache"

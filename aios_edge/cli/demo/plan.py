@@ -9,13 +9,15 @@ from dataclasses import dataclass
 class Plan:
     """The figures that differ between ``demo`` and ``demo --fast``.
 
-    ``finetune`` and ``distill`` are the recipe's tables of those names, the latter for ``--structured`` only.
+    ``finetune`` and ``distill`` are the recipe's tables of those names, the latter for ``--structured`` only, as are
+    ``structures``, the pruned networks that are tried at most.
     ``load_s`` is the length of each overload run, ``distinct_sentences`` how many test sentences the load draws from,
     ``latency_samples`` how many sequential requests the unloaded p95 is taken from.
     """
 
     finetune: dict[str, str | int | float]
     distill: dict[str, str | int | float]
+    structures: int
     validation_rows: int
     test_rows: int
     exhaustive: bool
@@ -35,7 +37,8 @@ FULL = Plan(
         "max_length": 64,
         "seed": 7,
     },
-    distill={"epochs": 5},
+    distill={"epochs": 4},
+    structures=2,
     validation_rows=500,
     test_rows=2000,
     exhaustive=True,
@@ -58,6 +61,7 @@ FAST = Plan(
         "seed": 7,
     },
     distill={"epochs": 1},
+    structures=1,
     validation_rows=400,
     test_rows=500,
     exhaustive=False,
