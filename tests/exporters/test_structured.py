@@ -42,6 +42,7 @@ vocabulary = {vocabulary}
 [distill]
 epochs = 2
 learning_rate = 1e-3
+freeze_embeddings = false
 """
 
 
