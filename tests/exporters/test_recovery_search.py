@@ -31,7 +31,6 @@ class Trainings:
 
 
 def searched(run: Trainings, work: Path, trials: int = 6) -> DistillSection:
-    pytest.importorskip("optuna", reason="comes with the extra [search]")
     work.mkdir(exist_ok=True)
     return recovery_search.search(BASE, trials, run, work, SilentProgress(), seed=3)
 

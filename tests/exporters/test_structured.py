@@ -143,7 +143,6 @@ def test_texts_without_labels_teach_the_pruned_network(
 def test_short_trainings_look_for_the_recovery_s_hyper_parameters(
     workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path
 ) -> None:
-    pytest.importorskip("optuna", reason="comes with the extra [search]")
     path = workshop / "trials.toml"
     plain = RECIPE.format(vocabulary=90, more="heads = 2\nffn = 64\n")
     path.write_text(plain + "[search]\ntrials = 2\n", encoding="utf-8")
