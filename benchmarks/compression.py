@@ -46,7 +46,7 @@ LENGTHS = (32, 128)
 ROUNDS = 150
 RESAMPLES = 2000
 #: What is built of each network, whatever the profile of this machine prefers.
-CANDIDATES = ("dynamic-s8", "dynamic-s8-e4", "qdq-u8s8", "fp32")
+CANDIDATES = ("dynamic-s8", "dynamic-s8-e4", "dynamic-s8-e2", "qdq-u8s8", "fp32")
 
 
 @dataclass(frozen=True)

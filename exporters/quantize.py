@@ -24,6 +24,8 @@ _DYNAMIC_OPERATORS = ("MatMul", "Attention")
 #: Not built here: it starts from torch and needs a package that may not be there (:mod:`exporters.inc`).
 STATIC: Precision = "static-s8"
 _NAMES: dict[str, str] = {STATIC: "inc-static-s8"}  # named after who makes it
+#: Bits of a table's rows that training didn't look up, the most first.
+_RARE_ROW_BITS = {"dynamic-s8-e4": 4, "dynamic-s8-e2": 2}
 _NARROW = ("dynamic-s8", "qdq-u8s8", STATIC)  # what a CPU runs, and so what reduce_range speaks of
 _OFFLINE = SessionSpec(graph_optimization_level="basic")
 _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.SKIP_FUSION,))
@@ -32,13 +34,18 @@ _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.
 @dataclass(frozen=True)
 class Plan:
     """A candidate to build. ``name`` tells variants of one precision apart: ``dynamic-s8-r7`` has 7-bit weights
-    (``reduce_range``), ``dynamic-s8-e4`` 4 bits for the embeddings of words that training didn't see
-    (``rare_rows_in_4_bits``)."""
+    (``reduce_range``), ``dynamic-s8-e4`` and ``-e2`` fewer bits for the embeddings of words that training didn't see
+    (``rare_row_bits``)."""
 
     name: str
     precision: Precision
     reduce_range: bool = False
-    rare_rows_in_4_bits: bool = False
+    rare_row_bits: int = 8
+
+    @property
+    def counts_rows(self) -> bool:
+        """Whether it matters which words occur in training."""
+        return self.rare_row_bits < 8
 
 
 @dataclass(frozen=True)
@@ -94,20 +101,21 @@ def plans_for(profile: DeviceProfile, *, tuned_static: bool = False) -> tuple[Pl
 
 
 def _plan(wanted: str, precision: Precision, profile: DeviceProfile) -> Plan:
-    narrow, rare = precision in _NARROW and profile.reduce_range, wanted == "dynamic-s8-e4"
+    narrow = precision in _NARROW and profile.reduce_range
     name = _NAMES.get(wanted, wanted)
-    return Plan(
-        name=f"{name}-r7" if narrow else name, precision=precision, reduce_range=narrow, rare_rows_in_4_bits=rare
-    )
+    bits = _RARE_ROW_BITS.get(wanted, 8)
+    return Plan(name=f"{name}-r7" if narrow else name, precision=precision, reduce_range=narrow, rare_row_bits=bits)
 
 
-def of_pruned(plans: Sequence[Plan]) -> Plan | None:
-    """What is built of a pruned network: the profile's first choice that can be. Who prunes wants it small, so rare
-    rows take 4 bits."""
+def of_pruned(plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    """What can be built of a pruned network, the largest first: the profile's first choice that can be. Who prunes
+    wants it small, so rare rows take 4 bits, or 2."""
     first = next((plan for plan in plans if plan.precision != STATIC), None)
-    if first is None or first.precision != "dynamic-s8" or first.rare_rows_in_4_bits:
-        return first
-    return replace(first, name=first.name.replace("dynamic-s8", "dynamic-s8-e4"), rare_rows_in_4_bits=True)
+    if first is None or first.precision != "dynamic-s8":
+        return () if first is None else (first,)
+    suffix = "-r7" if first.reduce_range else ""
+    smaller = {bits: name for name, bits in _RARE_ROW_BITS.items() if bits <= first.rare_row_bits}
+    return tuple(replace(first, name=name + suffix, rare_row_bits=bits) for bits, name in smaller.items())
 
 
 def build(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
@@ -143,7 +151,7 @@ def _dynamic_s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     ort.quantize_dynamic_s8(prepared, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
     steps.remove(prepared)
     model = graph.load(quantized)
-    tables.quantize_tables(model, rows.counts if plan.rare_rows_in_4_bits else {})
+    tables.quantize_tables(model, rows.counts if plan.counts_rows else {}, plan.rare_row_bits)
     steps.save(model, quantized)
     return _offline(converted, quantized, work)
 

@@ -1,12 +1,13 @@
-"""Embedding tables by use: rows that training looked up in 8 bits, all other rows in 4.
+"""Embedding tables by use: rows that training looked up in 8 bits, all other rows in 4 or 2.
 
 Most of a vocabulary never occurs in the data of one task, yet a device may meet any word. A table is split in two: the
 rows in use keep 8 bits with a scale per channel; the others get 4 bits with a scale per row and channel, two entries a
-byte. Each id has a place in both halves, and row 0 of each is nothing, so the two lookups are added.
+byte, or 2 bits (:mod:`exporters.product_codes`). Each id has a place in both halves, and row 0 of each is nothing, so
+the two lookups are added.
 
-All in standard operators of opset 17. A byte ``16 a + b`` holds an entry of the left half of the channels and one of
-the right half: shifted left by 4 bits it is ``16 b``; as it is, it is ``16 a`` with a known rest, which ``a`` is chosen
-to make up for. So nothing is masked, and one scale serves both.
+All in standard operators of opset 17. In 4 bits a byte ``16 a + b`` holds an entry of the left half of the channels and
+one of the right half: shifted left by 4 bits it is ``16 b``; as it is, it is ``16 a`` with a known rest, which ``a`` is
+chosen to make up for. So nothing is masked, and one scale serves both.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from exporters import product_codes
 
 #: At most this share of the rows keeps 8 bits, those that occur most often: the table shrinks whatever the data.
 MOST_FINE = 0.25
@@ -99,51 +102,38 @@ def _packed(part: Array, scale: Array, middle: Array) -> NDArray[np.uint8]:
     return packed
 
 
-def lookup(name: str, ids: str, output: str, table: Array, fine: NDArray[np.intp]) -> tuple[list[Any], list[Any]]:
-    """Nodes and initializers that look ``ids`` up in ``table`` [V, W] and leave ``output`` [..., W], W even.
+def can_split(width: int, bits: int) -> bool:
+    """Whether rows this wide can be had in so few bits."""
+    return width % (product_codes.TOGETHER if bits == 2 else 2) == 0
 
-    ``fine``: the rows in 8 bits. ``name`` is the table's, whose constants are named after it.
+
+def lookup(
+    name: str, ids: str, output: str, table: Array, fine: NDArray[np.intp], bits: int
+) -> tuple[list[Any], list[Any]]:
+    """Nodes and initializers that look ``ids`` up in ``table`` [V, W] and leave ``output`` [..., W].
+
+    ``fine``: the rows in 8 bits; the others get ``bits``, 4 or 2. ``name`` is the table's, whose constants are named
+    after it. W must be such that :func:`can_split`.
     """
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, numpy_helper
 
     rest = np.setdiff1d(np.arange(len(table)), fine)
     entries, scale = in_s8(table[fine])
-    coarse = in_nibbles(table[rest])
-    constants = {
+    constants, steps = _in_two_bits(table[rest]) if bits == 2 else _in_four_bits(table[rest])
+    constants |= {
         "fine": _behind_nothing(entries),
         "fine/scale": scale,
         "fine/rows": _places(fine, len(table)),
-        "coarse": _behind_nothing(coarse.packed),
-        "coarse/scale": coarse.channels,
-        "coarse/row_scales": _behind_nothing(coarse.rows),
-        "coarse/middle": coarse.middle,
         "coarse/rows": _places(rest, len(table)),
-        "bits": np.asarray(4, dtype=np.uint8),
     }
-
-    def node(operator: str, inputs: tuple[str, ...], made: str, **attributes: Any) -> Any:
-        names = [f"{name}/{entry}" if entry in constants else f"{output}/{entry}" for entry in inputs]
-        names = [ids if entry == "ids" else full for entry, full in zip(inputs, names, strict=True)]
-        full = f"{output}/{made}" if made else output
-        return helper.make_node(operator, names, [full], name=full, **attributes)
-
-    def found(half: str) -> list[Any]:
-        return [
-            node("Gather", (f"{half}/rows", "ids"), f"{half}/place"),
-            node("Cast", (f"{half}/place",), f"{half}/row", to=TensorProto.INT32),
-            node("Gather", (half, f"{half}/row"), f"{half}/raw"),
-        ]
-
+    node = _Nodes(name, ids, output, frozenset(constants))
     nodes = [
-        *found("coarse"),
-        node("BitShift", ("coarse/raw", "bits"), "coarse/right", direction="LEFT"),
-        node("Concat", ("coarse/raw", "coarse/right"), "coarse/both", axis=-1),
-        node("Cast", ("coarse/both",), "coarse/float", to=TensorProto.FLOAT),
-        node("Sub", ("coarse/float", "coarse/middle"), "coarse/steps"),
+        *node.row("coarse"),
+        *(node(operator, inputs, made, **attributes) for operator, inputs, made, attributes in steps),
         node("Gather", ("coarse/row_scales", "coarse/row"), "coarse/row_scale"),
         node("Mul", ("coarse/steps", "coarse/row_scale"), "coarse/scaled"),
         node("Mul", ("coarse/scaled", "coarse/scale"), "coarse/found"),
-        *found("fine"),
+        *node.row("fine"),
         node("Cast", ("fine/raw",), "fine/steps", to=TensorProto.FLOAT),
         node("Mul", ("fine/steps", "fine/scale"), "fine/found"),
         node("Add", ("coarse/found", "fine/found"), ""),
@@ -152,8 +142,86 @@ def lookup(name: str, ids: str, output: str, table: Array, fine: NDArray[np.intp
     return nodes, initializers
 
 
+@dataclass(frozen=True)
+class _Nodes:
+    """Makes nodes; a constant belongs to the table ``name``, everything else to the lookup that leaves ``output``."""
+
+    name: str
+    ids: str
+    output: str
+    constants: frozenset[str]
+
+    def __call__(self, operator: str, inputs: tuple[str, ...], made: str, **attributes: Any) -> Any:
+        from onnx import helper
+
+        names = [f"{self.name}/{entry}" if entry in self.constants else f"{self.output}/{entry}" for entry in inputs]
+        names = [self.ids if entry == "ids" else full for entry, full in zip(inputs, names, strict=True)]
+        full = f"{self.output}/{made}" if made else self.output
+        return helper.make_node(operator, names, [full], name=full, **attributes)
+
+    def row(self, half: str) -> list[Any]:
+        """Each id's row of a half."""
+        from onnx import TensorProto
+
+        return [
+            self("Gather", (f"{half}/rows", "ids"), f"{half}/place"),
+            self("Cast", (f"{half}/place",), f"{half}/row", to=TensorProto.INT32),
+            self("Gather", (half, f"{half}/row"), f"{half}/raw"),
+        ]
+
+
+#: Operator, inputs, what it makes, attributes.
+_Step = tuple[str, tuple[str, ...], str, dict[str, Any]]
+
+
+def _in_four_bits(table: Array) -> tuple[dict[str, NDArray[Any]], list[_Step]]:
+    """The coarse half's constants, and the way from its raw bytes to steps."""
+    from onnx import TensorProto
+
+    found = in_nibbles(table)
+    constants = {
+        "coarse": _behind_nothing(found.packed),
+        "coarse/scale": found.channels,
+        "coarse/row_scales": _behind_nothing(found.rows),
+        "coarse/middle": found.middle,
+        "bits": np.asarray(4, dtype=np.uint8),
+    }
+    steps: list[_Step] = [
+        ("BitShift", ("coarse/raw", "bits"), "coarse/right", {"direction": "LEFT"}),
+        ("Concat", ("coarse/raw", "coarse/right"), "coarse/both", {"axis": -1}),
+        ("Cast", ("coarse/both",), "coarse/float", {"to": TensorProto.FLOAT}),
+        ("Sub", ("coarse/float", "coarse/middle"), "coarse/steps", {}),
+    ]
+    return constants, steps
+
+
+def _in_two_bits(table: Array) -> tuple[dict[str, NDArray[Any]], list[_Step]]:
+    """The same with books."""
+    from onnx import TensorProto
+
+    found = product_codes.in_codes(table)
+    constants = {
+        "coarse": _behind_nothing(found.numbers),
+        "coarse/scale": found.channels,
+        "coarse/row_scales": _behind_nothing(found.rows),
+        "coarse/starts": found.starts,
+        "coarse/books": found.books,
+        "coarse/width": np.asarray([table.shape[1]], dtype=np.int64),
+    }
+    steps: list[_Step] = [
+        ("Cast", ("coarse/raw",), "coarse/number", {"to": TensorProto.INT32}),
+        ("Add", ("coarse/number", "coarse/starts"), "coarse/entry", {}),
+        ("Gather", ("coarse/books", "coarse/entry"), "coarse/entries", {}),
+        ("Shape", ("ids",), "coarse/places", {}),
+        ("Concat", ("coarse/places", "coarse/width"), "coarse/shape", {"axis": 0}),
+        ("Reshape", ("coarse/entries", "coarse/shape"), "coarse/joined", {}),
+        ("Cast", ("coarse/joined",), "coarse/steps", {"to": TensorProto.FLOAT}),
+    ]
+    return constants, steps
+
+
 def _behind_nothing(rows: NDArray[Any]) -> NDArray[Any]:
-    """A row of zeros, then ``rows``: what an id that isn't here finds. (In 4 bits its row scale is 0.)"""
+    """A row of zeros, then ``rows``: what an id that isn't here finds. (In fewer bits its row scale is 0.)"""
     return np.concatenate([np.zeros_like(rows, shape=(1, *rows.shape[1:])), rows])
 
 

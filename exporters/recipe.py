@@ -65,8 +65,8 @@ class FinetuneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What each layer keeps: ``heads``, ``ffn`` (neurons), ``layers``. With one of them given the others stay whole;
     with none, the profile's budget and what training recovers decide (:mod:`exporters.structure`). ``vocabulary``
-    counts pieces: None keeps all, or where the budget is too small for them a quarter and what the training rows use;
-    0 keeps all."""
+    counts pieces: None keeps all, or where the budget is too small for them as many as fit, but what the training rows
+    use; 0 keeps all."""
 
     heads: int | None = None
     ffn: int | None = None

@@ -29,6 +29,7 @@ from exporters import (
     measure_rss,
     observe,
     ort,
+    product_codes,
     prune,
     qdq,
     quantize,
@@ -59,7 +60,8 @@ _TOOLS = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy")
 _QUIET = Threads()
 #: Whatever decides what a quantized candidate looks like.
 _QUANTIZING = (
-    quantize, observe, equalize, graph, ort, qdq, ranges, rare_rows, rounding, scheme, sensitivity, steps, tables,
+    quantize, observe, equalize, graph, ort, product_codes, qdq, ranges, rare_rows, rounding, scheme, sensitivity,
+    steps, tables,
 )  # fmt: skip
 _BERT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -187,12 +189,12 @@ class Stages:
         """One candidate, built. Only what calibrates depends on the training rows."""
         ingredients = {
             "convert": converted.name,
-            "plan": [plan.name, plan.precision, plan.reduce_range, plan.rare_rows_in_4_bits],
+            "plan": [plan.name, plan.precision, plan.reduce_range, plan.rare_row_bits],
             "tools": self.tools,
             "code": code_digest(*_QUANTIZING, encode, self.task),
             "calibration": [quantize.CALIBRATION_SAMPLES, quantize.TRIAL_SAMPLES],
         }
-        if plan.rare_rows_in_4_bits:  # which rows are rare is counted in all training rows, as the encoder sees them
+        if plan.counts_rows:  # which rows are rare is counted in all training rows, as the encoder sees them
             code = code_digest(encode, self.task)
             ingredients["counted"] = [data.train.digest(), encoder.digest(), code]
 
@@ -203,7 +205,7 @@ class Stages:
             rows = Rows(
                 calibration=encoder.samples(data.train.spread(quantize.CALIBRATION_SAMPLES)),
                 trial=encoder.samples(between),
-                counts=encoder.counts(data.train.texts) if plan.rare_rows_in_4_bits else {},
+                counts=encoder.counts(data.train.texts) if plan.counts_rows else {},
             )
             quantize.build(plan, converted, rows, work)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from aios_edge.errors import RecipeError
@@ -14,6 +14,7 @@ from exporters.recipe import PruneSection
 LADDER = (
     (Fraction(1), Fraction(1, 2)),
     (Fraction(1), Fraction(1, 3)),
+    (Fraction(1), Fraction(1, 4)),
     (Fraction(1), Fraction(1, 6)),
     (Fraction(2, 3), Fraction(1, 4)),
     (Fraction(1, 2), Fraction(1, 6)),
@@ -24,6 +25,8 @@ _FIRST = 1
 _NEURONS = 64
 #: Bytes of a weight after quantization.
 _WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
+#: Share of the rows of a table that keep 8 bits at most, where the others get fewer.
+_FINE_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +57,23 @@ class Shape:
         width = self.hidden * structure.heads // self.whole.heads
         return structure.layers * (4 * self.hidden * width + 2 * self.hidden * structure.ffn)
 
-    def size_bytes(self, structure: Structure, precision: str) -> int:
-        """An estimate of a candidate's model files: products, tables and pooler."""
-        tables = (structure.vocabulary + self.positions) * self.hidden
-        weights = self.products(structure) + tables + self.hidden**2
-        return weights * _WEIGHT_BYTES.get(precision, 1)
+    def size_bytes(self, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
+        """An estimate of a candidate's model files, high rather than low: products, tables and pooler."""
+        weights = self.products(structure) + self.positions * self.hidden + self.hidden**2
+        return math.ceil(weights * _bytes(precision) + structure.vocabulary * self._row_bytes(precision, rare_row_bits))
+
+    def pieces_within(self, size_bytes: int, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
+        """How large a vocabulary of a network of this structure fits model files of that size, by the same estimate."""
+        without = self.size_bytes(replace(structure, vocabulary=0), precision, rare_row_bits)
+        return max(0, int((size_bytes - without) / self._row_bytes(precision, rare_row_bits)))
+
+    def _row_bytes(self, precision: str, rare_row_bits: int) -> float:
+        share = 1.0 if rare_row_bits == 8 else _FINE_SHARE + (1 - _FINE_SHARE) * rare_row_bits / 8
+        return self.hidden * share * _bytes(precision)
+
+
+def _bytes(precision: str) -> int:
+    return _WEIGHT_BYTES.get(precision, 1)
 
 
 def ladder(shape: Shape, vocabulary: int) -> tuple[Structure, ...]:

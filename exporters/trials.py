@@ -94,10 +94,9 @@ class Trials:
     def run(self) -> None:
         """All candidates that may win, or all there are where the recipe or the caller wants to see them."""
         self._try_whole()
-        pruning = self._common.variants.pruning
-        plan = of_pruned(self._plans)
-        if pruning is not None and plan is not None:
-            self._try_smaller(pruning, plan)
+        pruning, plans = self._common.variants.pruning, of_pruned(self._plans)
+        if pruning is not None and plans:
+            self._try_smaller(pruning, plans)
 
     def choose(self, targets: Mapping[str, Target]) -> Choice:
         """Among those tried so far; ``targets``: by candidate, what was measured on a device."""
@@ -126,19 +125,23 @@ class Trials:
             else:
                 self.tried.append(self._try(common.whole, made))
 
-    def _try_smaller(self, pruning: Pruning, plan: Plan) -> None:
-        """Pruned networks in the profile's first precision, one after the other."""
-        terms, common, whole = self._terms, self._common, self.tried[0]
+    def _try_smaller(self, pruning: Pruning, plans: tuple[Plan, ...]) -> None:
+        """Pruned networks, one after the other, each as the first of ``plans`` that the budgets have room for."""
+        terms, common, whole = self._terms, self._common, list(self.tried)
+        pruned: dict[Structure, list[Tried]] = {}
         kept: dict[Structure, bool] = {}
-        fits = [self._fits(rung, pruning, whole) for rung in pruning.rungs]
+        rooms = {rung: [p for p in plans if self._has_room(rung, p, pruning)] for rung in pruning.rungs}
+        fits = [bool(rooms[rung]) and self._is_fast(rung, pruning, whole[0]) for rung in pruning.rungs]
         while len(kept) < common.recipe.search.structures and (rung := following(pruning.rungs, kept, fits)):
             variant = common.variants.pruned(rung, pruning)
-            smaller = self._try(variant, self._made(variant, plan))
-            figures = self._figures(smaller)
-            missed = misses(figures, terms.profile.budgets, max_drop=terms.max_drop, on_target=terms.on_target)
-            # Who asks for pruning prefers the smaller of those that keep their promises.
-            self.tried.insert(sum(t.size_bytes < smaller.size_bytes for t in self.tried[: len(kept)]), smaller)
-            kept[rung] = not missed
+            first = (*rooms[rung], plans[-1])[0]
+            others = [plan for plan in plans if plan != first] if common.for_measuring else []
+            pruned[rung] = [self._try(variant, self._made(variant, plan)) for plan in (first, *others)]
+            figures = self._figures(pruned[rung][0])
+            kept[rung] = not misses(figures, terms.profile.budgets, max_drop=terms.max_drop, on_target=terms.on_target)
+            # Who asks for pruning prefers the narrower of those that keep their promises.
+            narrowest = sorted(pruned, key=pruning.shape.products)
+            self.tried = [tried for rung in narrowest for tried in pruned[rung]] + whole
 
     def _made(self, variant: Variant, plan: Plan) -> Made:
         name, converted = variant.candidate(plan.name), variant.fp32.folder
@@ -164,17 +167,18 @@ class Trials:
             bundle_size_bytes=size + variant.tokenizer_bytes + DOCUMENTS_BYTES,
         )
 
-    def _fits(self, rung: Structure, pruning: Pruning, whole: Tried) -> bool:
-        """Whether a smaller network may keep the budgets, as far as arithmetic and the whole one's time tell."""
-        budgets, shape = self._terms.profile.budgets, pruning.shape
-        size = shape.size_bytes(rung, whole.made.plan.precision)
-        size += self._common.whole.tokenizer_bytes + DOCUMENTS_BYTES
-        if budgets.bundle_size_bytes is not None and size > budgets.bundle_size_bytes:
-            return False
-        timing = self._timing(whole)
-        if timing is None or budgets.latency_p95_s is None:
+    def _has_room(self, rung: Structure, plan: Plan, pruning: Pruning) -> bool:
+        """Whether a smaller network may keep the budget for its size, as far as arithmetic tells."""
+        most = self._terms.profile.budgets.bundle_size_bytes
+        size = pruning.shape.size_bytes(rung, plan.precision, plan.rare_row_bits)
+        return most is None or size + self._common.whole.tokenizer_bytes + DOCUMENTS_BYTES <= most
+
+    def _is_fast(self, rung: Structure, pruning: Pruning, whole: Tried) -> bool:
+        """The same for the budget of time, as far as the whole network's tells."""
+        most, shape, timing = self._terms.profile.budgets.latency_p95_s, pruning.shape, self._timing(whole)
+        if timing is None or most is None:
             return True
-        return timing.p95 * shape.products(rung) / shape.products(shape.whole) <= budgets.latency_p95_s
+        return timing.p95 * shape.products(rung) / shape.products(shape.whole) <= most
 
     def _timing(self, tried: Tried) -> Timing | None:
         """At the profile's conditions, where this machine's figures count."""

@@ -28,8 +28,8 @@ from exporters.structure import Shape, Structure
 #: Training rows that importance is measured on.
 _IMPORTANCE_ROWS = 1024
 _BATCH = 32
-#: Share of the vocabulary that stays at least, where the budget asks for a smaller one.
-_VOCABULARY_SHARE = 0.25
+#: What the smallest candidates of a pruned network are: their size says how many pieces a budget has room for.
+_SMALLEST = ("dynamic-s8", 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,14 +102,15 @@ def plan_pruning(
 def _pieces(section: PruneSection, shape: Shape, data: Data, tokenizer: bytes, room: int | None) -> tuple[int, ...]:
     """All, unless the recipe or the budget says otherwise: words that training didn't see lose by it for good."""
     asked, whole = section.vocabulary, shape.whole.vocabulary
-    narrow = structure.ladder(shape, whole)[:2] or (shape.whole,)
-    fits = room is None or shape.size_bytes(narrow[-1], "dynamic-s8") <= room
-    if asked == 0 or (asked is None and (fits or not vocabulary.can_prune(tokenizer))):
+    fit = whole
+    if asked is None and room is not None and vocabulary.can_prune(tokenizer):
+        narrow = structure.ladder(shape, whole)[:2] or (shape.whole,)
+        fit = shape.pieces_within(room, narrow[-1], *_SMALLEST)
+    if asked == 0 or (asked is None and fit >= whole):
         return tuple(range(whole))
     counts = vocabulary.used(tokenizer, data.train.texts + data.unlabelled)
     if asked is None:
-        needed = vocabulary.least(tokenizer).union(*counts)
-        asked = max(len(needed), round(whole * _VOCABULARY_SHARE))
+        asked = max(fit, len(vocabulary.least(tokenizer).union(*counts)))
     kept = vocabulary.choose(tokenizer, counts, min(asked, whole))
     vocabulary.check_classes(kept, counts[: len(data.train)], data.train.labels, data.labels)
     return kept

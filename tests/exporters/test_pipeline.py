@@ -260,19 +260,19 @@ def test_a_second_profile_reuses_what_it_can(whole: Run, workshop: Path, tmp_pat
     assert open_bundle(tmp_path / "rpi4").manifest.profile == "rpi4"
 
 
+@pytest.mark.parametrize(("variant", "by"), [("dynamic-s8-e4", "BitShift"), ("dynamic-s8-e2", "Reshape")])
 def test_rows_of_words_that_training_saw_are_counted_for_the_small_candidate(
-    whole: Run, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Run, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, by: str
 ) -> None:
     built, quantize_tables = [], tables.quantize_tables
     monkeypatch.setattr(tables, "LEAST_ENTRIES", 1000)  # the tiny model's table is tiny too
     monkeypatch.setattr(tables, "quantize_tables", lambda *args: built.append(args[1]) or quantize_tables(*args))
     shutil.copytree(whole.out / ".cache", tmp_path / "cache", ignore=shutil.ignore_patterns("quantize", "evaluate"))
-    report = exporters.export(
-        workshop / "recipe.toml", [load_profile("rpi4")], tmp_path / "out", cache=tmp_path / "cache"
-    )
+    profile = msgspec.structs.replace(load_profile("rpi4"), precision_preference=("dynamic-s8", variant))
+    report = exporters.export(workshop / "recipe.toml", [profile], tmp_path / "out", cache=tmp_path / "cache")
     small, plain = (report.profiles["rpi4"].candidates[at] for at in (1, 0))
-    assert (small.name, small.precision, plain.name) == ("dynamic-s8-e4", "dynamic-s8", "dynamic-s8")
-    assert small.operators["BitShift"] == 1 and "BitShift" not in plain.operators
+    assert (small.name, small.precision, plain.name) == (variant, "dynamic-s8", "dynamic-s8")
+    assert small.operators[by] == plain.operators.get(by, 0) + 1
     assert small.agreement is not None and small.agreement > 0.98
     (counts,) = filter(None, built)
     assert counts["input_ids"][2] == 600  # one [CLS] in each of the training rows

@@ -9,7 +9,8 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters import graph, rare_rows
+from exporters import graph, product_codes, rare_rows
+from exporters.product_codes import in_codes
 from exporters.rare_rows import fine_rows, in_nibbles
 from exporters.tables import quantize_tables
 
@@ -114,6 +115,12 @@ def test_what_cant_be_told_by_use_keeps_8_bits(lookups: tuple[str, ...], width: 
     assert all(node.op_type != "BitShift" for node in made.graph.node)
 
 
+def test_a_width_without_books_keeps_8_bits() -> None:
+    made = model(np.random.default_rng(0).standard_normal((ROWS, 34)).astype(np.float32))
+    assert quantize_tables(made, {"ids": counts()}, bits=2) == 1
+    assert [node.op_type for node in made.graph.node] == ["Gather", "Cast", "Mul"]
+
+
 def test_many_rows_in_use_dont_undo_the_saving() -> None:
     often = np.asarray([0, 5, 1, 9, 0, 2, 2, 7])
     assert fine_rows(often, 8).tolist() == [3, 7]  # a quarter, the most frequent
@@ -126,3 +133,44 @@ def test_more_rows_than_16_bits_can_number() -> None:
     made = model(table)
     quantize_tables(made, {"ids": counts()})
     assert error(everything(made, 40_000), table) < 0.15
+
+
+@pytest.mark.parametrize("rows", [100, 3000])
+def test_two_bits_a_channel_come_from_books(rows: int) -> None:
+    table = np.random.default_rng(3).standard_normal((rows, 64)).astype(np.float32)
+    table *= np.logspace(-2, 2, rows, dtype=np.float32)[:, None]
+    table[:, 5] *= 20
+    table[:, 6] = table[9] = 0
+    made = model(table)
+    assert quantize_tables(made, {"ids": np.zeros(0, dtype=np.intp)}, bits=2) == 1
+    assert {node.domain for node in made.graph.node} == {""}
+    found, codes = everything(made, rows), in_codes(table)
+    assert np.allclose(found, codes.floats(), atol=1e-5)
+    assert (found[9] == 0).all() and (found[:, 6] == 0).all()
+    for row, wanted in zip(np.delete(found, 9, axis=0), np.delete(table, 9, axis=0), strict=True):
+        assert error(np.delete(row, 5), np.delete(wanted, 5)) < 0.45
+    assert (in_codes(table).numbers == codes.numbers).all()
+
+
+def test_books_leave_less_than_levels_of_as_many_bits() -> None:
+    rows = np.random.default_rng(4).standard_normal((6000, 16)).astype(np.float32)
+    assert error(in_codes(rows).floats(), rows) < 0.33  # the best 4 levels for a normal variable leave 0.343
+
+
+def test_two_bits_are_smaller_than_four() -> None:
+    table = np.random.default_rng(0).standard_normal((3000, 384)).astype(np.float32)
+    four, two = model(table), model(table)
+    quantize_tables(four, {"ids": counts()}, bits=4)
+    quantize_tables(two, {"ids": counts()}, bits=2)
+    assert two.ByteSize() < 0.75 * four.ByteSize()
+    # Rows in use don't suffer.
+    used = list(IN_USE)
+    assert np.array_equal(everything(four, 3000)[used], everything(two, 3000)[used])
+
+
+def test_the_memory_of_making_codes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.random.default_rng(5).standard_normal((1000, 8)).astype(np.float32)
+    whole = in_codes(table)
+    monkeypatch.setattr(product_codes, "_ROWS_AT_ONCE", 77)
+    parts = in_codes(table)
+    assert (parts.numbers == whole.numbers).all() and np.allclose(parts.rows, whole.rows)

@@ -20,7 +20,7 @@ PLANS = (
     Plan("fp32", "fp32"),
     Plan("fp16", "fp16"),
     Plan("dynamic-s8", "dynamic-s8"),
-    Plan("dynamic-s8-e4", "dynamic-s8", rare_rows_in_4_bits=True),
+    Plan("dynamic-s8-e4", "dynamic-s8", rare_row_bits=4),
     Plan("qdq-s8-sym", "qdq-s8-sym"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -16,9 +17,14 @@ from aios_edge.errors import RecipeError
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
-from exporters import inc
+from exporters import inc, prune
+from exporters.bundle import DOCUMENTS_BYTES
+from exporters.data import load_data
 from exporters.recipe import load_recipe, parse_recipe
-from exporters.report import ExportReport
+from exporters.report import ExportReport, NothingShipped
+from exporters.source import load_torch, locate
+from exporters.structure import ladder
+from exporters.variants import plan_pruning
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("spelling")]
 
@@ -159,6 +165,48 @@ def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path,
     pruned = [name for name in names if "+" in name]
     assert len(pruned) == 2 and names.index(pruned[0]) < names.index("dynamic-s8")
     assert any(stage.startswith("distill/") for stage in report.stages["built"])
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_small_budget_gets_fewer_bits(workshop: Path, cache: Path, tmp_path: Path) -> None:
+    """And where it is too small for those too, fewer pieces (the next test)."""
+    shape = prune.shape_of(load_torch(workshop / "spelling", labels=("negative", "positive")))
+    third = ladder(shape, shape.whole.vocabulary)[1]
+    tokenizer = max(path.stat().st_size for path in (cache / "tokenizer").glob("*/tokenizer.json"))
+    found = {}
+    for bits in (4, 2):
+        room = tokenizer + DOCUMENTS_BYTES + shape.size_bytes(third, "dynamic-s8", bits)
+        profile = load_profile("arm64-gateway")
+        profile = msgspec.structs.replace(
+            profile, budgets=msgspec.structs.replace(profile.budgets, bundle_size_bytes=room)
+        )
+        path = workshop / f"budget-{bits}.toml"
+        recipe = RECIPE.replace("vocabulary = {vocabulary}\n{more}", "[search]\nstructures = 1\n")
+        path.write_text(recipe.replace("max_drop = 0.05", "max_drop = 0.5"), encoding="utf-8")
+        with pytest.raises(NothingShipped):  # beside the weights the estimate leaves out what a tiny model consists of
+            exporters.export(path, [profile], tmp_path / "out", cache=cache)
+        report = json.loads((tmp_path / "out" / "report.json").read_bytes())
+        found[bits] = [c["name"] for c in report["profiles"]["arm64-gateway"]["candidates"] if "+" in c["name"]]
+    assert found == {4: [f"{third.name}+dynamic-s8-e4"], 2: [f"{third.name}+dynamic-s8-e2"]}
+
+
+def test_a_smaller_budget_gets_as_many_pieces_as_fit(workshop: Path) -> None:
+    few = [f"film {'ab'[at % 2] * at},{'ab'[at % 2]}" for at in range(1, 150)]
+    (workshop / "few.csv").write_text("\n".join(["text,label", *few]) + "\n", encoding="utf-8")
+    document = {"model": {"source": "spelling"}, "data": {"train": "few.csv"}, "prune": {}}
+    recipe = parse_recipe({**document, "finetune": {"max_length": 16}}, folder=workshop)
+    data, source = load_data(recipe), locate(recipe)
+    tokenizer = (workshop / "spelling/tokenizer.json").read_bytes()
+    shape = prune.shape_of(load_torch(workshop / "spelling", labels=("a", "b")))
+    whole = shape.whole.vocabulary
+    third = ladder(shape, whole)[1]
+    found = []
+    for fit in (0, 80, 90, whole):
+        room = shape.size_bytes(replace(third, vocabulary=fit), "dynamic-s8", 2)
+        size = room + len(tokenizer) + DOCUMENTS_BYTES
+        pruning = plan_pruning(recipe.prune, source, data, tokenizer, size_bytes=size)
+        found.append(len(pruning.pieces) if pruning else None)
+    assert found == [77, 80, 90, whole]  # of every letter and what training uses none goes
 
 
 @pytest.mark.parametrize(
