@@ -49,7 +49,9 @@ def _profile(name: str, profile: ProfileReport) -> str:
         )
         note = f"<p class='soft'>Measured on {text(where.host)} ({text(fits)}), {text(where.runtime)}.{unmeasured}</p>"
     note += "".join(_target(candidate) for candidate in profile.candidates)
-    details = tables.latencies(profile) + tables.operators(profile)
+    details = (
+        tables.latencies(profile) + tables.kept_float(profile) + tables.tuning(profile) + tables.operators(profile)
+    )
     content = _plots(profile) + tables.candidates(profile) + note + details
     return f"<section><h2>Candidates for {text(name)}</h2>{content}</section>"
 

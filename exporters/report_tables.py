@@ -83,6 +83,38 @@ def operators(profile: ProfileReport) -> str:
     return folded("Operators of each graph", table(["|candidate", "|operators"], rows, caption="How often each occurs"))
 
 
+def kept_float(profile: ProfileReport) -> str:
+    """What harmed the answers most and so was not quantized."""
+    rows = []
+    for c in profile.candidates:
+        for at, activation in enumerate(c.kept_float):
+            head = (
+                f"<th scope='row' class='name' rowspan='{len(c.kept_float)}'>{name_of(c.name)}</th>" if not at else ""
+            )
+            rows.append(f"<tr>{head}<td class='words'><code>{text(activation)}</code></td></tr>")
+    if not rows:
+        return ""
+    caption = "Activations whose products stay in float, the most harmful first"
+    return folded("Left in float", table(["|candidate", "|activation"], rows, caption=caption))
+
+
+def tuning(profile: ProfileReport) -> str:
+    """The trials of an accuracy-aware search."""
+    rows = []
+    for c in profile.candidates:
+        for number, trial in enumerate(c.tuning, start=1):
+            mark, kept = (" class='chosen'", "kept") if trial.kept else ("", "")
+            rows.append(
+                f"<tr{mark}><th scope='row' class='name'>{name_of(c.name)}</th><td>{number}</td>"
+                f"<td class='words'>{text(trial.configuration)}</td><td>{percent(trial.accuracy)}</td>"
+                f"<td>{percent(trial.agreement)}</td><td>{trial.rows}</td><td class='text'>{kept}</td></tr>"
+            )
+    if not rows:
+        return ""
+    head = ["|candidate", "trial", "|configuration", "accuracy", "same answer", "rows", "|"]
+    return folded("Trials of the tuning", table(head, rows, caption="In their order, on validation rows"))
+
+
 def stages(report: ExportReport) -> str:
     """From the fine-tuned model to each chosen one: what each step bought."""
     base = report.baseline

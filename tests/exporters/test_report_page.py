@@ -15,6 +15,7 @@ from exporters.calibration import Calibration
 from exporters.class_drop import class_drops
 from exporters.confusion import confusion
 from exporters.evaluate import metrics, quality
+from exporters.quantize import Tuned
 from exporters.report import Baseline, Candidate, ExportReport, Finetuned, Interval, Latency, ProfileReport
 from exporters.report_page import page
 from exporters.report_plots import Point, curve, front, scatter
@@ -173,6 +174,21 @@ def test_figures_of_another_machine_are_said_to_be_so() -> None:
     text = shown(report_of(labels, {"p": profile_of(candidate("a", labels, chosen=True, on_target=False))}))
     assert "not measured on such a device; on this machine 2.50&times;" in text
     assert "this machine, not the target" in text and "unmeasured on target" in text
+
+
+def test_what_a_search_found_is_shown() -> None:
+    labels = numbered(2)
+    trials = (
+        Tuned(configuration="all of it", accuracy=0.9, agreement=0.91, rows=77),
+        Tuned(configuration="but <softmax>", accuracy=0.95, agreement=0.97, rows=77, kept=True),
+    )
+    plain = candidate("a", labels, chosen=True)
+    text = shown(report_of(labels, {"p": profile_of(plain)}))
+    assert "Left in float" not in text and "Trials of the tuning" not in text
+    tried = candidate("b", labels, tuning=trials, kept_float=("/layer.0/<Add>", "/layer.3/Add"))
+    text = shown(report_of(labels, {"p": profile_of(plain, tried)}))
+    assert "<code>/layer.0/&lt;Add&gt;</code>" in text and "rowspan='2'" in text
+    assert text.index("all of it") < text.index("but &lt;softmax&gt;") and "97.00 %" in text and ">kept<" in text
 
 
 def test_a_model_of_two_profiles_is_described_once() -> None:
