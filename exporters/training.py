@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import random
@@ -81,7 +82,6 @@ def train(
     # Fused: one pass over the parameters instead of several; a fifth of a step on a CPU without bf16.
     optimizer = torch.optim.AdamW(trained, lr=settings.learning_rate, weight_decay=_WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_then_decay(step, total))
-    fast = has_bf16()
     done: list[Epoch] = []
     checkpoint = work / _CHECKPOINT
     if (state := _read_checkpoint(checkpoint, settings.what, progress)) is not None:
@@ -97,7 +97,7 @@ def train(
         batches = list(_batches(examples.samples, settings.batch_size, seed=settings.seed * 1000 + epoch))
         for number, rows in enumerate(batches):
             inputs = tensors(encoder.pad([examples.samples[i] for i in rows]))
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast):
+            with arithmetic():
                 output = model(**inputs)
             loss = loss_of(rows, output)
             value = float(loss.detach())
@@ -139,6 +139,14 @@ def precision() -> str:
     return "bf16 autocast" if has_bf16() else "fp32"
 
 
+def arithmetic() -> Any:
+    """The context in which a network is run while it, or another one by it, is trained."""
+    import torch
+
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bf16())
+
+
+@functools.cache
 def has_bf16() -> bool:
     """bf16 autocast pays only where the CPU multiplies bf16 itself; elsewhere it is emulated and slower."""
     try:

@@ -144,15 +144,14 @@ class Variants:
             identity = replace(identity, text=text_input(max_length=text.max_length, pad_id=pad, pair=text.pair))
         encoder = self._stages.encoder(identity, tokenizer)
         data, tune = self._data, self._recipe.finetune
-        lesson_rows, lesson_folder, found_folder = self._lesson_rows(), self._lesson(), self._importance()
+        lesson_rows, found_folder = self._lesson_rows(), self._importance()
         ingredients = {
             "finetune": self._tuned.name,
             "structure": msgspec.to_builtins(wanted),
             "pieces": [tokenizer.name, kept if own else None],
             "seed": tune.seed,
             "importance": found_folder.name,
-            "train": data.train.digest(),
-            "lesson": lesson_folder.name,
+            "lesson": lesson_rows.digest(),
             "validation": data.validation.digest(),
             "tools": self._stages.tools,
             "code": code_digest(distill, finetune, training, prune, vocabulary, source, encode),
@@ -164,11 +163,16 @@ class Variants:
             prune.prune(student, wanted, found)
             if own:
                 vocabulary.slice_embeddings(student, kept)
+            teacher = distill.Teacher(
+                model=source.load_torch(self._tuned / "model"),
+                encoder=self.whole.encoder,
+                layers=prune.most_important(found.layers, wanted.layers),
+                same_pieces=not own,
+            )
             return distill.distill(
                 student,
                 section,
-                distill.Lesson.load(lesson_folder),
-                prune.most_important(found.layers, wanted.layers),
+                teacher,
                 lesson_rows,
                 data.validation,
                 encoder,
@@ -242,22 +246,14 @@ class Variants:
         rows, more = self._data.train, self._data.unlabelled
         return Labelled(texts=rows.texts + more, labels=rows.labels + (distill.NO_LABEL,) * len(more))
 
-    def _lesson(self) -> Path:
-        rows = self._lesson_rows()
-        code = code_digest(distill, training, source, encode)
-        ingredients = {**self._teacher(), "rows": rows.digest(), "code": code}
-
-        def build(work: Path) -> None:
-            self._stages.progress.stage("teacher", f"{len(rows)} rows")
-            samples = self.whole.encoder.samples(rows.texts)
-            self._prepare()
-            teacher = source.load_torch(self._tuned / "model")
-            distill.ask(teacher, samples, self.whole.encoder, self._stages.progress).save(work)
-
-        return self._stages.produce("teacher", ingredients, build)
-
     def _importance(self) -> Path:
-        ingredients = {**self._teacher(), "code": code_digest(prune, source, encode), "rows": _IMPORTANCE_ROWS}
+        ingredients = {
+            "finetune": self._tuned.name,
+            "train": self._data.train.digest(),
+            "tools": self._stages.tools,
+            "code": code_digest(prune, source, encode),
+            "rows": _IMPORTANCE_ROWS,
+        }
 
         def build(work: Path) -> None:
             import torch
@@ -268,9 +264,6 @@ class Variants:
             prune.importance(model, self._batches(), torch.nn.functional.cross_entropy).save(work)
 
         return self._stages.produce("importance", ingredients, build)
-
-    def _teacher(self) -> dict[str, Any]:
-        return {"finetune": self._tuned.name, "train": self._data.train.digest(), "tools": self._stages.tools}
 
     def _prepare(self) -> None:
         tune = self._recipe.finetune
