@@ -42,11 +42,13 @@ def _profile(name: str, profile: ProfileReport) -> str:
             if where.matches_profile
             else f"not of this profile's class: {'; '.join(where.reasons)}"
         )
-        unmeasured = (
-            ""
-            if where.matches_profile or any(c.target for c in profile.candidates)
-            else " Latency and memory are those of this machine and had no part in the choice: unmeasured on target."
-        )
+        unmeasured = ""
+        if any(c.target for c in profile.candidates):
+            unmeasured = " What was measured on the target decided, not the times and memory of this machine above."
+        elif not where.matches_profile:
+            unmeasured = (
+                " Latency and memory are those of this machine and had no part in the choice: unmeasured on target."
+            )
         note = f"<p class='soft'>Measured on {text(where.host)} ({text(fits)}), {text(where.runtime)}.{unmeasured}</p>"
     note += "".join(_target(candidate) for candidate in profile.candidates)
     details = (
@@ -57,7 +59,7 @@ def _profile(name: str, profile: ProfileReport) -> str:
 
 
 def _target(c: Candidate) -> str:
-    """What was measured on the device; it decided, the table's times didn't."""
+    """What was measured on the device; it decided, the table's times and memory didn't."""
     if (found := c.target) is None:
         return ""
     speedup = f", {times(found.speedup)} fp32" if found.speedup is not None else ""

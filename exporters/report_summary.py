@@ -76,27 +76,47 @@ def _tiles(c: Candidate, report: ExportReport) -> str:
         ratio = base.size_bytes / c.size_bytes
         smaller = f"{ratio:.1f}{TIMES} smaller than" if ratio > _SAME_SIZE else "about as large as"
         tiles.append(("Model size", megabytes(c.size_bytes), f"{smaller} fp32, {megabytes(base.size_bytes)}"))
-    on_target = c.measured_on.matches_profile
-    if c.speedup is None or c.latency_s is None:
-        tiles.append(("Speed against fp32", DASH, "not measured"))
-    elif on_target:
-        tiles.append(("Speed against fp32", times(c.speedup), f"{milliseconds(c.latency_s.p50)} per text of 32 tokens"))
-    else:
-        here = f"not measured on such a device; on this machine {times(c.speedup)}, {milliseconds(c.latency_s.p50)}"
-        tiles.append(("Speed against fp32", DASH, here))
+    tiles.append(_speed(c))
     tiles.append(_accuracy(c))
     if (agreement := c.test.agreement if c.test else c.agreement) is not None:
         tiles.append(("Answers as fp32", percent(agreement), "of the texts get the same label"))
-    if c.rss_bytes is not None and on_target:
-        tiles.append(("Memory", megabytes(c.rss_bytes), "resident, the model alone"))
-    elif c.rss_bytes is not None:
-        tiles.append(("Memory", DASH, f"not measured on such a device; on this machine {megabytes(c.rss_bytes)}"))
+    tiles += _memory(c)
     if c.bundle_size_bytes is not None:
         tiles.append(("Bundle", megabytes(c.bundle_size_bytes), "everything a device needs"))
     cells = "".join(
         f"<div><dt>{what}</dt><dd><b>{figure}</b><small>{note}</small></dd></div>" for what, figure, note in tiles
     )
     return f"<dl class='tiles'>{cells}</dl>"
+
+
+def _speed(c: Candidate) -> tuple[str, str, str]:
+    """What the device said where it was asked; else this machine's figures, which count only where it is such a one."""
+    what = "Speed against fp32"
+    if (found := c.target) is not None:
+        threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
+        took = f"for {found.batch} {TIMES} {found.length} tokens on {threads}"
+        where = f"measured on the target ({text(found.measured_on.host)})"
+        if found.speedup is None:
+            return "Latency", milliseconds(found.p50), f"{took}; {where}, fp32 was not measured there"
+        return what, times(found.speedup), f"{milliseconds(found.p50)} {took}; {where}"
+    if c.speedup is None or c.latency_s is None:
+        return what, DASH, "not measured"
+    if c.measured_on.matches_profile:
+        return what, times(c.speedup), f"{milliseconds(c.latency_s.p50)} per text of 32 tokens"
+    here = f"on this machine {times(c.speedup)}, {milliseconds(c.latency_s.p50)}"
+    return what, DASH, f"not measured on such a device; {here}"
+
+
+def _memory(c: Candidate) -> list[tuple[str, str, str]]:
+    what, alone = "Memory", "resident, the model alone"
+    if c.target is not None and c.target.rss_bytes is not None:
+        return [(what, megabytes(c.target.rss_bytes), f"{alone}; measured on the target")]
+    if c.rss_bytes is None:
+        return []
+    if c.target is None and c.measured_on.matches_profile:
+        return [(what, megabytes(c.rss_bytes), alone)]
+    missing = "not measured on such a device" if c.target is None else "not measured on the target"
+    return [(what, DASH, f"{missing}; on this machine {megabytes(c.rss_bytes)}")]
 
 
 def _accuracy(c: Candidate) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from exporters.class_drop import class_drops
 from exporters.confusion import confusion
 from exporters.evaluate import metrics, quality
 from exporters.quantize import Tuned
-from exporters.report import Baseline, Candidate, ExportReport, Finetuned, Interval, Latency, ProfileReport
+from exporters.report import Baseline, Candidate, ExportReport, Finetuned, Interval, Latency, ProfileReport, Target
 from exporters.report_page import page
 from exporters.report_plots import Point, curve, front, scatter
 from exporters.report_style import DARK, LIGHT
@@ -174,6 +174,41 @@ def test_figures_of_another_machine_are_said_to_be_so() -> None:
     text = shown(report_of(labels, {"p": profile_of(candidate("a", labels, chosen=True, on_target=False))}))
     assert "not measured on such a device; on this machine 2.50&times;" in text
     assert "this machine, not the target" in text and "unmeasured on target" in text
+
+
+def on_device(**changes: Any) -> Target:
+    base: dict[str, Any] = {
+        "p50": 0.031,
+        "p95": 0.04,
+        "batch": 1,
+        "length": 64,
+        "threads": 4,
+        "speedup": 1.75,
+        "interleaved": True,
+        "rss_bytes": 77_000_000,
+        "provider": "CPUExecutionProvider",
+        "bundle_id": "0" * 64,
+        "measured_on": MeasuredOn(host="a <board>", cpu_flags=(), matches_profile=True, reasons=(), runtime="ort 1.0"),
+    }
+    return Target(**{**base, **changes})
+
+
+def test_what_the_device_said_stands_in_the_tiles() -> None:
+    labels = numbered(2)
+
+    def tiles(target: Target) -> str:
+        won = candidate("a", labels, chosen=True, on_target=False, target=target)
+        text = shown(report_of(labels, {"p": profile_of(won)}))
+        assert "not measured on such a device" not in text and "unmeasured on target" not in text
+        return text[text.index("<dl class='tiles'>") : text.index("</dl>")]
+
+    text = tiles(on_device())
+    assert "<b>1.75&times;</b><small>31 ms for 1 &times; 64 tokens on 4 threads; measured on the target" in text
+    assert "(a &lt;board&gt;)" in text and "2.50&times;" not in text
+    assert "<b>77.0 MB</b><small>resident, the model alone; measured on the target" in text and "90.0 MB" not in text
+    text = tiles(on_device(speedup=None, rss_bytes=None))
+    assert "<dt>Latency</dt><dd><b>31 ms</b>" in text and "fp32 was not measured there" in text
+    assert "not measured on the target; on this machine 90.0 MB" in text
 
 
 def test_what_a_search_found_is_shown() -> None:
