@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from aios_edge.host import matches
 from aios_edge.measurement import MeasuredOn, measured_on
 from aios_edge.profile import DeviceProfile
-from exporters import ort
+from exporters import convert, ort, steps
 from exporters.brought import assign, targets_of
+from exporters.evaluate import Quality
 from exporters.golden_samples import CPU
 from exporters.measure import SHAPES, Measured
-from exporters.report import Candidate, Interval, Latency, ProfileReport, Target, Training
+from exporters.report import Candidate, Interval, Latency, ProfileReport, Pruned, Target, Training
 from exporters.select import Choice
 from exporters.stages import Stages
 from exporters.trials import Common, Shape, Terms, Trials, Tried, conditions_of
@@ -115,18 +116,17 @@ def shapes_within(positions: int, *, exhaustive: bool = True) -> tuple[Shape, ..
 
 def _candidate(tried: Tried, contest: Contest) -> Candidate:
     name, found = tried.made.name, tried.quality
-    timing = tried.measured.timing(*ONE_THREAD[0])
-    drop = found.drop
+    timing, plan = tried.measured.timing(*ONE_THREAD[0]), tried.made.plan
     return Candidate(
         name=name,
-        precision=tried.made.plan.precision,
+        precision=plan.precision,
         chosen=name == contest.choice.chosen,
         eligible=name in contest.choice.eligible,
         reason=contest.choice.reasons[name],
         size_bytes=tried.size_bytes,
         bundle_size_bytes=tried.bundle_size_bytes,
         metrics=found.metrics,
-        drop=Interval(value=drop.value, low=drop.low, high=drop.high, split=found.split) if drop else None,
+        drop=_interval(found),
         agreement=found.agreement,
         speedup=timing.speedup if timing else None,
         latency_s=latency_of(tried.measured),
@@ -140,9 +140,16 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         not_measured=found.reason,
         target=contest.targets.get(name),
         class_drops=tried.class_drops,
+        rare_row_bits=plan.rare_row_bits if plan.counts_rows else None,
         structure=tried.variant.structure,
+        pruned=_pruned(tried),
         recovery=_recovery(tried.variant),
     )
+
+
+def _interval(found: Quality) -> Interval | None:
+    drop = found.drop
+    return Interval(value=drop.value, low=drop.low, high=drop.high, split=found.split) if drop else None
 
 
 def _absent_candidate(absent: Absent, contest: Contest) -> Candidate:
@@ -164,6 +171,21 @@ def _absent_candidate(absent: Absent, contest: Contest) -> Candidate:
         measured_on=contest.host,
         operators={},
         not_measured=absent.reason,
+    )
+
+
+def _pruned(tried: Tried) -> Pruned | None:
+    if (before := tried.before) is None:
+        return None
+    found, timing = before.quality, before.measured.timing(*ONE_THREAD[0])
+    return Pruned(
+        whole=before.whole,
+        size_bytes=steps.size_bytes(tried.variant.fp32.folder / convert.RAW),
+        accuracy=found.metrics.accuracy if found.metrics else None,
+        drop=_interval(found),
+        agreement=found.agreement,
+        latency_s=latency_of(before.measured),
+        speedup=timing.speedup if timing else None,
     )
 
 

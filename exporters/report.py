@@ -53,12 +53,27 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
     measured_on: MeasuredOn
 
 
+class Pruned(msgspec.Struct, frozen=True, kw_only=True):
+    """A pruned network in fp32, run as the baseline is: what pruning bought by itself, before the candidate's
+    quantization. Accuracy on validation, latency and speed of one request of 32 tokens on one thread of this machine;
+    ``whole``: the structure it was pruned from."""
+
+    whole: Structure
+    size_bytes: int
+    accuracy: float | None
+    drop: Interval | None
+    agreement: float | None
+    latency_s: Latency | None
+    speedup: float | None
+
+
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate of one profile. ``test``, ``calibration`` and ``confusion`` are filled for the chosen one only: the
-    others never meet that split. ``structure`` and ``recovery``: what was pruned, and the training after it; None for
-    the whole network. ``class_drops``: the classes that changed, on test where that was read, else on
-    validation. ``target``: what was measured on a device and brought; all other figures are of ``measured_on``.
-    ``measuring_bundle``: the folder of the bundle that was given out to be measured."""
+    others never meet that split. ``structure``, ``pruned`` and ``recovery``: what was kept by pruning, the network
+    before it was quantized, and the training that it went through; None for the whole network. ``rare_row_bits``: of
+    words that training didn't use, where they have fewer than others. ``class_drops``: the classes that changed, on
+    test where that was read, else on validation. ``target``: what was measured on a device and brought; all other
+    figures are of ``measured_on``. ``measuring_bundle``: the folder of the bundle that was given out to be measured."""
 
     name: str
     precision: str
@@ -83,7 +98,9 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     confusion: Confusion | None = None
     class_drops: tuple[ClassDrop, ...] = ()
     not_measured: str | None = None  # why figures are None
+    rare_row_bits: int | None = None
     structure: Structure | None = None
+    pruned: Pruned | None = None
     recovery: Training | None = None
     target: Target | None = None
     measuring_bundle: str | None = None

@@ -8,9 +8,10 @@ from exporters import report_classes as classes
 from exporters import report_tables as tables
 from exporters.report import Candidate, ExportReport, ProfileReport
 from exporters.report_format import DASH, TIMES, folded, megabytes, milliseconds, name_of, percent, text, times
-from exporters.report_plots import Point, curve, scatter
+from exporters.report_plots import Point, scatter
 from exporters.report_style import STYLE
-from exporters.report_summary import chosen_of, summary
+from exporters.report_summary import chosen_of, described, summary
+from exporters.report_training import training
 
 
 def page(report: ExportReport) -> str:
@@ -25,7 +26,7 @@ def page(report: ExportReport) -> str:
         f"<h2>What each stage bought</h2>{tables.stages(report)}",
         *(_profile(name, profile) for name, profile in report.profiles.items()),
         *_chosen_models(report),
-        _training(report),
+        training(report),
         _provenance(report),
         f"</main><footer>Made by aios-edge {text(report.tools.get('aios-edge', ''))}. ",
         "The same for machines: report.json.</footer></body></html>",
@@ -127,7 +128,8 @@ def _chosen_models(report: ExportReport) -> list[str]:
 
 def _chosen_model(c: Candidate, profiles: list[str], labels: tuple[str, ...]) -> str:
     parts = [
-        f"<section><h2>{name_of(c.name)} in detail</h2><p class='soft'>Chosen for {text(', '.join(profiles))}.</p>"
+        f"<section><h2>{name_of(c.name)} in detail</h2>"
+        f"<p class='soft'>Chosen for {text(', '.join(profiles))}. What it is: {text(described(c))}.</p>"
     ]
     parts.append(f"<h3>Class by class</h3>{classes.by_class(c)}")
     if c.confusion is not None:
@@ -141,27 +143,6 @@ def _chosen_model(c: Candidate, profiles: list[str], labels: tuple[str, ...]) ->
             "</p>"
         )
     return "".join(parts) + "</section>"
-
-
-def _training(report: ExportReport) -> str:
-    tuned = report.finetuned
-    if not tuned.validation_accuracy:
-        return "<h2>Training</h2><p>The source is fine-tuned already; nothing was trained.</p>"
-    drawn = [
-        ("Accuracy on validation rows", "validation accuracy", tuned.validation_accuracy, tuned.best_epoch),
-        ("Mean loss of the training rows", "training loss", tuned.training_loss, None),
-    ]
-    figures = [
-        f"<figure>{curve(values, title=said, y_label=label, best=best)}<figcaption>{said}</figcaption></figure>"
-        if values
-        else f"<p class='none'>{said}: not recorded by the version that trained this model.</p>"
-        for said, label, values, best in drawn
-    ]
-    told = (
-        f"Method {text(tuned.method)}, {tuned.epochs} epochs, {tuned.trained_parameters:,} trained parameters, "
-        f"{text(tuned.precision)}. The epoch with the best accuracy on validation was kept: {tuned.best_epoch}."
-    )
-    return f"<section><h2>Training</h2><p>{told}</p><div class='plots'>{''.join(figures)}</div></section>"
 
 
 def _provenance(report: ExportReport) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from exporters.report import Candidate, ExportReport, ProfileReport
 from exporters.report_format import DASH, TIMES, between, megabytes, milliseconds, name_of, percent, points, text, times
+from exporters.structure import Structure
 
 _SAME_SIZE = 1.05
 #: A precision in words.
@@ -43,6 +44,29 @@ def chosen_of(profile: ProfileReport) -> Candidate | None:
     return next((candidate for candidate in profile.candidates if candidate.chosen), None)
 
 
+def described(c: Candidate) -> str:
+    """What a candidate is, in words: what was pruned, its numbers, and what rare words have."""
+    parts = [PRECISIONS.get(c.precision, c.precision)]
+    if c.structure is not None:
+        parts.insert(0, f"pruned to {kept(c.structure, c.pruned.whole if c.pruned else None)}")
+    if c.rare_row_bits is not None:
+        parts.append(f"words that training didn't use in {c.rare_row_bits} bits")
+    return "; ".join(parts)
+
+
+def kept(structure: Structure, whole: Structure | None) -> str:
+    """A pruned network's sizes in words, beside those of the ``whole`` one where they are known."""
+
+    def share(name: str) -> str:
+        count, there = getattr(structure, name), getattr(whole, name, None)
+        return f"{count:,}" if there is None else f"all {count:,}" if count == there else f"{count:,} of {there:,}"
+
+    return (
+        f"{share('layers')} layers, in each {share('heads')} heads and {share('ffn')} neurons; "
+        f"{share('vocabulary')} words and pieces of words"
+    )
+
+
 def _right(report: ExportReport) -> str:
     base = report.baseline
     if base.test is None:
@@ -56,7 +80,7 @@ def _verdict(name: str, profile: ProfileReport, report: ExportReport) -> str:
     if chosen is None:
         why = f"No candidate keeps its promises; the nearest: {text(profile.problem or 'there was none')}."
         return f"<section class='verdict'><h3 class='bad'>{text(name)}: nothing</h3><p>{why}</p></section>"
-    what = PRECISIONS.get(chosen.precision, chosen.precision)
+    what = described(chosen)
     words = "is shipped" if profile.bundle else "was chosen, but not shipped"
     kind = "good" if profile.bundle else "warn"
     others = len(profile.candidates) - 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exporters.report import Candidate, ExportReport, ProfileReport
+from exporters.report import Candidate, ExportReport, ProfileReport, Pruned
 from exporters.report_format import (
     DASH,
     NONE,
@@ -18,7 +18,8 @@ from exporters.report_format import (
     text,
     times,
 )
-from exporters.report_summary import PRECISIONS, chosen_of
+from exporters.report_summary import chosen_of, described, kept
+from exporters.structure import Structure
 
 _BAR_PX = 90
 _COLUMNS = ("#", "|candidate", "size", "accuracy", "lost (95 %)", "same answer", "speed", "p50", "p95", "memory")
@@ -126,17 +127,25 @@ def stages(report: ExportReport) -> str:
     for profile in report.profiles.values():
         for c in _way_to(profile):
             steps.setdefault(c.name, c)
+    pruned: set[str] = set()
     for c in steps.values():
-        what = (
-            "fused, the last layer for one token, optimised ahead"
-            if c.name == "fp32"
-            else PRECISIONS.get(c.precision, "")
-        )
+        if c.structure is not None and c.pruned is not None and c.structure.name not in pruned:
+            pruned.add(c.structure.name)
+            rows.append(_pruned_step(c.structure, c.pruned, report))
+        what = "fused, the last layer for one token, optimised ahead" if c.name == "fp32" else described(c)
         latency, accuracy = c.latency_s.p50 if c.latency_s else None, c.metrics.accuracy if c.metrics else None
         rows.append(_step(c.name, what, c.size_bytes, c.speedup, latency, accuracy, report, chosen=c.name in taken))
     head = ("|step", "|what it is", "|size", "", "speed", "p50", "accuracy", "against fp32")
     caption = "Accuracy on validation rows; speed and p50 of one text of 32 tokens on one thread of this machine"
     return table(head, rows, caption=caption)
+
+
+def _pruned_step(structure: Structure, found: Pruned, report: ExportReport) -> str:
+    """Pruning and recovery by themselves, before quantization."""
+    what = f"pruned to {kept(structure, found.whole)}; recovered by distillation, still in full precision"
+    latency = found.latency_s.p50 if found.latency_s else None
+    figures = (found.size_bytes, found.speedup, latency, found.accuracy)
+    return _step(structure.name, what, *figures, report, chosen=False)
 
 
 def _step(
@@ -167,10 +176,11 @@ def _step(
 
 
 def _way_to(profile: ProfileReport) -> list[Candidate]:
-    """The chosen candidate behind those between it and the fine-tuned model: fp32, and fp32 of its own structure."""
+    """The chosen candidate behind the one between it and the fine-tuned model: fp32 of its own structure."""
     chosen = chosen_of(profile)
     if chosen is None:
         return []
     by_name = {c.name: c for c in profile.candidates}
-    names = dict.fromkeys(("fp32", f"{chosen.name.rpartition('+')[0]}+fp32", chosen.name))
+    network, plus, _ = chosen.name.rpartition("+")
+    names = dict.fromkeys((f"{network}{plus}fp32", chosen.name))
     return [by_name[name] for name in names if name in by_name]

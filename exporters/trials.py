@@ -55,8 +55,18 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unquantized:
+    """A pruned network in fp32, before candidates were made of it. ``whole``: what it was pruned from."""
+
+    whole: Structure
+    quality: Quality
+    measured: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
 class Tried:
-    """A candidate with all that was found out on validation."""
+    """A candidate with all that was found out on validation. ``before``: its network as it was pruned and recovered;
+    None for the whole one, whose fp32 is the baseline."""
 
     variant: Variant
     made: Made
@@ -67,6 +77,7 @@ class Tried:
     measured: Measured
     size_bytes: int
     bundle_size_bytes: int
+    before: Unquantized | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +147,14 @@ class Trials:
             variant = common.variants.pruned(rung, pruning)
             first = (*rooms[rung], plans[-1])[0]
             others = [plan for plan in plans if plan != first] if common.for_measuring else []
-            pruned[rung] = [self._try(variant, self._made(variant, plan)) for plan in (first, *others)]
+            tried = [self._try(variant, self._made(variant, plan)) for plan in (first, *others)]
+            before = self._before(variant, pruning.shape.whole)
+            pruned[rung] = [replace(each, before=before) for each in tried]
             figures = self._figures(pruned[rung][0])
             kept[rung] = not misses(figures, terms.profile.budgets, max_drop=terms.max_drop, on_target=terms.on_target)
             # Who asks for pruning prefers the narrower of those that keep their promises.
             narrowest = sorted(pruned, key=pruning.shape.products)
-            self.tried = [tried for rung in narrowest for tried in pruned[rung]] + whole
+            self.tried = [each for rung in narrowest for each in pruned[rung]] + whole
 
     def _made(self, variant: Variant, plan: Plan) -> Made:
         name, converted = variant.candidate(plan.name), variant.fp32.folder
@@ -165,6 +178,16 @@ class Trials:
             measured=stages.measured(made, common.whole.fp32, terms.shapes, threads),
             size_bytes=size,
             bundle_size_bytes=size + variant.tokenizer_bytes + DOCUMENTS_BYTES,
+        )
+
+    def _before(self, variant: Variant, whole: Structure) -> Unquantized:
+        """What pruning alone bought; it decides nothing, so one shape is timed."""
+        data, baseline = self._common.data, self._common.whole
+        labels = data.validation.labels
+        return Unquantized(
+            whole=whole,
+            quality=quality("validation", variant.reference, baseline.reference, labels, data.labels),
+            measured=self._stages.measured(variant.fp32, baseline.fp32, self._common.shapes[:1]),
         )
 
     def _has_room(self, rung: Structure, plan: Plan, pruning: Pruning) -> bool:

@@ -16,10 +16,22 @@ from exporters.class_drop import class_drops
 from exporters.confusion import confusion
 from exporters.evaluate import metrics, quality
 from exporters.quantize import Tuned
-from exporters.report import Baseline, Candidate, ExportReport, Finetuned, Interval, Latency, ProfileReport, Target
+from exporters.report import (
+    Baseline,
+    Candidate,
+    ExportReport,
+    Finetuned,
+    Interval,
+    Latency,
+    ProfileReport,
+    Pruned,
+    Target,
+    Training,
+)
 from exporters.report_page import page
 from exporters.report_plots import Point, curve, front, scatter
 from exporters.report_style import DARK, LIGHT
+from exporters.structure import Structure
 
 VOID = {"meta", "br", "wbr"}
 
@@ -211,6 +223,49 @@ def test_what_the_device_said_stands_in_the_tiles() -> None:
     assert "not measured on the target; on this machine 90.0 MB" in text
 
 
+def pruned_candidate(labels: tuple[str, ...], precision: str = "dynamic-s8-e2", **changes: Any) -> Candidate:
+    small = Structure(layers=6, heads=4, ffn=512, vocabulary=30522)
+    alone = Pruned(
+        whole=Structure(layers=6, heads=12, ffn=1536, vocabulary=30522),
+        size_bytes=59_000_000,
+        accuracy=0.85,
+        drop=Interval(value=0.002, low=0.0, high=0.004, split="validation"),
+        agreement=0.95,
+        latency_s=Latency(p50=0.00456, p95=0.005),
+        speedup=1.97,
+    )
+    recovery = Training(epochs=3, best_epoch=2, validation_accuracy=(0.8, 0.88, 0.87), training_loss=(0.5, 0.3, 0.2))
+    pruned = {"rare_row_bits": 2, "structure": small, "pruned": alone, "recovery": recovery}
+    return candidate(f"{small.name}+{precision}", labels, **{**pruned, **changes})
+
+
+def test_a_pruned_network_is_told_in_words_and_pruning_is_a_step_of_its_own() -> None:
+    labels = numbered(2)
+    won, fp32 = pruned_candidate(labels, chosen=True), candidate("fp32", labels, precision="fp32")
+    text = shown(report_of(labels, {"p": profile_of(won, fp32)}))
+    kept = "runed to all 6 layers, in each 4 of 12 heads and 512 of 1,536 neurons; all 30,522 words"
+    assert text.count(kept) == 4  # what the profile gets, two steps, and the model in detail
+    assert text.count("words that training didn&#x27;t use in 2 bits") == 3
+    steps = re.findall(r"<tr.*?</tr>", text[text.index("What each stage bought") :].partition("</table>")[0])[1:]
+    assert [re.sub("<.*?>", "", row).split("runed")[0] for row in steps][1:] == [
+        "l6-h4-f512-v30522p",
+        "l6-h4-f512-v30522+dynamic-s8-e2p",
+    ]
+    assert "fine-<wbr>tuned" in steps[0]
+    assert "59.0 MB" in steps[1] and "1.97&times;" in steps[1] and "4.56 ms" in steps[1] and "85.00 %" in steps[1]
+    assert "quantiz" not in steps[1] and "8-bit" not in steps[1] and "8-bit" in steps[2]
+
+
+def test_a_pruned_network_s_recovery_is_drawn_beside_the_fine_tuning() -> None:
+    labels = numbered(2)
+    plain = candidate("dynamic-s8", labels, chosen=True)
+    other = pruned_candidate(labels, "dynamic-s8-e4")
+    text = shown(report_of(labels, {"p": profile_of(plain, pruned_candidate(labels), other)}))
+    drawn = text[text.index("<h2>Training</h2>") :]
+    assert text.count("Recovery of <code>l6-h4-f512-v30522</code>") == 1
+    assert "3 epochs" in drawn and drawn.count("class='curve'") == 4 and "kept: 0.8800" in drawn
+
+
 def test_what_a_search_found_is_shown() -> None:
     labels = numbered(2)
     trials = (
@@ -249,7 +304,7 @@ def test_nothing_trained_and_nothing_tried_is_a_page_too() -> None:
     labels = numbered(2)
     report = report_of(labels, {"p": profile_of(problem="Name a precision")}, error="e")
     untrained = msgspec.structs.replace(report.finetuned, validation_accuracy=(), training_loss=(), best_epoch=None)
-    assert "nothing was trained" in shown(msgspec.structs.replace(report, finetuned=untrained))
+    assert "The source was fine-tuned already" in shown(msgspec.structs.replace(report, finetuned=untrained))
     older = msgspec.structs.replace(report.finetuned, training_loss=())
     assert "not recorded" in shown(msgspec.structs.replace(report, finetuned=older))
 

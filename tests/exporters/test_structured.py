@@ -77,7 +77,11 @@ def test_a_pruned_network_is_shipped_with_its_own_vocabulary(narrow: tuple[Expor
     assert pruned.size_bytes is not None and whole.size_bytes is not None and pruned.size_bytes < whole.size_bytes
     assert pruned.structure is not None and pruned.structure.heads == 2
     assert pruned.recovery is not None and len(pruned.recovery.training_loss) == 2
-    assert whole.structure is None and whole.recovery is None
+    assert pruned.pruned is not None and pruned.pruned.latency_s is not None and pruned.rare_row_bits == 4
+    assert pruned.size_bytes < pruned.pruned.size_bytes < report.baseline.size_bytes
+    assert pruned.pruned.accuracy == max(pruned.recovery.validation_accuracy)  # ONNX answers as torch did
+    assert pruned.pruned.whole.heads == 4
+    assert whole.structure is whole.recovery is whole.pruned is whole.rare_row_bits is None
     bundle = open_bundle(out / "arm64-gateway")
     assert len(json.loads(bundle.file("tokenizer.json").read_bytes())["model"]["vocab"]) == 90
     assert "2 heads and 64 neurons" in bundle.file(MODEL_CARD).read_text(encoding="utf-8")
