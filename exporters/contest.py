@@ -190,12 +190,14 @@ def _pruned(tried: Tried) -> Pruned | None:
 
 
 def _recovery(variant: Variant) -> Training | None:
-    if variant.structure is None:
+    tuned, recovery = variant.tuned, variant.recovery
+    if recovery is None:
         return None
-    tuned = variant.tuned
     return Training(
         epochs=tuned.epochs,
         best_epoch=tuned.best_epoch,
         validation_accuracy=tuned.validation_accuracy,
         training_loss=tuned.training_loss,
+        settings=recovery.settings,
+        trials=recovery.trials,
     )

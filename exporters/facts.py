@@ -16,6 +16,7 @@ from exporters.data import Data
 from exporters.evaluate import Metrics, Quality
 from exporters.finetune import Tuned
 from exporters.recipe import ExportRecipe
+from exporters.recovery_search import Chosen
 from exporters.source import Source
 from exporters.structure import Structure
 
@@ -38,7 +39,8 @@ class Facts:
     """All that is known of a shipped model when its bundle is written.
 
     Only what the same inputs give again: no time, no path, no measured latency, so that a bundle can be reproduced.
-    ``structure``: what was pruned (None: nothing), and ``recovered`` the training after it. ``quality``,
+    ``structure``: what was pruned (None: nothing), ``recovered`` the training after it, and ``recovery`` what that was
+    trained with. ``quality``,
     ``class_drops``, ``baseline`` (fine-tuned fp32) and ``majority_accuracy`` are the test split's.
     """
 
@@ -49,6 +51,7 @@ class Facts:
     tuned: Tuned
     structure: Structure | None
     recovered: Tuned
+    recovery: Chosen | None
     splits: tuple[Split, ...]
     quality: Quality
     class_drops: tuple[ClassDrop, ...]

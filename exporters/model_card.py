@@ -11,6 +11,7 @@ from exporters.class_drop import ClassDrop
 from exporters.evaluate import ClassMetrics
 from exporters.facts import Facts, share_interval
 from exporters.finetune import LEARNING_RATES
+from exporters.recovery_search import Chosen
 
 #: A class with fewer test rows than that says little: its recall moves by 10 points with each row.
 FEW_ROWS = 10
@@ -148,8 +149,8 @@ def _making(facts: Facts) -> str:
 
 
 def _pruned(facts: Facts) -> tuple[str, ...]:
-    kept, recovered = facts.structure, facts.recovered
-    if kept is None:
+    kept, recovered, recovery = facts.structure, facts.recovered, facts.recovery
+    if kept is None or recovery is None:
         return ()
     sizes = (
         f"{kept.layers} layers of {kept.heads} heads and {kept.ffn} neurons, a vocabulary of {kept.vocabulary} pieces"
@@ -158,7 +159,22 @@ def _pruned(facts: Facts) -> tuple[str, ...]:
         f"Pruning: {sizes} were kept, the most important on training rows; it is another network than the fine-tuned "
         "one and may answer otherwise where both are equally often right (see agreement)",
         f"Recovery: distillation from the fine-tuned model, {recovered.epochs} epochs "
-        f"(epoch {recovered.best_epoch} was kept)",
+        f"(epoch {recovered.best_epoch} was kept), {_trained_with(recovery)}",
+    )
+
+
+def _trained_with(recovery: Chosen) -> str:
+    """The settings that the recovery had, whatever the recipe says."""
+    had, tried = recovery.settings, len(recovery.trials)
+    found = ""
+    if tried:
+        kept = next((number for number, trial in enumerate(recovery.trials, start=1) if trial.kept), 1)
+        found = f"; as in number {kept} of {tried} short trainings, the best of them on validation rows"
+    return (
+        f"learning rate {had.learning_rate:.3g}, batches of {had.batch_size}, temperature {had.temperature:.3g}, "
+        f"{had.teacher_weight:.3g} of the loss from the fine-tuned model's answers, {had.state_weight:.3g} times the "
+        f"distance of the first token's states, embeddings {'frozen' if had.freeze_embeddings else 'trained along'}"
+        f"{found}"
     )
 
 

@@ -18,9 +18,30 @@ from exporters.recipe import DistillSection
 
 #: The share of the epochs that a trial trains.
 SHORTER = 3
-_JOURNAL, _BEST = "study.journal", "best.json"
+_JOURNAL, _FOUND = "study.journal", "found.json"
 _LOGARITHMIC = {"learning_rate": (1e-4, 1e-3), "temperature": (1.0, 6.0)}
 _LINEAR = {"teacher_weight": (0.5, 1.0), "state_weight": (0.0, 3.0)}
+
+
+class ShortTraining(msgspec.Struct, frozen=True, kw_only=True):
+    """One trial: what it trained with, and the accuracy on validation rows of its best epoch. The recovery got the
+    hyper-parameters of the one that was ``kept``."""
+
+    epochs: int
+    learning_rate: float
+    temperature: float
+    teacher_weight: float
+    state_weight: float
+    validation_accuracy: float
+    kept: bool = False
+
+
+class Chosen(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recovery trains with, and the trials that found it, in their order; none where the recipe decides."""
+
+    settings: DistillSection
+    trials: tuple[ShortTraining, ...] = ()
+
 
 #: (hyper-parameters, an empty folder) -> accuracy on validation rows.
 Trial = Callable[[DistillSection, Path], float]
@@ -34,9 +55,7 @@ def check_available() -> None:
         raise MissingExtra("optuna", "search", why="[search] trials")
 
 
-def search(
-    base: DistillSection, trials: int, run: Trial, work: Path, progress: Progress, *, seed: int
-) -> DistillSection:
+def search(base: DistillSection, trials: int, run: Trial, work: Path, progress: Progress, *, seed: int) -> Chosen:
     """The best of ``trials`` (the first one is ``base`` itself), with the epochs of ``base``; resumes from ``work``."""
     import optuna
     from optuna.storages import JournalStorage
@@ -59,8 +78,19 @@ def search(
         accuracy = run(msgspec.structs.replace(short, **_suggested(trial)), work / f"trial-{number}")
         study.tell(trial, accuracy)
         progress.message(f"trial {number + 1}/{trials}: validation accuracy {accuracy:.4f}")
-    found = msgspec.structs.replace(base, **study.best_params)
-    (work / _BEST).write_bytes(msgspec.json.encode(found))
+    found = Chosen(
+        settings=msgspec.structs.replace(base, **study.best_params),
+        trials=tuple(
+            ShortTraining(
+                epochs=short.epochs,
+                validation_accuracy=done.value,
+                kept=done.number == study.best_trial.number,
+                **done.params,
+            )
+            for done in study.get_trials(states=(TrialState.COMPLETE,))
+        ),
+    )
+    (work / _FOUND).write_bytes(msgspec.json.encode(found))
     return found
 
 
@@ -69,6 +99,6 @@ def _suggested(trial: Any) -> dict[str, float]:
     return found | {key: trial.suggest_float(key, *limits) for key, limits in _LINEAR.items()}
 
 
-def load_best(folder: Path) -> DistillSection:
+def load_found(folder: Path) -> Chosen:
     """What a finished search found."""
-    return msgspec.json.decode((folder / _BEST).read_bytes(), type=DistillSection)
+    return msgspec.json.decode((folder / _FOUND).read_bytes(), type=Chosen)

@@ -15,6 +15,8 @@ from exporters.confusion import Confusion
 from exporters.evaluate import Metrics, Quality
 from exporters.measure import Timing
 from exporters.quantize import Tuned
+from exporters.recipe import DistillSection
+from exporters.recovery_search import ShortTraining
 from exporters.structure import Structure
 
 REPORT_SCHEMA = "1.0"
@@ -123,12 +125,17 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True):
-    """The distillation that a pruned network went through; accuracy on validation and mean loss per epoch."""
+    """The distillation that a pruned network went through; accuracy on validation and mean loss per epoch.
+
+    ``settings`` are those it really had: the recipe's, or what ``trials`` (short trainings) found better.
+    """
 
     epochs: int
     best_epoch: int | None
     validation_accuracy: tuple[float, ...]
     training_loss: tuple[float, ...]
+    settings: DistillSection
+    trials: tuple[ShortTraining, ...] = ()
 
 
 class Finetuned(msgspec.Struct, frozen=True, kw_only=True):

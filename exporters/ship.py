@@ -214,6 +214,7 @@ def assemble(tried: Tried, contest: Contest, making: Making, seen: Seen, target:
             tuned=making.tuned,
             structure=variant.structure,
             recovered=variant.tuned,
+            recovery=variant.recovery,
             splits=splits_of(common.recipe, common.data, test_rows=trial.rows, test_digest=trial.digest),
             quality=found,
             class_drops=trial.class_drops[profile.name],

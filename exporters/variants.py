@@ -21,6 +21,7 @@ from exporters.evaluate import Logits, check_reference
 from exporters.finetune import Tuned
 from exporters.prune import Importance
 from exporters.recipe import DistillSection, PruneSection
+from exporters.recovery_search import Chosen
 from exporters.source import Source
 from exporters.stages import Made, Stages
 from exporters.structure import Shape, Structure
@@ -37,7 +38,8 @@ class Variant:
     """A network in torch and ONNX. ``structure`` None: the whole one. ``tokenizer`` and ``trained`` are folders, the
     latter's ``model`` is the network in torch.
 
-    ``fp32``: as converted; ``reference``: its answers to the validation rows; ``parity``: with torch.
+    ``recovery``: what a pruned one was trained with. ``fp32``: as converted; ``reference``: its answers to the
+    validation rows; ``parity``: with torch.
     """
 
     structure: Structure | None
@@ -46,6 +48,7 @@ class Variant:
     tokenizer: Path
     tuned: Tuned
     trained: Path
+    recovery: Chosen | None
     fp32: Made
     reference: Logits
     parity: float
@@ -182,23 +185,23 @@ class Variants:
                 threads=tune.threads,
             )
 
-        section = self._searched(wanted, ingredients, recover)
+        chosen = self._searched(wanted, ingredients, recover)
 
         def build(work: Path) -> None:
             self._stages.progress.stage("distill", f"{wanted.name}, {len(lesson_rows)} rows")
-            finetune.save_tuned(recover(section, work), work)
+            finetune.save_tuned(recover(chosen.settings, work), work)
 
-        own_section = {"distill": msgspec.to_builtins(section)}
+        own_section = {"distill": msgspec.to_builtins(chosen.settings)}
         folder = self._stages.produce("distill", {**ingredients, **own_section}, build, resumes=True)
-        return self._variant(wanted, identity, tokenizer, folder)
+        return self._variant(wanted, identity, tokenizer, folder, chosen)
 
     def _searched(
         self, wanted: Structure, ingredients: dict[str, Any], recover: Callable[[DistillSection, Path], Tuned]
-    ) -> DistillSection:
+    ) -> Chosen:
         """The hyper-parameters of a recovery: the recipe's, or what short trainings found better."""
         base, trials = self._recipe.distill, self._recipe.search.trials
         if not trials:
-            return base
+            return Chosen(settings=base)
 
         def trial(section: DistillSection, folder: Path) -> float:
             folder.mkdir(exist_ok=True)
@@ -212,9 +215,16 @@ class Variants:
             recovery_search.search(base, trials, trial, work, progress, seed=self._recipe.finetune.seed)
 
         asked = {"base": msgspec.to_builtins(base), "trials": trials, "search": code_digest(recovery_search)}
-        return recovery_search.load_best(self._stages.produce("search", {**ingredients, **asked}, build, resumes=True))
+        return recovery_search.load_found(self._stages.produce("search", {**ingredients, **asked}, build, resumes=True))
 
-    def _variant(self, wanted: Structure | None, identity: Identity, tokenizer: Path, tuned: Path) -> Variant:
+    def _variant(
+        self,
+        wanted: Structure | None,
+        identity: Identity,
+        tokenizer: Path,
+        tuned: Path,
+        recovery: Chosen | None = None,
+    ) -> Variant:
         stages, rows = self._stages, self._data.validation
         encoder = stages.encoder(identity, tokenizer)
         converted, parity = stages.convert(tuned, identity, encoder.samples(rows.texts), encoder)
@@ -228,6 +238,7 @@ class Variants:
             tokenizer=tokenizer,
             tuned=finetune.load_tuned(tuned),
             trained=tuned,
+            recovery=recovery,
             fp32=fp32,
             reference=reference,
             parity=parity,

@@ -20,7 +20,8 @@ from exporters.evaluate import metrics, quality
 from exporters.facts import Facts, Split, documents, share_interval
 from exporters.finetune import Tuned
 from exporters.golden_samples import GoldenSpec
-from exporters.recipe import parse_recipe
+from exporters.recipe import DistillSection, parse_recipe
+from exporters.recovery_search import Chosen, ShortTraining
 from exporters.source import Source
 from exporters.structure import Structure
 
@@ -64,6 +65,7 @@ def facts_of(labels: tuple[str, ...] = ("bad", "good"), licence: str = "Apache-2
                        trained_parameters=7),
         "structure": None,
         "recovered": UNTRAINED,
+        "recovery": None,
         "splits": tuple(Split(name=n, file=f"{n}.csv", rows=9, digest="cd") for n in SPLITS),
         "quality": found,
         "class_drops": class_drops(logits, reference, truth, labels, max_drop=0.01),
@@ -141,9 +143,16 @@ def test_the_card_tells_what_was_pruned_and_how_it_recovered() -> None:
     small = Structure(layers=6, heads=4, ffn=512, vocabulary=8000)
     recovered = Tuned(method="distill", epochs=4, best_epoch=3, validation_accuracy=(0.1, 0.9, 0.9, 0.8),
                       precision="fp32", trained_parameters=7)  # fmt: skip
-    card = written(facts_of(structure=small, recovered=recovered))[0]
+    had = Chosen(settings=DistillSection(learning_rate=0.000345678, temperature=3))
+    card = written(facts_of(structure=small, recovered=recovered, recovery=had))[0]
     assert "6 layers of 4 heads and 512 neurons, a vocabulary of 8000 pieces" in card
     assert "distillation from the fine-tuned model, 4 epochs (epoch 3 was kept)" in card
+    assert "learning rate 0.000346, batches of 32, temperature 3, 0.9 of the loss" in card and "short" not in card
+    best = ShortTraining(epochs=1, learning_rate=0.000345678, temperature=3, teacher_weight=0.9, state_weight=1,
+                         validation_accuracy=0.9, kept=True)  # fmt: skip
+    tried = Chosen(settings=had.settings, trials=(msgspec.structs.replace(best, kept=False), best))
+    card = written(facts_of(structure=small, recovered=recovered, recovery=tried))[0]
+    assert "; as in number 2 of 2 short trainings, the best of them on" in card
 
 
 def test_labels_do_not_break_out_of_the_card() -> None:

@@ -11,6 +11,7 @@ from aios_edge.errors import MissingExtra
 from exporters import recovery_search
 from exporters.progress import SilentProgress
 from exporters.recipe import DistillSection
+from exporters.recovery_search import Chosen
 
 pytestmark = pytest.mark.export
 BASE = DistillSection(epochs=6)
@@ -30,7 +31,7 @@ class Trainings:
         return 1 - abs(section.learning_rate - 6e-4) - 0.1 * abs(section.teacher_weight - 0.7)
 
 
-def searched(run: Trainings, work: Path, trials: int = 6) -> DistillSection:
+def searched(run: Trainings, work: Path, trials: int = 6) -> Chosen:
     work.mkdir(exist_ok=True)
     return recovery_search.search(BASE, trials, run, work, SilentProgress(), seed=3)
 
@@ -42,8 +43,12 @@ def test_the_recipe_s_own_come_first_and_the_best_is_kept(tmp_path: Path) -> Non
     first = run.asked[0]
     assert (first.learning_rate, first.teacher_weight) == pytest.approx((BASE.learning_rate, BASE.teacher_weight))
     best = max(run.asked, key=lambda section: Trainings()(section, tmp_path))
-    assert found.learning_rate == best.learning_rate and found.epochs == 6
-    assert recovery_search.load_best(tmp_path / "a") == found
+    assert found.settings.learning_rate == best.learning_rate and found.settings.epochs == 6
+    assert [trial.learning_rate for trial in found.trials] == [section.learning_rate for section in run.asked]
+    (kept,) = (trial for trial in found.trials if trial.kept)
+    assert kept.learning_rate == best.learning_rate and kept.epochs == 2
+    assert kept.validation_accuracy == max(trial.validation_accuracy for trial in found.trials)
+    assert recovery_search.load_found(tmp_path / "a") == found
 
 
 @pytest.mark.parametrize("dies_at", [0, 3])

@@ -16,6 +16,8 @@ from exporters.class_drop import class_drops
 from exporters.confusion import confusion
 from exporters.evaluate import metrics, quality
 from exporters.quantize import Tuned
+from exporters.recipe import DistillSection
+from exporters.recovery_search import ShortTraining
 from exporters.report import (
     Baseline,
     Candidate,
@@ -234,7 +236,13 @@ def pruned_candidate(labels: tuple[str, ...], precision: str = "dynamic-s8-e2", 
         latency_s=Latency(p50=0.00456, p95=0.005),
         speedup=1.97,
     )
-    recovery = Training(epochs=3, best_epoch=2, validation_accuracy=(0.8, 0.88, 0.87), training_loss=(0.5, 0.3, 0.2))
+    recovery = Training(
+        epochs=3,
+        best_epoch=2,
+        validation_accuracy=(0.8, 0.88, 0.87),
+        training_loss=(0.5, 0.3, 0.2),
+        settings=DistillSection(learning_rate=0.000345678),
+    )
     pruned = {"rare_row_bits": 2, "structure": small, "pruned": alone, "recovery": recovery}
     return candidate(f"{small.name}+{precision}", labels, **{**pruned, **changes})
 
@@ -264,6 +272,34 @@ def test_a_pruned_network_s_recovery_is_drawn_beside_the_fine_tuning() -> None:
     drawn = text[text.index("<h2>Training</h2>") :]
     assert text.count("Recovery of <code>l6-h4-f512-v30522</code>") == 1
     assert "3 epochs" in drawn and drawn.count("class='curve'") == 4 and "kept: 0.8800" in drawn
+
+
+def test_what_the_recovery_really_trained_with_is_shown() -> None:
+    labels = numbered(2)
+    plain = pruned_candidate(labels, chosen=True)
+    text = shown(report_of(labels, {"p": profile_of(plain)}))
+    assert (
+        "Learning rate 0.000346" in text
+        and "as the recipe's <code>[distill]</code> says." in text
+        and "Trials of the recovery" not in text
+    )
+    assert plain.recovery is not None
+    tried = tuple(
+        ShortTraining(
+            epochs=1,
+            learning_rate=rate,
+            temperature=2.0,
+            teacher_weight=0.9,
+            state_weight=1.0,
+            validation_accuracy=0.81,
+            kept=kept,
+        )
+        for rate, kept in ((2e-4, False), (0.000345678, True))
+    )
+    searched = msgspec.structs.replace(plain, recovery=msgspec.structs.replace(plain.recovery, trials=tried))
+    text = shown(report_of(labels, {"p": profile_of(searched)}))
+    assert "as in the best of 2 short trainings (<code>[search] trials</code>), whatever" in text
+    assert "<tr class='chosen'><td>2</td><td>0.000346</td>" in text and ">kept</td>" in text
 
 
 def test_what_a_search_found_is_shown() -> None:

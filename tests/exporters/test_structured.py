@@ -81,6 +81,7 @@ def test_a_pruned_network_is_shipped_with_its_own_vocabulary(narrow: tuple[Expor
     assert pruned.size_bytes < pruned.pruned.size_bytes < report.baseline.size_bytes
     assert pruned.pruned.accuracy == max(pruned.recovery.validation_accuracy)  # ONNX answers as torch did
     assert pruned.pruned.whole.heads == 4
+    assert pruned.recovery.settings.learning_rate == 1e-3 and pruned.recovery.trials == ()
     assert whole.structure is whole.recovery is whole.pruned is whole.rare_row_bits is None
     bundle = open_bundle(out / "arm64-gateway")
     assert len(json.loads(bundle.file("tokenizer.json").read_bytes())["model"]["vocab"]) == 90
@@ -159,8 +160,14 @@ def test_short_trainings_look_for_the_recovery_s_hyper_parameters(
     report = exporters.export(path, "arm64-gateway", tmp_path / "out", cache=cache)
     built = [stage.split("/")[0] for stage in report.stages["built"]]
     assert built[0] == "search" and "finetune" not in built
-    found = next((cache / "search").glob("*/best.json"))
-    assert json.loads(found.read_bytes())["epochs"] == 2
+    (shipped,) = (c for c in report.profiles["arm64-gateway"].candidates if c.chosen)
+    assert shipped.recovery is not None and len(shipped.recovery.trials) == 2
+    (kept,) = (trial for trial in shipped.recovery.trials if trial.kept)
+    assert shipped.recovery.settings.learning_rate == kept.learning_rate and shipped.recovery.settings.epochs == 2
+    card = open_bundle(tmp_path / "out" / "arm64-gateway").file(MODEL_CARD).read_text(encoding="utf-8")
+    assert f"learning rate {kept.learning_rate:.3g}" in card and "of 2 short trainings, the best" in card
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "Trials of the recovery" in page and f"Learning rate {kept.learning_rate:.3g}" in page
 
 
 def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path, tmp_path: Path) -> None:
