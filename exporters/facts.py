@@ -40,7 +40,7 @@ class Facts:
 
     Only what the same inputs give again: no time, no path, no measured latency, so that a bundle can be reproduced.
     ``structure``: what was pruned (None: nothing), ``recovered`` the training after it, and ``recovery`` what that was
-    trained with. ``quality``,
+    trained with. ``rare_row_bits``: of embeddings of words that training didn't use (8: as the others). ``quality``,
     ``class_drops``, ``baseline`` (fine-tuned fp32) and ``majority_accuracy`` are the test split's.
     """
 
@@ -52,6 +52,7 @@ class Facts:
     structure: Structure | None
     recovered: Tuned
     recovery: Chosen | None
+    rare_row_bits: int
     splits: tuple[Split, ...]
     quality: Quality
     class_drops: tuple[ClassDrop, ...]

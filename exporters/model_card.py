@@ -113,6 +113,14 @@ def _limitations(facts: Facts) -> str:
     points = [f"Lowest recall on test: {weakest}."]
     if few:
         points.append(f"{len(few)} classes have fewer than {FEW_ROWS} test rows; their figures say little.")
+    if facts.rare_row_bits < 8:
+        points.append(
+            f"Embeddings of words that the training data use least or not at all take {facts.rare_row_bits} bits, a "
+            "coarse picture of their meaning. Texts full of such words (another domain, other names, questions beside "
+            "the subject) are answered less as fp32 would. The figures above hardly show it, because test rows have "
+            "mostly the words of training; how much it is on other texts was not measured. Where that matters, take a "
+            f"candidate without `-e{facts.rare_row_bits}` in its name."
+        )
     points += [f"Not measured: {name} ({why})." for name, why in sorted(facts.contract.unmeasured.items())]
     points.append(
         "Not measured: fairness between groups of people, robustness against misspelt or hostile texts, other "

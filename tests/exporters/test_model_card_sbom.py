@@ -66,6 +66,7 @@ def facts_of(labels: tuple[str, ...] = ("bad", "good"), licence: str = "Apache-2
         "structure": None,
         "recovered": UNTRAINED,
         "recovery": None,
+        "rare_row_bits": 8,
         "splits": tuple(Split(name=n, file=f"{n}.csv", rows=9, digest="cd") for n in SPLITS),
         "quality": found,
         "class_drops": class_drops(logits, reference, truth, labels, max_drop=0.01),
@@ -153,6 +154,14 @@ def test_the_card_tells_what_was_pruned_and_how_it_recovered() -> None:
     tried = Chosen(settings=had.settings, trials=(msgspec.structs.replace(best, kept=False), best))
     card = written(facts_of(structure=small, recovered=recovered, recovery=tried))[0]
     assert "; as in number 2 of 2 short trainings, the best of them on" in card
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+def test_the_card_warns_of_words_that_training_did_not_use(bits: int) -> None:
+    card = written(facts_of(rare_row_bits=bits))[0]
+    limits = card.partition("## Limitations")[2].partition("\n## ")[0]
+    assert f"take {bits} bits" in limits and "Texts full of such words" in limits
+    assert "full of such words" not in written(facts_of())[0]
 
 
 def test_labels_do_not_break_out_of_the_card() -> None:

@@ -85,7 +85,8 @@ def test_a_pruned_network_is_shipped_with_its_own_vocabulary(narrow: tuple[Expor
     assert whole.structure is whole.recovery is whole.pruned is whole.rare_row_bits is None
     bundle = open_bundle(out / "arm64-gateway")
     assert len(json.loads(bundle.file("tokenizer.json").read_bytes())["model"]["vocab"]) == 90
-    assert "2 heads and 64 neurons" in bundle.file(MODEL_CARD).read_text(encoding="utf-8")
+    card = bundle.file(MODEL_CARD).read_text(encoding="utf-8")
+    assert "2 heads and 64 neurons" in card and "use least or not at all take 4 bits" in card
 
 
 def test_its_golden_samples_are_cut_by_its_own_tokenizer(narrow: tuple[ExportReport, Path]) -> None:
