@@ -1,5 +1,6 @@
 # make demo | make test | make check      each creates what it needs in a fresh clone
 # make demo FAST=1                        the demo's short form
+# make demo STRUCTURED=1                  the demo with a pruned network for this machine
 # make test-long                          the tests that take minutes: clean installs, every interpreter
 
 PYTHON ?= python3
@@ -32,7 +33,7 @@ $(VENV)/.dev: $(INPUTS) | $(VENV)/.demo
 	@touch $@
 
 demo: $(VENV)/.demo
-	@$(BIN)/aios-edge demo --out $(OUT) $(if $(FAST),--fast)
+	@$(BIN)/aios-edge demo --out $(OUT) $(if $(FAST),--fast) $(if $(STRUCTURED),--structured)
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest

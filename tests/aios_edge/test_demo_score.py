@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aios_edge.cli.demo.acts import Workshop, with_pruned
 from aios_edge.cli.demo.dataset import TEST_ROWS, VALIDATION_ROWS, Row, split
 from aios_edge.cli.demo.load import Outcome, poisson_schedule
 from aios_edge.cli.demo.score import emulation_slowdown, quantile, score
@@ -137,6 +141,58 @@ def test_a_cpu_with_8_bit_dot_products_is_held_to_more_speed() -> None:
     assert miss.promise == "speedup" and "2.5 was promised on x86-vnni" in miss.said
     assert misses(dataclasses.replace(vnni, speedup=2.6)) == ()
     assert misses(dataclasses.replace(vnni, speedup=2.0, fast=True)) == ()  # it may have shipped fp32
+
+
+PRUNED = dataclasses.replace(GOOD, candidate="l6-h4-f512-v30522+dynamic-s8-e4", structured=True, pruned=True)
+WHY = "l6-h4-f512-v30522+dynamic-s8-e4 misses max_drop by 0.4 pt"
+NOT_PRUNED = dataclasses.replace(GOOD, structured=True, not_pruned=WHY)
+
+
+def test_who_asks_for_a_pruned_network_gets_one_or_a_broken_promise() -> None:
+    assert misses(PRUNED) == ()
+    (miss,) = misses(NOT_PRUNED)
+    assert miss.promise == "structured" and WHY in miss.said
+    assert "when it is quiet" not in remedy((miss,))
+    assert misses(dataclasses.replace(NOT_PRUNED, fast=True)) == ()  # it trains too little to promise that
+
+
+def test_only_a_pruned_network_may_lose_more() -> None:
+    worse = {"accuracy_drop": 0.015, "test_accuracy": 0.825}
+    assert misses(dataclasses.replace(PRUNED, **worse)) == ()
+    for fast, missed in ((False, ["structured", "test_accuracy", "accuracy_drop"]), (True, ["accuracy_drop"])):
+        found = misses(dataclasses.replace(NOT_PRUNED, fast=fast, **worse))
+        assert [miss.promise for miss in found] == missed
+
+
+def exported(*candidates: tuple[str, str]) -> dict[str, Any]:
+    """A report in which the first of (name, reason) is chosen."""
+    entries = [
+        {"name": name, "chosen": not at, "reason": reason, "structure": {"heads": 4} if "+" in name else None}
+        for at, (name, reason) in enumerate(candidates)
+    ]
+    return {"profiles": {"x86-gateway": {"candidates": entries}}}
+
+
+def test_the_pruned_network_is_served_where_it_was_chosen_and_else_the_whole_one_of_the_stricter_export() -> None:
+    plain = Workshop(
+        report=exported(("dynamic-s8", "is the fastest")), profile="x86-gateway", folder=Path("export"), sentences=()
+    )
+    small, whole = "l6-h4-f512-v30522+dynamic-s8-e4", "dynamic-s8"
+    found = with_pruned(plain, exported((small, "is the fastest"), (whole, "is slower")), Path("structured"))
+    assert found.bundle("x86-gateway") == Path("structured/x86-gateway") and found.not_pruned is None
+    assert found.chosen("x86-gateway")["name"] == small
+    found = with_pruned(plain, exported((whole, "is the fastest"), (small, "misses [it]")), Path("structured"))
+    assert found.bundle("x86-gateway") == Path("export/x86-gateway") and found.report is plain.report
+    assert found.not_pruned == f"{small} misses [it]"
+
+
+def test_the_screen_says_that_nothing_was_pruned() -> None:
+    console = pytest.importorskip("rich.console")
+    from aios_edge.cli.demo.screen import Screen
+
+    written = io.StringIO()
+    Screen(console.Console(file=written, width=200)).not_pruned("l6-h4 misses [it]")
+    assert "Not pruned: the whole network is served, though --structured asked: l6-h4 misses [it]" in written.getvalue()
 
 
 def test_a_busy_machine_is_no_excuse_for_the_model() -> None:

