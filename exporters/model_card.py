@@ -181,7 +181,7 @@ def _trained_with(recovery: Chosen) -> str:
     return (
         f"learning rate {had.learning_rate:.3g}, batches of {had.batch_size}, temperature {had.temperature:.3g}, "
         f"{had.teacher_weight:.3g} of the loss from the fine-tuned model's answers, {had.state_weight:.3g} times the "
-        f"distance of the first token's states, embeddings {'frozen' if had.freeze_embeddings else 'trained along'}"
+        f"distance of hidden states, embeddings {'frozen' if had.freeze_embeddings else 'trained along'}"
         f"{found}"
     )
 

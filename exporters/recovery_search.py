@@ -1,7 +1,8 @@
 """Which hyper-parameters recover a pruned network best: a seeded, resumable search by Optuna on short trainings.
 
 A trial trains a third of the epochs and is judged by its accuracy on validation rows, as epochs and candidates are; the
-test split has no part in it. Trials are kept in a journal beside their results, so a killed search goes on.
+test split has no part in it. Up to ten trials are a random search: TPE learns from no fewer. Trials are kept in a
+journal beside their results, so a killed search goes on.
 """
 
 from __future__ import annotations
