@@ -81,15 +81,15 @@ class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 class DistillSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Recovery after pruning. ``teacher_weight`` is the share of the loss that the teacher's answers have, the truth
-    has the rest; ``state_weight`` is that of the first token's states. ``freeze_embeddings``: tables stay as they were,
-    or a small network learns the training rows' words by heart."""
+    has the rest; ``state_weight`` is that of the states behind the layers. ``freeze_embeddings``: tables stay as they
+    were, or a small network learns the training rows' words by heart."""
 
     epochs: int = 6
     batch_size: int = 32
     learning_rate: float = 2e-4
     temperature: float = 2.0
     teacher_weight: float = 0.9
-    state_weight: float = 1.0
+    state_weight: float = 20.0
     freeze_embeddings: bool = True
 
 

@@ -21,7 +21,7 @@ from exporters.recipe import DistillSection
 SHORTER = 3
 _JOURNAL, _FOUND = "study.journal", "found.json"
 _LOGARITHMIC = {"learning_rate": (1e-4, 1e-3), "temperature": (1.0, 6.0)}
-_LINEAR = {"teacher_weight": (0.5, 1.0), "state_weight": (0.0, 3.0)}
+_LINEAR = {"teacher_weight": (0.5, 1.0), "state_weight": (0.0, 40.0)}
 
 
 class ShortTraining(msgspec.Struct, frozen=True, kw_only=True):

@@ -10,14 +10,15 @@ from fractions import Fraction
 from aios_edge.errors import RecipeError
 from exporters.recipe import PruneSection
 
-#: Shares of layers, and of each layer's heads and neurons, mildest first.
+#: Shares of layers, of each layer's heads and of its neurons, mildest first. A quarter of the products is better spent
+#: on a third of the heads than on a quarter.
 LADDER = (
-    (Fraction(1), Fraction(1, 2)),
-    (Fraction(1), Fraction(1, 3)),
-    (Fraction(1), Fraction(1, 4)),
-    (Fraction(1), Fraction(1, 6)),
-    (Fraction(2, 3), Fraction(1, 4)),
-    (Fraction(1, 2), Fraction(1, 6)),
+    (Fraction(1), Fraction(1, 2), Fraction(1, 2)),
+    (Fraction(1), Fraction(1, 3), Fraction(1, 3)),
+    (Fraction(1), Fraction(1, 3), Fraction(5, 24)),
+    (Fraction(1), Fraction(1, 6), Fraction(1, 6)),
+    (Fraction(2, 3), Fraction(1, 4), Fraction(1, 4)),
+    (Fraction(1, 2), Fraction(1, 6), Fraction(1, 6)),
 )
 #: The rung to begin with where the budget asks for no narrower one.
 _FIRST = 1
@@ -80,11 +81,11 @@ def ladder(shape: Shape, vocabulary: int) -> tuple[Structure, ...]:
     """Smaller networks, mildest first, all with this vocabulary; equal ones once, none as large as the whole."""
     whole = shape.whole
     found = []
-    for depth, width in LADDER:
+    for depth, heads, ffn in LADDER:
         rung = Structure(
             layers=max(1, math.ceil(whole.layers * depth)),
-            heads=max(1, round(whole.heads * width)),
-            ffn=min(whole.ffn, max(_NEURONS, round(whole.ffn * width / _NEURONS) * _NEURONS)),
+            heads=max(1, round(whole.heads * heads)),
+            ffn=min(whole.ffn, max(_NEURONS, round(whole.ffn * ffn / _NEURONS) * _NEURONS)),
             vocabulary=vocabulary,
         )
         if rung not in found and shape.products(rung) < shape.products(whole):

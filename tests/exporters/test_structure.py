@@ -22,6 +22,7 @@ def test_the_ladder_gets_narrower_rung_by_rung() -> None:
     assert products == sorted(products, reverse=True)
     assert rungs[0].name == "l6-h6-f768-v8000" and rungs[1].name == "l6-h4-f512-v8000"
     assert MINILM.products(rungs[1]) * 3 == MINILM.products(WHOLE)
+    assert rungs[2].name == "l6-h4-f320-v8000" and MINILM.products(rungs[2]) * 4 == MINILM.products(WHOLE)
 
 
 @given(layers=st.integers(1, 24), heads=st.integers(1, 32), ffn=st.integers(1, 4096), vocabulary=st.integers(1, 50_000))
