@@ -108,16 +108,28 @@ def asked_for(section: PruneSection, shape: Shape, vocabulary: int) -> Structure
     )
 
 
-def following(rungs: Sequence[Structure], tried: Mapping[Structure, bool], fits: Sequence[bool]) -> Structure | None:
-    """The rung to train next, or None: begin where the budget ``fits``; after one that kept its promises (True in
-    ``tried``) try the next narrower, after one that didn't the next wider that fits."""
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a rung. ``costly``: larger or slower than the budget allows, which a narrower one may mend;
+    ``inaccurate``: what a wider one may. Neither: it kept its promises."""
+
+    costly: bool
+    inaccurate: bool
+
+
+def following(rungs: Sequence[Structure], tried: Mapping[Structure, Outcome], fits: Sequence[bool]) -> Structure | None:
+    """The rung to train next, or None: begin where the budget ``fits``; after one that kept its promises or was costly
+    try the next narrower, after an inaccurate one the next wider that fits."""
     if not rungs:
         return None
-    widest = next((index for index, fit in enumerate(fits) if fit), len(rungs) - 1)
+    end = len(rungs) - 1
+    start = next((index for index, fit in enumerate(fits) if fit), end)
     if not tried:
-        return rungs[min(max(widest, _FIRST), len(rungs) - 1)]
-    places = {rungs.index(rung): kept for rung, kept in tried.items()}
-    kept = [place for place, good in places.items() if good]
-    narrower = max(kept) + 1 if kept else min(places) - 1
-    inside = widest <= narrower < len(rungs)
-    return rungs[narrower] if inside and narrower not in places else None
+        return rungs[min(max(start, _FIRST), end)]
+    places = {rungs.index(rung): outcome for rung, outcome in tried.items()}
+    narrower = [place + 1 for place, outcome in places.items() if outcome.costly or not outcome.inaccurate]
+    wider = [place - 1 for place, outcome in places.items() if outcome.inaccurate]
+    first, last = max([start, *narrower]), min([end, *wider])  # what is left between those tried
+    if first > last:
+        return None
+    return rungs[first if narrower else last]

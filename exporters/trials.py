@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from aios_edge.contract import BUNDLE_SIZE, LATENCY_P95, MEMORY
 from aios_edge.host import Host as Machine
 from aios_edge.profile import DeviceProfile, Threads
 from exporters import graph, tuned_static
@@ -18,13 +19,16 @@ from exporters.output_range import output_misses
 from exporters.quantize import STATIC, Plan, of_pruned, plans_for
 from exporters.recipe import ExportRecipe
 from exporters.report import Target
-from exporters.select import Choice, Figures, Miss, misses, select
+from exporters.select import SPEEDUP, Choice, Figures, Miss, misses, select
 from exporters.stages import Made, Stages
-from exporters.structure import Structure, following
+from exporters.structure import Outcome, Structure, following
 from exporters.tuned_static import Absent
 from exporters.variants import Pruning, Variant, Variants
 
 Shape = tuple[int, int, int]  # batch, length, threads
+
+#: Promises that a narrower network keeps sooner; all others a wider one does.
+_COSTS = frozenset({BUNDLE_SIZE, LATENCY_P95, MEMORY, SPEEDUP})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,21 +131,34 @@ class Trials:
 
     def _try_smaller(self, pruning: Pruning, plans: tuple[Plan, ...]) -> None:
         """Pruned networks, one after the other, each as the first of ``plans`` that the budgets have room for."""
-        terms, common, whole = self._terms, self._common, list(self.tried)
+        common, whole = self._common, list(self.tried)
         pruned: dict[Structure, list[Tried]] = {}
-        kept: dict[Structure, bool] = {}
+        outcomes: dict[Structure, Outcome] = {}
         rooms = {rung: [p for p in plans if self._has_room(rung, p, pruning)] for rung in pruning.rungs}
         fits = [bool(rooms[rung]) and self._is_fast(rung, pruning, whole[0]) for rung in pruning.rungs]
-        while len(kept) < common.recipe.search.structures and (rung := following(pruning.rungs, kept, fits)):
+        while len(outcomes) < common.recipe.search.structures and (rung := following(pruning.rungs, outcomes, fits)):
             variant = common.variants.pruned(rung, pruning)
-            first = (*rooms[rung], plans[-1])[0]
-            others = [plan for plan in plans if plan != first] if common.for_measuring else []
-            pruned[rung] = [self._try(variant, self._made(variant, plan)) for plan in (first, *others)]
-            figures = self._figures(pruned[rung][0])
-            kept[rung] = not misses(figures, terms.profile.budgets, max_drop=terms.max_drop, on_target=terms.on_target)
+            first = plans.index((*rooms[rung], plans[-1])[0])
+            pruned[rung], outcomes[rung] = self._try_plans(variant, plans[first:])
+            if common.for_measuring:
+                done = [tried.made.plan for tried in pruned[rung]]
+                pruned[rung] += [self._try(variant, self._made(variant, plan)) for plan in plans if plan not in done]
             # Who asks for pruning prefers the narrower of those that keep their promises.
             narrowest = sorted(pruned, key=pruning.shape.products)
             self.tried = [tried for rung in narrowest for tried in pruned[rung]] + whole
+
+    def _try_plans(self, variant: Variant, plans: tuple[Plan, ...]) -> tuple[list[Tried], Outcome]:
+        """One network as the first of ``plans``, and while that is too large, which an estimate may not have foreseen,
+        as the next; what came of the last."""
+        terms, found, broken = self._terms, list[Tried](), set[str]()
+        for plan in plans:
+            found.append(self._try(variant, self._made(variant, plan)))
+            figures, budgets = self._figures(found[-1]), terms.profile.budgets
+            missed = misses(figures, budgets, max_drop=terms.max_drop, on_target=terms.on_target)
+            broken = {miss.promise for miss in missed}
+            if BUNDLE_SIZE not in broken:
+                break
+        return found, Outcome(costly=bool(broken & _COSTS), inaccurate=bool(broken - _COSTS))
 
     def _made(self, variant: Variant, plan: Plan) -> Made:
         name, converted = variant.candidate(plan.name), variant.fp32.folder

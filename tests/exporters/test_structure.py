@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from aios_edge.errors import RecipeError
 from exporters.recipe import PruneSection
-from exporters.structure import Shape, Structure, asked_for, following, ladder
+from exporters.structure import Outcome, Shape, Structure, asked_for, following, ladder
 
 WHOLE = Structure(layers=6, heads=12, ffn=1536, vocabulary=30522)
 MINILM = Shape(whole=WHOLE, hidden=384, positions=512)
+KEPT, COSTLY, INACCURATE, HOPELESS = (
+    Outcome(costly=costly, inaccurate=inaccurate) for inaccurate in (False, True) for costly in (False, True)
+)
 
 
 def test_the_ladder_gets_narrower_rung_by_rung() -> None:
@@ -66,27 +69,44 @@ def test_the_search_narrows_while_promises_are_kept_and_widens_when_not() -> Non
     rungs = ladder(MINILM, 8000)
     every = [True] * len(rungs)
     assert following(rungs, {}, every) == rungs[1]
-    assert following(rungs, {rungs[1]: True}, every) == rungs[2]
-    assert following(rungs, {rungs[1]: True, rungs[2]: False}, every) is None
-    assert following(rungs, {rungs[1]: False}, every) == rungs[0]
-    assert following(rungs, {rungs[1]: False, rungs[0]: True}, every) is None
-    assert following(rungs, {rungs[1]: False, rungs[0]: False}, every) is None
+    assert following(rungs, {rungs[1]: KEPT}, every) == rungs[2]
+    assert following(rungs, {rungs[1]: KEPT, rungs[2]: INACCURATE}, every) is None
+    assert following(rungs, {rungs[1]: INACCURATE}, every) == rungs[0]
+    assert following(rungs, {rungs[1]: INACCURATE, rungs[0]: KEPT}, every) is None
+    assert following(rungs, {rungs[1]: INACCURATE, rungs[0]: INACCURATE}, every) is None
+
+
+def test_what_is_too_large_or_too_slow_gets_narrower_not_wider() -> None:
+    rungs = ladder(MINILM, 8000)
+    every = [True] * len(rungs)
+    assert following(rungs, {rungs[1]: COSTLY}, every) == rungs[2]
+    assert following(rungs, {rungs[1]: COSTLY, rungs[2]: COSTLY}, every) == rungs[3]
+    assert following(rungs, {rungs[1]: COSTLY, rungs[2]: INACCURATE}, every) is None
+    assert following(rungs, {rungs[1]: INACCURATE, rungs[0]: COSTLY}, every) is None
+    assert following(rungs, {rungs[1]: HOPELESS}, every) is None  # narrower it is less accurate, wider it costs more
+    assert following(rungs, {rungs[-1]: COSTLY}, every) is None
 
 
 def test_the_budget_says_where_the_search_begins() -> None:
     rungs = ladder(MINILM, 8000)
     tight = [False, False, False, False, True, True]
     assert following(rungs, {}, tight) == rungs[4]
-    assert following(rungs, {rungs[4]: False}, tight) is None  # a wider one would not fit
+    assert following(rungs, {rungs[4]: INACCURATE}, tight) is None  # a wider one would not fit
     assert following(rungs, {}, [False] * len(rungs)) == rungs[-1]  # the nearest there is
     assert following((), {}, []) is None
 
 
-@given(st.lists(st.booleans(), min_size=6, max_size=6), st.lists(st.booleans(), min_size=6, max_size=6))
-def test_the_search_ends_and_never_trains_a_rung_twice(outcomes: list[bool], fits: list[bool]) -> None:
+@given(
+    st.lists(st.sampled_from([KEPT, COSTLY, INACCURATE, HOPELESS]), min_size=6, max_size=6),
+    st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_the_search_ends_and_never_trains_a_rung_twice(outcomes: list[Outcome], fits: list[bool]) -> None:
     rungs = ladder(MINILM, 8000)
-    tried: dict[Structure, bool] = {}
+    tried: dict[Structure, Outcome] = {}
     while (rung := following(rungs, tried, fits)) is not None:
         assert rung not in tried
-        tried[rung] = outcomes[rungs.index(rung)]
+        place = rungs.index(rung)
+        assert all(place > rungs.index(other) for other, outcome in tried.items() if outcome.costly)
+        assert all(place < rungs.index(other) for other, outcome in tried.items() if outcome.inaccurate)
+        tried[rung] = outcomes[place]
     assert 1 <= len(tried) <= len(rungs)

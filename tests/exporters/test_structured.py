@@ -21,9 +21,9 @@ from exporters import inc, prune
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import load_data
 from exporters.recipe import load_recipe, parse_recipe
-from exporters.report import ExportReport, NothingShipped
+from exporters.report import Candidate, ExportReport
 from exporters.source import load_torch, locate
-from exporters.structure import ladder
+from exporters.structure import Shape, ladder
 from exporters.variants import plan_pruning
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("spelling")]
@@ -167,27 +167,37 @@ def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path,
     assert any(stage.startswith("distill/") for stage in report.stages["built"])
 
 
-@pytest.mark.usefixtures("narrow")
-def test_a_small_budget_gets_fewer_bits(workshop: Path, cache: Path, tmp_path: Path) -> None:
-    """And where it is too small for those too, fewer pieces (the next test)."""
-    shape = prune.shape_of(load_torch(workshop / "spelling", labels=("negative", "positive")))
-    third = ladder(shape, shape.whole.vocabulary)[1]
+def in_budget(workshop: Path, out: Path, cache: Path, budget: int | None, prune: str, structures: int) -> ExportReport:
+    profile = load_profile("arm64-gateway")
+    budgets = msgspec.structs.replace(profile.budgets, bundle_size_bytes=budget)
+    recipe = RECIPE.replace("vocabulary = {vocabulary}\n{more}", prune).replace("spelling", "lexicon")
+    path = workshop / f"{out.name}.toml"
+    path.write_text(f"{recipe}[search]\nstructures = {structures}\n", encoding="utf-8")
+    return exporters.export(path, [msgspec.structs.replace(profile, budgets=budgets)], out, cache=cache)
+
+
+def pruned_of(report: ExportReport) -> list[Candidate]:
+    return [candidate for candidate in report.profiles["arm64-gateway"].candidates if candidate.structure]
+
+
+@pytest.mark.usefixtures("lexicon")
+def test_what_turns_out_too_large_takes_fewer_bits_and_then_fewer_units(
+    workshop: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shape, "size_bytes", lambda *_: 0)  # an estimate that foresees nothing
+    (wide,) = pruned_of(in_budget(workshop, tmp_path / "wide", cache, None, "", 1))
+    assert wide.name.endswith("+dynamic-s8-e4") and wide.structure and wide.size_bytes
     tokenizer = max(path.stat().st_size for path in (cache / "tokenizer").glob("*/tokenizer.json"))
-    found = {}
-    for bits in (4, 2):
-        room = tokenizer + DOCUMENTS_BYTES + shape.size_bytes(third, "dynamic-s8", bits)
-        profile = load_profile("arm64-gateway")
-        profile = msgspec.structs.replace(
-            profile, budgets=msgspec.structs.replace(profile.budgets, bundle_size_bytes=room)
-        )
-        path = workshop / f"budget-{bits}.toml"
-        recipe = RECIPE.replace("vocabulary = {vocabulary}\n{more}", "[search]\nstructures = 1\n")
-        path.write_text(recipe.replace("max_drop = 0.05", "max_drop = 0.5"), encoding="utf-8")
-        with pytest.raises(NothingShipped):  # beside the weights the estimate leaves out what a tiny model consists of
-            exporters.export(path, [profile], tmp_path / "out", cache=cache)
-        report = json.loads((tmp_path / "out" / "report.json").read_bytes())
-        found[bits] = [c["name"] for c in report["profiles"]["arm64-gateway"]["candidates"] if "+" in c["name"]]
-    assert found == {4: [f"{third.name}+dynamic-s8-e4"], 2: [f"{third.name}+dynamic-s8-e2"]}
+    room = wide.size_bytes + tokenizer + DOCUMENTS_BYTES - 1
+    report = in_budget(workshop, tmp_path / "bits", cache, room, "", 1)
+    assert [candidate.name.split("+")[1] for candidate in pruned_of(report)] == ["dynamic-s8-e4", "dynamic-s8-e2"]
+    assert report.profiles["arm64-gateway"].chosen == f"{wide.structure.name}+dynamic-s8-e2"
+    assert not [stage for stage in report.stages["built"] if stage.startswith("distill/")]
+    fewer = pruned_of(report)[1].size_bytes
+    assert fewer and fewer < wide.size_bytes
+    report = in_budget(workshop, tmp_path / "units", cache, room - wide.size_bytes + fewer, "", 2)
+    assert [candidate.structure.layers for candidate in pruned_of(report) if candidate.structure] == [1, 1, 2, 2]
+    assert report.profiles["arm64-gateway"].chosen == pruned_of(report)[1].name
 
 
 def test_a_smaller_budget_gets_as_many_pieces_as_fit(workshop: Path) -> None:
