@@ -50,8 +50,13 @@ class Nibbles:
 def fine_rows(counts: NDArray[np.intp], rows: int) -> NDArray[np.intp]:
     """The ids below ``rows`` that keep 8 bits, in order: those that occur, at most :data:`MOST_FINE` of all. Pure."""
     counts = np.pad(counts[:rows], (0, max(0, rows - len(counts))))
-    ordered = np.argsort(-counts, kind="stable")[: int(rows * MOST_FINE)]
+    ordered = np.argsort(-counts, kind="stable")[: most_fine(rows)]
     return np.sort(ordered[counts[ordered] > 0])
+
+
+def most_fine(rows: int) -> int:
+    """How many rows of a table keep 8 bits at most."""
+    return int(rows * MOST_FINE)
 
 
 def in_s8(table: Array) -> tuple[NDArray[np.int8], Array]:
@@ -100,6 +105,15 @@ def _packed(part: Array, scale: Array, middle: Array) -> NDArray[np.uint8]:
     high = np.clip(np.rint((left - low) / 16), 0, 15)
     packed: NDArray[np.uint8] = (16 * high + low).astype(np.uint8)
     return packed
+
+
+def size_bytes(rows: int, fine: int, width: int, bits: int) -> int:
+    """What :func:`lookup` stores of a table of which so many rows keep 8 bits: entries, scales, maps, books. Pure."""
+    halves = (fine, rows - fine)
+    maps = rows * sum(_place_type(count).itemsize for count in halves)
+    books = width * product_codes.ENTRIES if bits == 2 else 0
+    scales = 4 * (rows - fine) + 3 * 4 * width  # of rows; of channels, each half's and the middle
+    return fine * width + (rows - fine) * width * bits // 8 + maps + books + scales + 2 * width
 
 
 def can_split(width: int, bits: int) -> bool:
@@ -227,6 +241,10 @@ def _behind_nothing(rows: NDArray[Any]) -> NDArray[Any]:
 
 def _places(ids: NDArray[np.intp], count: int) -> NDArray[Any]:
     """[count]: where each id stands behind row 0; 0 where it doesn't."""
-    places = np.zeros(count, dtype=np.int16 if len(ids) <= np.iinfo(np.int16).max else np.int32)
+    places = np.zeros(count, dtype=_place_type(len(ids)))
     places[ids] = np.arange(1, len(ids) + 1)
     return places
+
+
+def _place_type(rows: int) -> np.dtype[Any]:
+    return np.dtype(np.int16 if rows <= np.iinfo(np.int16).max else np.int32)

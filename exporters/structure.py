@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from aios_edge.errors import RecipeError
+from exporters import rare_rows
 from exporters.recipe import PruneSection
 
 #: Shares of layers, and of each layer's heads and neurons, mildest first.
@@ -23,10 +25,25 @@ LADDER = (
 _FIRST = 1
 #: Neurons come in these: onnxruntime's int8 kernels work on 64 columns at a time.
 _NEURONS = 64
-#: Bytes of a weight after quantization.
-_WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
-#: Share of the rows of a table that keep 8 bits at most, where the others get fewer.
-_FINE_SHARE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """Bytes that a precision takes for a weight of a product, for an entry of a table, for what comes by channel (bias
+    or norm, with scale and zero point where weights have them), and for a layer's nodes with their names."""
+
+    weight: int
+    entry: int
+    channel: int
+    nodes: int
+
+
+_STORED = {
+    "fp32": _Stored(weight=4, entry=4, channel=4, nodes=8_000),
+    "fp16": _Stored(weight=2, entry=2, channel=2, nodes=30_000),  # not fused
+    "qdq-s8-sym": _Stored(weight=1, entry=4, channel=9, nodes=30_000),  # its tables stay in float
+}
+_IN_8_BITS = _Stored(weight=1, entry=1, channel=9, nodes=8_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,34 +63,46 @@ class Structure:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A whole network: its structure and what pruning leaves alone (``hidden`` is the width between layers)."""
+    """A whole network: its structure and what pruning leaves alone (``hidden`` is the width between layers).
+    ``in_use``: how many of its pieces the texts have, None where nobody counted."""
 
     whole: Structure
     hidden: int
     positions: int
+    labels: int
+    in_use: int | None = None
 
     def products(self, structure: Structure) -> int:
         """Weights that are multiplied with every token; with them, time goes."""
-        width = self.hidden * structure.heads // self.whole.heads
-        return structure.layers * (4 * self.hidden * width + 2 * self.hidden * structure.ffn)
+        return structure.layers * (4 * self.hidden * self._joined(structure) + 2 * self.hidden * structure.ffn)
 
     def size_bytes(self, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
-        """An estimate of a candidate's model files, high rather than low: products, tables and pooler."""
-        weights = self.products(structure) + self.positions * self.hidden + self.hidden**2
-        return math.ceil(weights * _bytes(precision) + structure.vocabulary * self._row_bytes(precision, rare_row_bits))
+        """An estimate of a candidate's model files, high rather than low."""
+        stored, hidden = _STORED.get(precision, _IN_8_BITS), self.hidden
+        weights = self.products(structure) + hidden**2 + hidden * self.labels  # pooler, head
+        channels = structure.layers * (3 * self._joined(structure) + 6 * hidden + structure.ffn)
+        channels += 6 * hidden + self.labels  # around the tables, of pooler and head
+        tables = self.positions * (hidden * stored.entry + 8)  # 8: their numbers
+        if rare_row_bits < 8:
+            rows, in_use = structure.vocabulary, self.whole.vocabulary if self.in_use is None else self.in_use
+            fine = min(rows, in_use, rare_rows.most_fine(rows))
+            tables += rare_rows.size_bytes(rows, fine, hidden, rare_row_bits)
+        else:
+            tables += structure.vocabulary * hidden * stored.entry
+        nodes = (structure.layers + 2) * stored.nodes
+        return weights * stored.weight + channels * stored.channel + tables + nodes
 
     def pieces_within(self, size_bytes: int, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
         """How large a vocabulary of a network of this structure fits model files of that size, by the same estimate."""
-        without = self.size_bytes(replace(structure, vocabulary=0), precision, rare_row_bits)
-        return max(0, int((size_bytes - without) / self._row_bytes(precision, rare_row_bits)))
 
-    def _row_bytes(self, precision: str, rare_row_bits: int) -> float:
-        share = 1.0 if rare_row_bits == 8 else _FINE_SHARE + (1 - _FINE_SHARE) * rare_row_bits / 8
-        return self.hidden * share * _bytes(precision)
+        def estimate(pieces: int) -> int:
+            return self.size_bytes(replace(structure, vocabulary=pieces), precision, rare_row_bits)
 
+        return max(0, bisect_right(range(self.whole.vocabulary + 1), size_bytes, key=estimate) - 1)
 
-def _bytes(precision: str) -> int:
-    return _WEIGHT_BYTES.get(precision, 1)
+    def _joined(self, structure: Structure) -> int:
+        """The width that a layer's heads have together."""
+        return self.hidden * structure.heads // self.whole.heads
 
 
 def ladder(shape: Shape, vocabulary: int) -> tuple[Structure, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -92,14 +93,23 @@ def plan_pruning(
         recovery_search.check_available()
     shape = prune.shape_of(source.load_torch(origin.folder, labels=data.labels))
     room = None if size_bytes is None else size_bytes - len(tokenizer) - DOCUMENTS_BYTES
-    pieces = _pieces(section, shape, data, tokenizer, room)
+    counts = vocabulary.used(tokenizer, data.train.texts + data.unlabelled)
+    shape = replace(shape, in_use=vocabulary.in_use(tokenizer, counts))
+    pieces = _pieces(section, shape, data, tokenizer, room, counts)
     rungs = structure.ladder(shape, len(pieces))
     if section.explicit:
         rungs = (structure.asked_for(section, shape, len(pieces)),)
     return Pruning(shape=shape, pieces=pieces, rungs=rungs)
 
 
-def _pieces(section: PruneSection, shape: Shape, data: Data, tokenizer: bytes, room: int | None) -> tuple[int, ...]:
+def _pieces(
+    section: PruneSection,
+    shape: Shape,
+    data: Data,
+    tokenizer: bytes,
+    room: int | None,
+    counts: Sequence[Counter[int]],
+) -> tuple[int, ...]:
     """All, unless the recipe or the budget says otherwise: words that training didn't see lose by it for good."""
     asked, whole = section.vocabulary, shape.whole.vocabulary
     fit = whole
@@ -108,7 +118,6 @@ def _pieces(section: PruneSection, shape: Shape, data: Data, tokenizer: bytes, r
         fit = shape.pieces_within(room, narrow[-1], *_SMALLEST)
     if asked == 0 or (asked is None and fit >= whole):
         return tuple(range(whole))
-    counts = vocabulary.used(tokenizer, data.train.texts + data.unlabelled)
     if asked is None:
         asked = max(fit, len(vocabulary.least(tokenizer).union(*counts)))
     kept = vocabulary.choose(tokenizer, counts, min(asked, whole))

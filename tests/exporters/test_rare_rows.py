@@ -174,3 +174,13 @@ def test_the_memory_of_making_codes_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(product_codes, "_ROWS_AT_ONCE", 77)
     parts = in_codes(table)
     assert (parts.numbers == whole.numbers).all() and np.allclose(parts.rows, whole.rows)
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+@pytest.mark.parametrize("rows", [400, 40_000])
+def test_what_a_split_table_takes_is_known_before(rows: int, bits: int) -> None:
+    table = np.random.default_rng(6).standard_normal((rows, 16)).astype(np.float32)
+    made = model(table)
+    quantize_tables(made, {"ids": counts(rows)}, bits=bits)
+    stored = sum(len(tensor.raw_data) for tensor in made.graph.initializer)
+    assert stored <= rare_rows.size_bytes(rows, len(IN_USE), 16, bits) <= stored + 256

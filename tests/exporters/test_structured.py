@@ -17,13 +17,13 @@ from aios_edge.errors import RecipeError
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
-from exporters import inc, prune
+from exporters import inc
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import load_data
 from exporters.recipe import load_recipe, parse_recipe
 from exporters.report import Candidate, ExportReport
-from exporters.source import load_torch, locate
-from exporters.structure import Shape, ladder
+from exporters.source import locate
+from exporters.structure import Shape
 from exporters.variants import plan_pruning
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("spelling")]
@@ -181,6 +181,23 @@ def pruned_of(report: ExportReport) -> list[Candidate]:
 
 
 @pytest.mark.usefixtures("lexicon")
+def test_a_small_budget_gets_fewer_bits(workshop: Path, cache: Path, tmp_path: Path) -> None:
+    """And where it is too small for those too, fewer pieces (below)."""
+    (wide,) = pruned_of(in_budget(workshop, tmp_path / "wide", cache, None, "", 1))
+    recipe, tokenizer = load_recipe(workshop / "wide.toml"), (workshop / "lexicon/tokenizer.json").read_bytes()
+    pruning = plan_pruning(recipe.prune, locate(recipe), load_data(recipe), tokenizer)
+    assert pruning and wide.structure in pruning.rungs and wide.structure and wide.size_bytes
+    sizes = {bits: pruning.shape.size_bytes(wide.structure, "dynamic-s8", bits) for bits in (4, 2)}
+    assert sizes[2] < wide.size_bytes <= sizes[4] < 1.3 * wide.size_bytes
+    for bits, name in {4: "dynamic-s8-e4", 2: "dynamic-s8-e2"}.items():
+        room = sizes[bits] + len(tokenizer) + DOCUMENTS_BYTES
+        report = in_budget(workshop, tmp_path / name, cache, room, "", 1)
+        assert [candidate.name for candidate in pruned_of(report)] == [f"{wide.structure.name}+{name}"]
+        assert report.profiles["arm64-gateway"].chosen == pruned_of(report)[0].name
+        assert (pruned_of(report)[0].size_bytes or 0) <= sizes[bits]
+
+
+@pytest.mark.usefixtures("lexicon")
 def test_what_turns_out_too_large_takes_fewer_bits_and_then_fewer_units(
     workshop: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,10 +224,10 @@ def test_a_smaller_budget_gets_as_many_pieces_as_fit(workshop: Path) -> None:
     recipe = parse_recipe({**document, "finetune": {"max_length": 16}}, folder=workshop)
     data, source = load_data(recipe), locate(recipe)
     tokenizer = (workshop / "spelling/tokenizer.json").read_bytes()
-    shape = prune.shape_of(load_torch(workshop / "spelling", labels=("a", "b")))
-    whole = shape.whole.vocabulary
-    third = ladder(shape, whole)[1]
-    found = []
+    roomy = plan_pruning(recipe.prune, source, data, tokenizer)
+    assert roomy
+    shape, third = roomy.shape, roomy.rungs[1]
+    whole, found = shape.whole.vocabulary, []
     for fit in (0, 80, 90, whole):
         room = shape.size_bytes(replace(third, vocabulary=fit), "dynamic-s8", 2)
         size = room + len(tokenizer) + DOCUMENTS_BYTES
