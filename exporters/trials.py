@@ -140,7 +140,7 @@ class Trials:
             variant = common.variants.pruned(rung, pruning)
             first = plans.index((*rooms[rung], plans[-1])[0])
             pruned[rung], outcomes[rung] = self._try_plans(variant, plans[first:])
-            if common.for_measuring:
+            if common.for_measuring or self._terms.brought:  # what was given out may be what was measured
                 done = [tried.made.plan for tried in pruned[rung]]
                 pruned[rung] += [self._try(variant, self._made(variant, plan)) for plan in plans if plan not in done]
             # Who asks for pruning prefers the narrower of those that keep their promises.
