@@ -16,7 +16,7 @@ from exporters.data import Data
 from exporters.evaluate import Logits, Quality, quality
 from exporters.measure import Measured, Timing
 from exporters.output_range import output_misses
-from exporters.quantize import STATIC, Plan, of_pruned, plans_for
+from exporters.quantize import STATIC, Plan, plans_for
 from exporters.recipe import ExportRecipe
 from exporters.report import Target
 from exporters.select import SPEEDUP, Choice, Figures, Miss, misses, select
@@ -35,8 +35,8 @@ _COSTS = frozenset({BUNDLE_SIZE, LATENCY_P95, MEMORY, SPEEDUP})
 class Common:
     """What all profiles of one export share.
 
-    ``shapes``: what every candidate is timed at. ``brought``: by profile, what was measured on its devices.
-    ``for_measuring``: all candidates are given out as bundles.
+    ``shapes``: what every candidate is timed at. By profile: ``prunings``, the smaller networks it may get, and
+    ``brought``, what was measured on its devices. ``for_measuring``: all candidates are given out as bundles.
     """
 
     recipe: ExportRecipe
@@ -44,6 +44,7 @@ class Common:
     variants: Variants
     machine: Machine
     shapes: tuple[Shape, ...]
+    prunings: Mapping[str, Pruning] = field(default_factory=dict)
     brought: Mapping[str, tuple[Brought, ...]] = field(default_factory=dict)
     for_measuring: bool = False
 
@@ -98,9 +99,9 @@ class Trials:
     def run(self) -> None:
         """All candidates that may win, or all there are where the recipe or the caller wants to see them."""
         self._try_whole()
-        pruning, plans = self._common.variants.pruning, of_pruned(self._plans)
-        if pruning is not None and plans:
-            self._try_smaller(pruning, plans)
+        pruning = self._common.prunings.get(self._terms.profile.name)
+        if pruning is not None and pruning.plans:
+            self._try_smaller(pruning)
 
     def choose(self, targets: Mapping[str, Target]) -> Choice:
         """Among those tried so far; ``targets``: by candidate, what was measured on a device."""
@@ -129,9 +130,9 @@ class Trials:
             else:
                 self.tried.append(self._try(common.whole, made))
 
-    def _try_smaller(self, pruning: Pruning, plans: tuple[Plan, ...]) -> None:
-        """Pruned networks, one after the other, each as the first of ``plans`` that the budgets have room for."""
-        common, whole = self._common, list(self.tried)
+    def _try_smaller(self, pruning: Pruning) -> None:
+        """Pruned networks, one after the other, each as the first of its plans that the budgets have room for."""
+        common, plans, whole = self._common, pruning.plans, list(self.tried)
         pruned: dict[Structure, list[Tried]] = {}
         outcomes: dict[Structure, Outcome] = {}
         rooms = {rung: [p for p in plans if self._has_room(rung, p, pruning)] for rung in pruning.rungs}
