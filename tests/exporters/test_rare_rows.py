@@ -121,11 +121,20 @@ def test_a_width_without_books_keeps_8_bits() -> None:
     assert [node.op_type for node in made.graph.node] == ["Gather", "Cast", "Mul"]
 
 
-def test_many_rows_in_use_dont_undo_the_saving() -> None:
+def test_many_rows_in_use_dont_undo_the_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rare_rows, "ALWAYS_FINE", 1)
     often = np.asarray([0, 5, 1, 9, 0, 2, 2, 7])
     assert fine_rows(often, 8).tolist() == [3, 7]  # a quarter, the most frequent
     assert fine_rows(often, 100).tolist() == [1, 2, 3, 5, 6, 7]
     assert fine_rows(often, 4).tolist() == [3]  # counts beyond the table
+
+
+def test_words_in_use_keep_their_bits_when_a_vocabulary_is_cut() -> None:
+    in_use = 7_000
+    often = np.zeros(30_522, dtype=np.intp)
+    often[:in_use] = 1
+    assert len(fine_rows(often, 30_522)) == len(fine_rows(often, 10_000)) == in_use
+    assert len(fine_rows(np.ones(250_000, dtype=np.intp), 250_000)) == 62_500  # and a large table shrinks all the same
 
 
 def test_more_rows_than_16_bits_can_number() -> None:
