@@ -18,7 +18,7 @@ LADDER = (
     (Fraction(1), Fraction(1, 3)),
     (Fraction(1), Fraction(1, 4)),
     (Fraction(1), Fraction(1, 6)),
-    (Fraction(2, 3), Fraction(1, 4)),
+    (Fraction(2, 3), Fraction(1, 6)),
     (Fraction(1, 2), Fraction(1, 6)),
 )
 #: The rung to begin with where the budget asks for no narrower one.
@@ -106,9 +106,9 @@ class Shape:
 
 
 def ladder(shape: Shape, vocabulary: int) -> tuple[Structure, ...]:
-    """Smaller networks, mildest first, all with this vocabulary; equal ones once, none as large as the whole."""
+    """Smaller networks, mildest first, all with this vocabulary; each has less to multiply than the one before."""
     whole = shape.whole
-    found = []
+    found: list[Structure] = []
     for depth, width in LADDER:
         rung = Structure(
             layers=max(1, math.ceil(whole.layers * depth)),
@@ -116,7 +116,7 @@ def ladder(shape: Shape, vocabulary: int) -> tuple[Structure, ...]:
             ffn=min(whole.ffn, max(_NEURONS, round(whole.ffn * width / _NEURONS) * _NEURONS)),
             vocabulary=vocabulary,
         )
-        if rung not in found and shape.products(rung) < shape.products(whole):
+        if shape.products(rung) < shape.products((whole, *found)[-1]):
             found.append(rung)
     return tuple(found)
 
