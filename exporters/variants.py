@@ -87,7 +87,7 @@ def plan_pruning(
     if recipe.search.trials:
         recovery_search.check_available()
     shape = prune.shape_of(source.load_torch(origin.folder, labels=data.labels))
-    counts = vocabulary.used(tokenizer, data.train.texts + data.unlabelled)
+    counts = vocabulary.used(tokenizer, data.in_use)
     shape = replace(shape, in_use=vocabulary.in_use(tokenizer, counts))
     whole = structure.ladder(shape, shape.whole.vocabulary)
     if section.explicit:

@@ -16,7 +16,7 @@ from aios_edge.errors import RecipeError
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
-from exporters import inc
+from exporters import inc, tables
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import load_data
 from exporters.recipe import load_recipe, parse_recipe
@@ -133,8 +133,11 @@ def test_neural_compressor_s_candidate_is_of_the_whole_network_only(
 
 
 def test_texts_without_labels_teach_the_pruned_network(
-    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path
+    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And say which words are in use."""
+    counted, quantize_tables = [], tables.quantize_tables
+    monkeypatch.setattr(tables, "quantize_tables", lambda *args: counted.append(args[1]) or quantize_tables(*args))
     (workshop / "more.txt").write_text("a fine story it was\nthe plot is dull and cold\n", encoding="utf-8")
     path = workshop / "unlabelled.toml"
     plain = RECIPE.format(vocabulary=90, more="heads = 2\nffn = 64\n")
@@ -143,6 +146,7 @@ def test_texts_without_labels_teach_the_pruned_network(
     built = {stage.split("/")[0] for stage in report.stages["built"]}
     assert {"teacher", "distill"} <= built and "finetune" not in built
     assert "more.txt (2 texts without labels)" in report.data
+    assert {int(counts["input_ids"][2]) for counts in counted if counts} == {600 + 2}  # a [CLS] in each text
 
 
 def test_short_trainings_look_for_the_recovery_s_hyper_parameters(
