@@ -80,6 +80,8 @@ def run(
     check_vocabulary(source, tokenizer / TOKENIZER)
     check_special_tokens(source, tokenizer / TOKENIZER)
     prunings = plan_pruning(recipe, source, data, (tokenizer / TOKENIZER).read_bytes(), profiles)
+    if candidates:
+        measuring.check_pruned_places(prunings, out)
     identity = stages.identity(source, data.labels, pair=data.pair)
     encoder = stages.encoder(identity, tokenizer)
     known = coverage(encoder.samples(data.validation.texts), tokenizer / TOKENIZER)

@@ -60,6 +60,10 @@ class Structure:
         """As it stands before a candidate's precision: ``l6-h4-f512-v10000``."""
         return f"l{self.layers}-h{self.heads}-f{self.ffn}-v{self.vocabulary}"
 
+    def candidate(self, plan: str) -> str:
+        """What a candidate of such a network is called."""
+        return f"{self.name}+{plan}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:

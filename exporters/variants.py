@@ -53,7 +53,7 @@ class Variant:
 
     def candidate(self, plan: str) -> str:
         """A candidate's name."""
-        return plan if self.structure is None else f"{self.structure.name}+{plan}"
+        return plan if self.structure is None else self.structure.candidate(plan)
 
     @property
     def tokenizer_bytes(self) -> int:
@@ -70,6 +70,11 @@ class Pruning:
     pieces: tuple[int, ...]
     rungs: tuple[Structure, ...]
     plans: tuple[Plan, ...]
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The names of all that may come of it."""
+        return tuple(rung.candidate(plan.name) for rung in self.rungs for plan in self.plans)
 
 
 def plan_pruning(

@@ -284,6 +284,19 @@ def test_a_measuring_bundle_does_not_meet_somebodys_files(first: Export, tmp_pat
         exporters.export(first.recipe, [named], tmp_path / "x", cache=first.out / ".cache", candidates=True)
 
 
+def test_nor_does_one_of_a_pruned_network_and_that_shows_before_the_training(
+    first: Export, workshop: Path, tmp_path: Path
+) -> None:
+    recipe = workshop / "clash.toml"
+    recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + "[prune]\nheads = 2\n", encoding="utf-8")
+    notes = tmp_path / "candidates/board/l2-h2-f128-v50+dynamic-s8-e4/notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    with pytest.raises(UsageError, match="other things in it"):
+        exporters.export(recipe, [first.profile], tmp_path, cache=tmp_path / "cache", candidates=True)
+    assert not (tmp_path / "cache/finetune").exists()
+
+
 def test_the_digest_of_a_model_is_the_same_in_cache_and_bundle(first: Export) -> None:
     from aios_edge.measurement import model_of
 
