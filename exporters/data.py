@@ -93,6 +93,11 @@ class Data:
     unlabelled: tuple[RawInput, ...] = ()  # different from each other, from train's and from validation's
 
     @property
+    def in_use(self) -> tuple[RawInput, ...]:
+        """The texts that say which words are in use: train's, then those without labels."""
+        return self.train.texts + self.unlabelled
+
+    @property
     def pair(self) -> bool:
         """Whether each input is two texts."""
         return not isinstance(self.train.texts[0], str)

@@ -6,7 +6,7 @@ Their accuracy was seen on validation rows; candidates that lose never meet the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aios_edge.bundle.write import check_replaceable
@@ -16,6 +16,7 @@ from exporters.calibration import fit_temperature
 from exporters.contest import Contest
 from exporters.quantize import plans_for
 from exporters.ship import Making, Seen, assemble
+from exporters.variants import Pruning
 
 FOLDER = "candidates"
 
@@ -28,6 +29,13 @@ def check_measuring_places(profiles: Sequence[DeviceProfile], out: Path, *, tune
             raise UsageError(what, where=f"profile {profile.name}", remedy="Rename the profile")
         for plan in plans_for(profile, tuned_static=tuned_static):
             check_replaceable((out / FOLDER / profile.name / plan.name).absolute())
+
+
+def check_pruned_places(prunings: Mapping[str, Pruning], out: Path) -> None:
+    """The same for the bundles of pruned networks, as soon as their names are known; ``prunings`` by profile."""
+    for profile, pruning in prunings.items():
+        for name in pruning.candidates:
+            check_replaceable((out / FOLDER / profile / name).absolute())
 
 
 def write_for_measuring(contest: Contest, making: Making, out: Path) -> dict[str, str]:

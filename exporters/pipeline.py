@@ -79,16 +79,9 @@ def run(
     tokenizer = stages.tokenizer(source)
     check_vocabulary(source, tokenizer / TOKENIZER)
     check_special_tokens(source, tokenizer / TOKENIZER)
-    whole_tokenizer = (tokenizer / TOKENIZER).read_bytes()
-    sizes = [size for profile in profiles if (size := profile.budgets.bundle_size_bytes) is not None]
-    pruning = plan_pruning(
-        recipe.prune,
-        source,
-        data,
-        whole_tokenizer,
-        size_bytes=min(sizes, default=None),
-        trials=recipe.search.trials,
-    )
+    prunings = plan_pruning(recipe, source, data, (tokenizer / TOKENIZER).read_bytes(), profiles)
+    if candidates:
+        measuring.check_pruned_places(prunings, out)
     identity = stages.identity(source, data.labels, pair=data.pair)
     encoder = stages.encoder(identity, tokenizer)
     known = coverage(encoder.samples(data.validation.texts), tokenizer / TOKENIZER)
@@ -99,7 +92,7 @@ def run(
     _warn(warnings, progress)
 
     tuned_folder, tuned = stages.finetune(source, data, encoder)
-    variants = Variants(stages, data, identity, tokenizer, tuned_folder, pruning)
+    variants = Variants(stages, data, identity, tokenizer, tuned_folder)
     whole = variants.whole
     shapes = shapes_within(source.max_length, exhaustive=recipe.search.exhaustive)
     cost = stages.measured(whole.fp32, whole.fp32, shapes[:1])
@@ -109,6 +102,7 @@ def run(
         variants=variants,
         machine=machine,
         shapes=shapes,
+        prunings=prunings,
         brought=brought,
         for_measuring=candidates,
     )

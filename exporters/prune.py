@@ -84,6 +84,7 @@ def shape_of(model: Any) -> Shape:
         whole=whole,
         hidden=int(config.hidden_size),
         positions=int(getattr(config, "max_position_embeddings", 0)),
+        labels=int(config.num_labels),
     )
 
 

@@ -21,8 +21,11 @@ from numpy.typing import NDArray
 
 from exporters import product_codes
 
-#: At most this share of the rows keeps 8 bits, those that occur most often: the table shrinks whatever the data.
+#: At most this share of the rows keeps 8 bits, those that occur most often: a large table shrinks whatever the data.
 MOST_FINE = 0.25
+#: But so many always may: a vocabulary that was cut holds little else than words in use, and by a quarter of what is
+#: left words would lose the 8 bits that they had before. A quarter of BERT's 30,522 is less than this.
+ALWAYS_FINE = 8192
 #: Scales that are tried for each row of 4 bits, as shares of the one that clips nothing.
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 _MIDDLE = 7.5  # of 16 levels
@@ -48,10 +51,15 @@ class Nibbles:
 
 
 def fine_rows(counts: NDArray[np.intp], rows: int) -> NDArray[np.intp]:
-    """The ids below ``rows`` that keep 8 bits, in order: those that occur, at most :data:`MOST_FINE` of all. Pure."""
+    """The ids below ``rows`` that keep 8 bits, in order: those that occur, at most :func:`most_fine` of them. Pure."""
     counts = np.pad(counts[:rows], (0, max(0, rows - len(counts))))
-    ordered = np.argsort(-counts, kind="stable")[: int(rows * MOST_FINE)]
+    ordered = np.argsort(-counts, kind="stable")[: most_fine(rows)]
     return np.sort(ordered[counts[ordered] > 0])
+
+
+def most_fine(rows: int) -> int:
+    """How many rows of a table of so many keep 8 bits at most."""
+    return max(ALWAYS_FINE, int(rows * MOST_FINE))
 
 
 def in_s8(table: Array) -> tuple[NDArray[np.int8], Array]:
@@ -100,6 +108,15 @@ def _packed(part: Array, scale: Array, middle: Array) -> NDArray[np.uint8]:
     high = np.clip(np.rint((left - low) / 16), 0, 15)
     packed: NDArray[np.uint8] = (16 * high + low).astype(np.uint8)
     return packed
+
+
+def size_bytes(rows: int, fine: int, width: int, bits: int) -> int:
+    """What :func:`lookup` stores of a table of which so many rows keep 8 bits: entries, scales, maps, books. Pure."""
+    halves = (fine, rows - fine)
+    maps = rows * sum(_place_type(count).itemsize for count in halves)
+    books = width * product_codes.ENTRIES if bits == 2 else 0
+    scales = 4 * (rows - fine) + 3 * 4 * width  # of rows; of channels, each half's and the middle
+    return fine * width + (rows - fine) * width * bits // 8 + maps + books + scales + 2 * width
 
 
 def can_split(width: int, bits: int) -> bool:
@@ -227,6 +244,10 @@ def _behind_nothing(rows: NDArray[Any]) -> NDArray[Any]:
 
 def _places(ids: NDArray[np.intp], count: int) -> NDArray[Any]:
     """[count]: where each id stands behind row 0; 0 where it doesn't."""
-    places = np.zeros(count, dtype=np.int16 if len(ids) <= np.iinfo(np.int16).max else np.int32)
+    places = np.zeros(count, dtype=_place_type(len(ids)))
     places[ids] = np.arange(1, len(ids) + 1)
     return places
+
+
+def _place_type(rows: int) -> np.dtype[Any]:
+    return np.dtype(np.int16 if rows <= np.iinfo(np.int16).max else np.int32)

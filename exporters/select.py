@@ -23,6 +23,8 @@ MIN_AGREEMENT_PRUNED = 0.80
 TIE = 0.05
 
 UNMEASURED = "unmeasured on target"
+#: The promise that a candidate is faster than fp32.
+SPEEDUP = "speedup"
 
 _MOST_DIGITS = 9
 
@@ -153,7 +155,7 @@ def _cost_misses(c: Figures, budgets: Budgets) -> list[Miss]:
     if c.speedup is not None and c.speedup < 1 and not c.is_fp32:
         reason = f"is slower than fp32 on {'the target' if c.brought else 'this host'} ({c.speedup:.2f}x)"
         remedy = "add fp32 to the profile's preference"
-        found.append(Miss(promise="speedup", reason=reason, excess=1 / c.speedup - 1, remedy=remedy))
+        found.append(Miss(promise=SPEEDUP, reason=reason, excess=1 / c.speedup - 1, remedy=remedy))
     found += _over("p95 latency", c.latency_p95_s, budgets.latency_p95_s, 1e-3, "ms", LATENCY_P95)
     if budgets.memory_bytes is not None and c.rss_bytes is None:
         found.append(_unknown(MEMORY, "memory"))

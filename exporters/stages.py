@@ -194,9 +194,9 @@ class Stages:
             "code": code_digest(*_QUANTIZING, encode, self.task),
             "calibration": [quantize.CALIBRATION_SAMPLES, quantize.TRIAL_SAMPLES],
         }
-        if plan.counts_rows:  # which rows are rare is counted in all training rows, as the encoder sees them
+        if plan.counts_rows:  # which rows are rare is counted in all texts, as the encoder sees them
             code = code_digest(encode, self.task)
-            ingredients["counted"] = [data.train.digest(), encoder.digest(), code]
+            ingredients["counted"] = [data.train.digest(), data.unlabelled, encoder.digest(), code]
 
         def build(work: Path) -> None:
             self.progress.stage("quantize", name)
@@ -205,7 +205,7 @@ class Stages:
             rows = Rows(
                 calibration=encoder.samples(data.train.spread(quantize.CALIBRATION_SAMPLES)),
                 trial=encoder.samples(between),
-                counts=encoder.counts(data.train.texts) if plan.counts_rows else {},
+                counts=encoder.counts(data.in_use) if plan.counts_rows else {},
             )
             quantize.build(plan, converted, rows, work)
 

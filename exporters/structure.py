@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from aios_edge.errors import RecipeError
+from exporters import rare_rows
 from exporters.recipe import PruneSection
 
 #: Shares of layers, of each layer's heads and of its neurons, mildest first. A quarter of the products is better spent
@@ -17,17 +19,32 @@ LADDER = (
     (Fraction(1), Fraction(1, 3), Fraction(1, 3)),
     (Fraction(1), Fraction(1, 3), Fraction(5, 24)),
     (Fraction(1), Fraction(1, 6), Fraction(1, 6)),
-    (Fraction(2, 3), Fraction(1, 4), Fraction(1, 4)),
+    (Fraction(2, 3), Fraction(1, 6), Fraction(1, 6)),
     (Fraction(1, 2), Fraction(1, 6), Fraction(1, 6)),
 )
 #: The rung to begin with where the budget asks for no narrower one.
 _FIRST = 1
 #: Neurons come in these: onnxruntime's int8 kernels work on 64 columns at a time.
 _NEURONS = 64
-#: Bytes of a weight after quantization.
-_WEIGHT_BYTES = {"fp32": 4, "fp16": 2}
-#: Share of the rows of a table that keep 8 bits at most, where the others get fewer.
-_FINE_SHARE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stored:
+    """Bytes that a precision takes for a weight of a product, for an entry of a table, for what comes by channel (bias
+    or norm, with scale and zero point where weights have them), and for a layer's nodes with their names."""
+
+    weight: int
+    entry: int
+    channel: int
+    nodes: int
+
+
+_STORED = {
+    "fp32": _Stored(weight=4, entry=4, channel=4, nodes=8_000),
+    "fp16": _Stored(weight=2, entry=2, channel=2, nodes=30_000),  # not fused
+    "qdq-s8-sym": _Stored(weight=1, entry=4, channel=9, nodes=30_000),  # its tables stay in float
+}
+_IN_8_BITS = _Stored(weight=1, entry=1, channel=9, nodes=8_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,43 +61,59 @@ class Structure:
         """As it stands before a candidate's precision: ``l6-h4-f512-v10000``."""
         return f"l{self.layers}-h{self.heads}-f{self.ffn}-v{self.vocabulary}"
 
+    def candidate(self, plan: str) -> str:
+        """What a candidate of such a network is called."""
+        return f"{self.name}+{plan}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A whole network: its structure and what pruning leaves alone (``hidden`` is the width between layers)."""
+    """A whole network: its structure and what pruning leaves alone (``hidden`` is the width between layers).
+    ``in_use``: how many of its pieces the texts have, None where nobody counted."""
 
     whole: Structure
     hidden: int
     positions: int
+    labels: int
+    in_use: int | None = None
 
     def products(self, structure: Structure) -> int:
         """Weights that are multiplied with every token; with them, time goes."""
-        width = self.hidden * structure.heads // self.whole.heads
-        return structure.layers * (4 * self.hidden * width + 2 * self.hidden * structure.ffn)
+        return structure.layers * (4 * self.hidden * self._joined(structure) + 2 * self.hidden * structure.ffn)
 
     def size_bytes(self, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
-        """An estimate of a candidate's model files, high rather than low: products, tables and pooler."""
-        weights = self.products(structure) + self.positions * self.hidden + self.hidden**2
-        return math.ceil(weights * _bytes(precision) + structure.vocabulary * self._row_bytes(precision, rare_row_bits))
+        """An estimate of a candidate's model files, high rather than low."""
+        stored, hidden = _STORED.get(precision, _IN_8_BITS), self.hidden
+        weights = self.products(structure) + hidden**2 + hidden * self.labels  # pooler, head
+        channels = structure.layers * (3 * self._joined(structure) + 6 * hidden + structure.ffn)
+        channels += 6 * hidden + self.labels  # around the tables, of pooler and head
+        tables = self.positions * (hidden * stored.entry + 8)  # 8: their numbers
+        if rare_row_bits < 8:
+            rows, in_use = structure.vocabulary, self.whole.vocabulary if self.in_use is None else self.in_use
+            fine = min(rows, in_use, rare_rows.most_fine(rows))
+            tables += rare_rows.size_bytes(rows, fine, hidden, rare_row_bits)
+        else:
+            tables += structure.vocabulary * hidden * stored.entry
+        nodes = (structure.layers + 2) * stored.nodes
+        return weights * stored.weight + channels * stored.channel + tables + nodes
 
     def pieces_within(self, size_bytes: int, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
         """How large a vocabulary of a network of this structure fits model files of that size, by the same estimate."""
-        without = self.size_bytes(replace(structure, vocabulary=0), precision, rare_row_bits)
-        return max(0, int((size_bytes - without) / self._row_bytes(precision, rare_row_bits)))
 
-    def _row_bytes(self, precision: str, rare_row_bits: int) -> float:
-        share = 1.0 if rare_row_bits == 8 else _FINE_SHARE + (1 - _FINE_SHARE) * rare_row_bits / 8
-        return self.hidden * share * _bytes(precision)
+        def estimate(pieces: int) -> int:
+            return self.size_bytes(replace(structure, vocabulary=pieces), precision, rare_row_bits)
 
+        return max(0, bisect_right(range(self.whole.vocabulary + 1), size_bytes, key=estimate) - 1)
 
-def _bytes(precision: str) -> int:
-    return _WEIGHT_BYTES.get(precision, 1)
+    def _joined(self, structure: Structure) -> int:
+        """The width that a layer's heads have together."""
+        return self.hidden * structure.heads // self.whole.heads
 
 
 def ladder(shape: Shape, vocabulary: int) -> tuple[Structure, ...]:
-    """Smaller networks, mildest first, all with this vocabulary; equal ones once, none as large as the whole."""
+    """Smaller networks, mildest first, all with this vocabulary; each has less to multiply than the one before."""
     whole = shape.whole
-    found = []
+    found: list[Structure] = []
     for depth, heads, ffn in LADDER:
         rung = Structure(
             layers=max(1, math.ceil(whole.layers * depth)),
@@ -88,7 +121,7 @@ def ladder(shape: Shape, vocabulary: int) -> tuple[Structure, ...]:
             ffn=min(whole.ffn, max(_NEURONS, round(whole.ffn * ffn / _NEURONS) * _NEURONS)),
             vocabulary=vocabulary,
         )
-        if rung not in found and shape.products(rung) < shape.products(whole):
+        if shape.products(rung) < shape.products((whole, *found)[-1]):
             found.append(rung)
     return tuple(found)
 
@@ -109,16 +142,28 @@ def asked_for(section: PruneSection, shape: Shape, vocabulary: int) -> Structure
     )
 
 
-def following(rungs: Sequence[Structure], tried: Mapping[Structure, bool], fits: Sequence[bool]) -> Structure | None:
-    """The rung to train next, or None: begin where the budget ``fits``; after one that kept its promises (True in
-    ``tried``) try the next narrower, after one that didn't the next wider that fits."""
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a rung. ``costly``: larger or slower than the budget allows, which a narrower one may mend;
+    ``inaccurate``: what a wider one may. Neither: it kept its promises."""
+
+    costly: bool
+    inaccurate: bool
+
+
+def following(rungs: Sequence[Structure], tried: Mapping[Structure, Outcome], fits: Sequence[bool]) -> Structure | None:
+    """The rung to train next, or None: begin where the budget ``fits``; after one that kept its promises or was costly
+    try the next narrower, after an inaccurate one the next wider that fits."""
     if not rungs:
         return None
-    widest = next((index for index, fit in enumerate(fits) if fit), len(rungs) - 1)
+    end = len(rungs) - 1
+    start = next((index for index, fit in enumerate(fits) if fit), end)
     if not tried:
-        return rungs[min(max(widest, _FIRST), len(rungs) - 1)]
-    places = {rungs.index(rung): kept for rung, kept in tried.items()}
-    kept = [place for place, good in places.items() if good]
-    narrower = max(kept) + 1 if kept else min(places) - 1
-    inside = widest <= narrower < len(rungs)
-    return rungs[narrower] if inside and narrower not in places else None
+        return rungs[min(max(start, _FIRST), end)]
+    places = {rungs.index(rung): outcome for rung, outcome in tried.items()}
+    narrower = [place + 1 for place, outcome in places.items() if outcome.costly or not outcome.inaccurate]
+    wider = [place - 1 for place, outcome in places.items() if outcome.inaccurate]
+    first, last = max([start, *narrower]), min([end, *wider])  # what is left between those tried
+    if first > last:
+        return None
+    return rungs[first if narrower else last]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from aios_edge.contract import BUNDLE_SIZE, LATENCY_P95, MEMORY
 from aios_edge.host import Host as Machine
 from aios_edge.profile import DeviceProfile, Threads
 from exporters import graph, tuned_static
@@ -15,24 +16,27 @@ from exporters.data import Data
 from exporters.evaluate import Logits, Quality, quality
 from exporters.measure import Measured, Timing
 from exporters.output_range import output_misses
-from exporters.quantize import STATIC, Plan, of_pruned, plans_for
+from exporters.quantize import STATIC, Plan, plans_for
 from exporters.recipe import ExportRecipe
 from exporters.report import Target
-from exporters.select import Choice, Figures, Miss, misses, select
+from exporters.select import SPEEDUP, Choice, Figures, Miss, misses, select
 from exporters.stages import Made, Stages
-from exporters.structure import Structure, following
+from exporters.structure import Outcome, Structure, following
 from exporters.tuned_static import Absent
 from exporters.variants import Pruning, Variant, Variants
 
 Shape = tuple[int, int, int]  # batch, length, threads
+
+#: Promises that a narrower network keeps sooner; all others a wider one does.
+_COSTS = frozenset({BUNDLE_SIZE, LATENCY_P95, MEMORY, SPEEDUP})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Common:
     """What all profiles of one export share.
 
-    ``shapes``: what every candidate is timed at. ``brought``: by profile, what was measured on its devices.
-    ``for_measuring``: all candidates are given out as bundles.
+    ``shapes``: what every candidate is timed at. By profile: ``prunings``, the smaller networks it may get, and
+    ``brought``, what was measured on its devices. ``for_measuring``: all candidates are given out as bundles.
     """
 
     recipe: ExportRecipe
@@ -40,6 +44,7 @@ class Common:
     variants: Variants
     machine: Machine
     shapes: tuple[Shape, ...]
+    prunings: Mapping[str, Pruning] = field(default_factory=dict)
     brought: Mapping[str, tuple[Brought, ...]] = field(default_factory=dict)
     for_measuring: bool = False
 
@@ -105,9 +110,9 @@ class Trials:
     def run(self) -> None:
         """All candidates that may win, or all there are where the recipe or the caller wants to see them."""
         self._try_whole()
-        pruning, plans = self._common.variants.pruning, of_pruned(self._plans)
-        if pruning is not None and plans:
-            self._try_smaller(pruning, plans)
+        pruning = self._common.prunings.get(self._terms.profile.name)
+        if pruning is not None and pruning.plans:
+            self._try_smaller(pruning)
 
     def choose(self, targets: Mapping[str, Target]) -> Choice:
         """Among those tried so far; ``targets``: by candidate, what was measured on a device."""
@@ -136,25 +141,38 @@ class Trials:
             else:
                 self.tried.append(self._try(common.whole, made))
 
-    def _try_smaller(self, pruning: Pruning, plans: tuple[Plan, ...]) -> None:
-        """Pruned networks, one after the other, each as the first of ``plans`` that the budgets have room for."""
-        terms, common, whole = self._terms, self._common, list(self.tried)
+    def _try_smaller(self, pruning: Pruning) -> None:
+        """Pruned networks, one after the other, each as the first of its plans that the budgets have room for."""
+        common, plans, whole = self._common, pruning.plans, list(self.tried)
         pruned: dict[Structure, list[Tried]] = {}
-        kept: dict[Structure, bool] = {}
+        outcomes: dict[Structure, Outcome] = {}
         rooms = {rung: [p for p in plans if self._has_room(rung, p, pruning)] for rung in pruning.rungs}
         fits = [bool(rooms[rung]) and self._is_fast(rung, pruning, whole[0]) for rung in pruning.rungs]
-        while len(kept) < common.recipe.search.structures and (rung := following(pruning.rungs, kept, fits)):
+        while len(outcomes) < common.recipe.search.structures and (rung := following(pruning.rungs, outcomes, fits)):
             variant = common.variants.pruned(rung, pruning)
-            first = (*rooms[rung], plans[-1])[0]
-            others = [plan for plan in plans if plan != first] if common.for_measuring else []
-            tried = [self._try(variant, self._made(variant, plan)) for plan in (first, *others)]
+            first = plans.index((*rooms[rung], plans[-1])[0])
+            tried, outcomes[rung] = self._try_plans(variant, plans[first:])
+            if common.for_measuring or self._terms.brought:  # what was given out may be what was measured
+                done = [each.made.plan for each in tried]
+                tried += [self._try(variant, self._made(variant, plan)) for plan in plans if plan not in done]
             before = self._before(variant, pruning.shape.whole)
             pruned[rung] = [replace(each, before=before) for each in tried]
-            figures = self._figures(pruned[rung][0])
-            kept[rung] = not misses(figures, terms.profile.budgets, max_drop=terms.max_drop, on_target=terms.on_target)
             # Who asks for pruning prefers the narrower of those that keep their promises.
             narrowest = sorted(pruned, key=pruning.shape.products)
             self.tried = [each for rung in narrowest for each in pruned[rung]] + whole
+
+    def _try_plans(self, variant: Variant, plans: tuple[Plan, ...]) -> tuple[list[Tried], Outcome]:
+        """One network as the first of ``plans``, and while that is too large, which an estimate may not have foreseen,
+        as the next; what came of the last."""
+        terms, found, broken = self._terms, list[Tried](), set[str]()
+        for plan in plans:
+            found.append(self._try(variant, self._made(variant, plan)))
+            figures, budgets = self._figures(found[-1]), terms.profile.budgets
+            missed = misses(figures, budgets, max_drop=terms.max_drop, on_target=terms.on_target)
+            broken = {miss.promise for miss in missed}
+            if BUNDLE_SIZE not in broken:
+                break
+        return found, Outcome(costly=bool(broken & _COSTS), inaccurate=bool(broken - _COSTS))
 
     def _made(self, variant: Variant, plan: Plan) -> Made:
         name, converted = variant.candidate(plan.name), variant.fp32.folder

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from aios_edge.profile import DeviceProfile
 from exporters import distill, encode, finetune, prune, recovery_search, source, structure, training, vocabulary
 from exporters.bundle import DOCUMENTS_BYTES, Identity, text_input
 from exporters.cache import code_digest
@@ -20,7 +22,8 @@ from exporters.encode import TOKENIZER, Encoder
 from exporters.evaluate import Logits, check_reference
 from exporters.finetune import Tuned
 from exporters.prune import Importance
-from exporters.recipe import DistillSection, PruneSection
+from exporters.quantize import Plan, of_pruned, plans_for
+from exporters.recipe import DistillSection, ExportRecipe, PruneSection
 from exporters.recovery_search import Chosen
 from exporters.source import Source
 from exporters.stages import Made, Stages
@@ -29,8 +32,6 @@ from exporters.structure import Shape, Structure
 #: Training rows that importance is measured on.
 _IMPORTANCE_ROWS = 1024
 _BATCH = 32
-#: What the smallest candidates of a pruned network are: their size says how many pieces a budget has room for.
-_SMALLEST = ("dynamic-s8", 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +56,7 @@ class Variant:
 
     def candidate(self, plan: str) -> str:
         """A candidate's name."""
-        return plan if self.structure is None else f"{self.structure.name}+{plan}"
+        return plan if self.structure is None else self.structure.candidate(plan)
 
     @property
     def tokenizer_bytes(self) -> int:
@@ -65,53 +66,61 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """What a recipe's ``[prune]`` allows: the network's shape, the ids of the ``pieces`` that stay of its vocabulary,
-    and the smaller networks to try, mildest first."""
+    """What a recipe's ``[prune]`` and a profile's budget allow: the network's shape, the ids of the ``pieces`` that
+    stay of its vocabulary, the smaller networks to try, mildest first, and what may be built of each, largest first."""
 
     shape: Shape
     pieces: tuple[int, ...]
     rungs: tuple[Structure, ...]
+    plans: tuple[Plan, ...]
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The names of all that may come of it."""
+        return tuple(rung.candidate(plan.name) for rung in self.rungs for plan in self.plans)
 
 
 def plan_pruning(
-    section: PruneSection | None,
-    origin: Source,
-    data: Data,
-    tokenizer: bytes,
-    *,
-    size_bytes: int | None = None,
-    trials: int = 0,
-) -> Pruning | None:
-    """Read the wish and check it against source and data, before anything is trained; None without a wish.
-
-    ``size_bytes``: the smallest of the profiles' budgets for a bundle.
+    recipe: ExportRecipe, origin: Source, data: Data, tokenizer: bytes, profiles: Sequence[DeviceProfile]
+) -> dict[str, Pruning]:
+    """Read the wish and check it against source and data, before anything is trained. By profile, whatever others are
+    exported with it; empty without a wish.
 
     Raises :class:`RecipeError` for more than there is, for an architecture or tokenizer that can't be pruned, and for a
-    vocabulary that would take a class's words; :class:`MissingExtra` for ``trials`` without Optuna.
+    vocabulary that would take a class's words; :class:`MissingExtra` for ``search.trials`` without Optuna.
     """
+    section = recipe.prune
     if section is None:
-        return None
-    if trials:
+        return {}
+    if recipe.search.trials:
         recovery_search.check_available()
     shape = prune.shape_of(source.load_torch(origin.folder, labels=data.labels))
-    room = None if size_bytes is None else size_bytes - len(tokenizer) - DOCUMENTS_BYTES
-    pieces = _pieces(section, shape, data, tokenizer, room)
-    rungs = structure.ladder(shape, len(pieces))
+    counts = vocabulary.used(tokenizer, data.in_use)
+    shape = replace(shape, in_use=vocabulary.in_use(tokenizer, counts))
+    whole = structure.ladder(shape, shape.whole.vocabulary)
     if section.explicit:
-        rungs = (structure.asked_for(section, shape, len(pieces)),)
-    return Pruning(shape=shape, pieces=pieces, rungs=rungs)
+        whole = (structure.asked_for(section, shape, shape.whole.vocabulary),)
+    found = {}
+    for profile in profiles:
+        plans, size = of_pruned(plans_for(profile)), profile.budgets.bundle_size_bytes
+        fit = shape.whole.vocabulary
+        if size is not None and plans and vocabulary.can_prune(tokenizer):
+            room, first = size - len(tokenizer) - DOCUMENTS_BYTES, (whole[:2] or (shape.whole,))[-1]
+            fit = max(shape.pieces_within(room, first, plan.precision, plan.rare_row_bits) for plan in plans)
+        pieces = _pieces(section, fit, shape, data, tokenizer, counts)
+        rungs = tuple(replace(rung, vocabulary=len(pieces)) for rung in whole)
+        found[profile.name] = Pruning(shape=shape, pieces=pieces, rungs=rungs, plans=plans)
+    return found
 
 
-def _pieces(section: PruneSection, shape: Shape, data: Data, tokenizer: bytes, room: int | None) -> tuple[int, ...]:
-    """All, unless the recipe or the budget says otherwise: words that training didn't see lose by it for good."""
+def _pieces(
+    section: PruneSection, fit: int, shape: Shape, data: Data, tokenizer: bytes, counts: Sequence[Counter[int]]
+) -> tuple[int, ...]:
+    """All, unless the recipe says otherwise or only so many ``fit`` the budget: words that training didn't see lose by
+    it for good. ``counts``: of the training texts, then of others."""
     asked, whole = section.vocabulary, shape.whole.vocabulary
-    fit = whole
-    if asked is None and room is not None and vocabulary.can_prune(tokenizer):
-        narrow = structure.ladder(shape, whole)[:2] or (shape.whole,)
-        fit = shape.pieces_within(room, narrow[-1], *_SMALLEST)
     if asked == 0 or (asked is None and fit >= whole):
         return tuple(range(whole))
-    counts = vocabulary.used(tokenizer, data.train.texts + data.unlabelled)
     if asked is None:
         asked = max(fit, len(vocabulary.least(tokenizer).union(*counts)))
     kept = vocabulary.choose(tokenizer, counts, min(asked, whole))
@@ -122,10 +131,7 @@ def _pieces(section: PruneSection, shape: Shape, data: Data, tokenizer: bytes, r
 class Variants:
     """Makes variants; what is already made comes from the cache."""
 
-    def __init__(
-        self, stages: Stages, data: Data, identity: Identity, tokenizer: Path, tuned: Path, pruning: Pruning | None
-    ) -> None:
-        self.pruning = pruning
+    def __init__(self, stages: Stages, data: Data, identity: Identity, tokenizer: Path, tuned: Path) -> None:
         self._stages, self._data, self._identity = stages, data, identity
         self._tokenizer, self._tuned = tokenizer, tuned
         self._recipe = stages.recipe

@@ -33,6 +33,14 @@ def used(tokenizer: bytes, texts: Sequence[RawInput]) -> list[Counter[int]]:
     return [Counter(encoding.ids) for encoding in made.encode_batch(pairs, add_special_tokens=False)]
 
 
+def in_use(tokenizer: bytes, counts: Sequence[Counter[int]]) -> int:
+    """How many pieces a model meets in these texts, those that every text is put between included."""
+    from tokenizers import Tokenizer
+
+    around = Tokenizer.from_str(tokenizer.decode()).encode("").ids
+    return len(set(around).union(*counts))
+
+
 def least(tokenizer: bytes) -> set[int]:
     """Ids that can't go: special ones, single characters, and pieces with a character that has no piece of its own.
 

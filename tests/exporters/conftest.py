@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import random
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def write_csv(path: Path, rows: list[tuple[str, str]], header: tuple[str, str] =
         csv.writer(stream).writerows([header, *rows])
 
 
-def make_model(folder: Path, *, layers: int = 2, letters: str = "") -> None:
+def make_model(folder: Path, *, layers: int = 2, letters: Sequence[str] = "") -> None:
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertForSequenceClassification
@@ -102,6 +103,13 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spelling(workshop: Path) -> None:
     """Beside it the same model with letters in its vocabulary, so that words may leave it."""
     make_model(workshop / "spelling", letters=string.ascii_lowercase)
+
+
+@pytest.fixture(scope="session")
+def lexicon(workshop: Path) -> None:
+    """And with many words that no text has, so that their bits matter."""
+    twos, threes = (map("".join, itertools.product(string.ascii_lowercase, repeat=count)) for count in (2, 3))
+    make_model(workshop / "lexicon", letters=[*string.ascii_lowercase, *twos, *itertools.islice(threes, 1000)])
 
 
 def make_token_rows(count: int, seed: int) -> list[dict[str, np.ndarray]]:

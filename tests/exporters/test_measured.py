@@ -54,47 +54,53 @@ def aios_edge(*arguments: str) -> subprocess.CompletedProcess[str]:
 class Export:
     """The first export of the board's profile, all its candidates given out."""
 
-    def __init__(self, folder: Path, workshop: Path) -> None:
+    def __init__(self, folder: Path, recipe: Path) -> None:
         self.profile_file = folder / "board.toml"
         self.profile_file.write_text(BOARD, encoding="utf-8")
         self.profile: DeviceProfile = load_profile(str(self.profile_file))
-        self.recipe, self.out = workshop / "recipe.toml", folder / "out"
+        self.recipe, self.out = recipe, folder / "out"
         self.report = exporters.export(self.recipe, [self.profile], self.out, candidates=True)
 
     def again(self, out: Path, *measured: Path) -> ExportReport:
         return exporters.export(self.recipe, [self.profile], out, cache=self.out / ".cache", measured=measured)
 
+    def bench(self, name: str) -> dict[str, Any]:
+        """What ``bench --json`` prints here of a candidate."""
+        bundle = self.out / "candidates/board" / name
+        done = aios_edge("bench", str(bundle), "--profile", str(self.profile_file), "--duration", "0.2", "--json")
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
 
 @pytest.fixture(scope="module")
 def first(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    return Export(tmp_path_factory.mktemp("board"), workshop)
+    return Export(tmp_path_factory.mktemp("board"), workshop / "recipe.toml")
 
 
 @pytest.fixture(scope="module")
 def printed(first: Export) -> dict[str, Any]:
     """What ``bench --json`` prints here of each candidate."""
-    found = {}
-    for name in ("dynamic-s8", "fp32"):
-        bundle = first.out / "candidates/board" / name
-        done = aios_edge("bench", str(bundle), "--profile", str(first.profile_file), "--duration", "0.2", "--json")
-        assert done.returncode == 0, done.stderr
-        found[name] = json.loads(done.stdout)
-    return found
+    return {name: first.bench(name) for name in ("dynamic-s8", "fp32")}
+
+
+def by_the_board(
+    document: dict[str, Any], path: Path, *, p50: float = 0.01, p95: float = 0.012, **changes: Any
+) -> Path:
+    """A measurement as a board would have printed it: its flag, and the latencies that are asked for."""
+    document = json.loads(json.dumps(document))
+    document["host"]["cpu_flags"].append("made_up")
+    document["latency_s"] = {"p50": p50, "p95": p95, "p99": p95}
+    document["rss_bytes"] = 90_000_000
+    document["measured_on"]["host"] = "a board"
+    path.write_text(json.dumps({**document, **changes}), encoding="utf-8")
+    return path
 
 
 @pytest.fixture
 def bench(printed: dict[str, Any], tmp_path: Path) -> Bench:
-    """A measurement as a board would have printed it: its flag, and the latencies that are asked for."""
-
-    def write(name: str, *, p50: float = 0.01, p95: float = 0.012, file: str | None = None, **changes: Any) -> Path:
-        document = json.loads(json.dumps(printed[name]))
-        document["host"]["cpu_flags"].append("made_up")
-        document["latency_s"] = {"p50": p50, "p95": p95, "p99": p95}
-        document["rss_bytes"] = 90_000_000
-        document["measured_on"]["host"] = "a board"
-        path = tmp_path / (file or f"{name}.json")
-        path.write_text(json.dumps({**document, **changes}), encoding="utf-8")
-        return path
+    def write(name: str, *, file: str | None = None, **changes: Any) -> Path:
+        return by_the_board(printed[name], tmp_path / (file or f"{name}.json"), **changes)
 
     return write
 
@@ -243,6 +249,19 @@ def test_a_host_of_another_class_other_options_and_doubles_are_refused(
         assert refused.value.check == check and says in str(refused.value)
 
 
+def test_a_pruned_candidate_that_was_given_out_is_chosen_when_it_was_measured(workshop: Path, tmp_path: Path) -> None:
+    """Also one that wasn't the first choice of its network."""
+    recipe = workshop / "pruned.toml"
+    pruning = "[prune]\nheads = 2\nffn = 64\n[distill]\nepochs = 2\nlearning_rate = 1e-3\n"
+    recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + pruning, encoding="utf-8")
+    given = Export(tmp_path, recipe)
+    wide, narrow = (c.name for c in given.report.profiles["board"].candidates if c.structure)
+    assert (wide.endswith("+dynamic-s8-e4"), narrow.endswith("+dynamic-s8-e2")) == (True, True)
+    report = given.again(tmp_path / "again", by_the_board(given.bench(narrow), tmp_path / "narrow.json"))
+    assert report.profiles["board"].chosen == narrow
+    assert {stage.split("/")[0] for stage in report.stages["built"]} <= {"evaluate"}
+
+
 def test_the_command_takes_measurements_and_gives_candidates_out(first: Export, bench: Bench, tmp_path: Path) -> None:
     common = ("export", str(first.recipe), "--profile", str(first.profile_file), "--cache", str(first.out / ".cache"))
     out = tmp_path / "out"
@@ -263,6 +282,19 @@ def test_a_measuring_bundle_does_not_meet_somebodys_files(first: Export, tmp_pat
     named = msgspec.structs.replace(first.profile, name="candidates")
     with pytest.raises(UsageError, match="name of the folder"):
         exporters.export(first.recipe, [named], tmp_path / "x", cache=first.out / ".cache", candidates=True)
+
+
+def test_nor_does_one_of_a_pruned_network_and_that_shows_before_the_training(
+    first: Export, workshop: Path, tmp_path: Path
+) -> None:
+    recipe = workshop / "clash.toml"
+    recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + "[prune]\nheads = 2\n", encoding="utf-8")
+    notes = tmp_path / "candidates/board/l2-h2-f128-v50+dynamic-s8-e4/notes.txt"
+    notes.parent.mkdir(parents=True)
+    notes.write_text("mine")
+    with pytest.raises(UsageError, match="other things in it"):
+        exporters.export(recipe, [first.profile], tmp_path, cache=tmp_path / "cache", candidates=True)
+    assert not (tmp_path / "cache/finetune").exists()
 
 
 def test_the_digest_of_a_model_is_the_same_in_cache_and_bundle(first: Export) -> None:

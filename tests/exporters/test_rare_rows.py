@@ -121,11 +121,20 @@ def test_a_width_without_books_keeps_8_bits() -> None:
     assert [node.op_type for node in made.graph.node] == ["Gather", "Cast", "Mul"]
 
 
-def test_many_rows_in_use_dont_undo_the_saving() -> None:
+def test_many_rows_in_use_dont_undo_the_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rare_rows, "ALWAYS_FINE", 1)
     often = np.asarray([0, 5, 1, 9, 0, 2, 2, 7])
     assert fine_rows(often, 8).tolist() == [3, 7]  # a quarter, the most frequent
     assert fine_rows(often, 100).tolist() == [1, 2, 3, 5, 6, 7]
     assert fine_rows(often, 4).tolist() == [3]  # counts beyond the table
+
+
+def test_words_in_use_keep_their_bits_when_a_vocabulary_is_cut() -> None:
+    in_use = 7_000
+    often = np.zeros(30_522, dtype=np.intp)
+    often[:in_use] = 1
+    assert len(fine_rows(often, 30_522)) == len(fine_rows(often, 10_000)) == in_use
+    assert len(fine_rows(np.ones(250_000, dtype=np.intp), 250_000)) == 62_500  # and a large table shrinks all the same
 
 
 def test_more_rows_than_16_bits_can_number() -> None:
@@ -174,3 +183,13 @@ def test_the_memory_of_making_codes_is_bounded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(product_codes, "_ROWS_AT_ONCE", 77)
     parts = in_codes(table)
     assert (parts.numbers == whole.numbers).all() and np.allclose(parts.rows, whole.rows)
+
+
+@pytest.mark.parametrize("bits", [4, 2])
+@pytest.mark.parametrize("rows", [400, 40_000])
+def test_what_a_split_table_takes_is_known_before(rows: int, bits: int) -> None:
+    table = np.random.default_rng(6).standard_normal((rows, 16)).astype(np.float32)
+    made = model(table)
+    quantize_tables(made, {"ids": counts(rows)}, bits=bits)
+    stored = sum(len(tensor.raw_data) for tensor in made.graph.initializer)
+    assert stored <= rare_rows.size_bytes(rows, len(IN_USE), 16, bits) <= stored + 256

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -17,13 +16,13 @@ from aios_edge.errors import RecipeError
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
-from exporters import inc, prune
+from exporters import inc, tables
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import load_data
 from exporters.recipe import load_recipe, parse_recipe
-from exporters.report import ExportReport, NothingShipped
-from exporters.source import load_torch, locate
-from exporters.structure import ladder
+from exporters.report import Candidate, ExportReport
+from exporters.source import locate
+from exporters.structure import Shape
 from exporters.variants import plan_pruning
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("spelling")]
@@ -140,8 +139,11 @@ def test_neural_compressor_s_candidate_is_of_the_whole_network_only(
 
 
 def test_texts_without_labels_teach_the_pruned_network(
-    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path
+    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And say which words are in use."""
+    counted, quantize_tables = [], tables.quantize_tables
+    monkeypatch.setattr(tables, "quantize_tables", lambda *args: counted.append(args[1]) or quantize_tables(*args))
     (workshop / "more.txt").write_text("a fine story it was\nthe plot is dull and cold\n", encoding="utf-8")
     path = workshop / "unlabelled.toml"
     plain = RECIPE.format(vocabulary=90, more="heads = 2\nffn = 64\n")
@@ -150,6 +152,7 @@ def test_texts_without_labels_teach_the_pruned_network(
     built = {stage.split("/")[0] for stage in report.stages["built"]}
     assert "distill" in built and "finetune" not in built
     assert "more.txt (2 texts without labels)" in report.data
+    assert {int(counts["input_ids"][2]) for counts in counted if counts} == {600 + 2}  # a [CLS] in each text
 
 
 def test_short_trainings_look_for_the_recovery_s_hyper_parameters(
@@ -179,46 +182,55 @@ def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path,
     assert any(stage.startswith("distill/") for stage in report.stages["built"])
 
 
-@pytest.mark.usefixtures("narrow")
+def in_budget(workshop: Path, out: Path, cache: Path, budget: int | None, prune: str, structures: int) -> ExportReport:
+    profile = load_profile("arm64-gateway")
+    budgets = msgspec.structs.replace(profile.budgets, bundle_size_bytes=budget)
+    recipe = RECIPE.replace("vocabulary = {vocabulary}\n{more}", prune).replace("spelling", "lexicon")
+    path = workshop / f"{out.name}.toml"
+    path.write_text(f"{recipe}[search]\nstructures = {structures}\n", encoding="utf-8")
+    return exporters.export(path, [msgspec.structs.replace(profile, budgets=budgets)], out, cache=cache)
+
+
+def pruned_of(report: ExportReport) -> list[Candidate]:
+    return [candidate for candidate in report.profiles["arm64-gateway"].candidates if candidate.structure]
+
+
+@pytest.mark.usefixtures("lexicon")
 def test_a_small_budget_gets_fewer_bits(workshop: Path, cache: Path, tmp_path: Path) -> None:
-    """And where it is too small for those too, fewer pieces (the next test)."""
-    shape = prune.shape_of(load_torch(workshop / "spelling", labels=("negative", "positive")))
-    third = ladder(shape, shape.whole.vocabulary)[1]
+    """And where it is too small for those too, fewer pieces."""
+    (wide,) = pruned_of(in_budget(workshop, tmp_path / "wide", cache, None, "", 1))
+    recipe, tokenizer = load_recipe(workshop / "wide.toml"), (workshop / "lexicon/tokenizer.json").read_bytes()
+    profile = load_profile("arm64-gateway")
+    pruning = plan_pruning(recipe, locate(recipe), load_data(recipe), tokenizer, [profile])[profile.name]
+    assert wide.structure in pruning.rungs and wide.structure and wide.size_bytes
+    sizes = {bits: pruning.shape.size_bytes(wide.structure, "dynamic-s8", bits) for bits in (4, 2)}
+    assert sizes[2] < wide.size_bytes <= sizes[4] < 1.3 * wide.size_bytes
+    for bits, name in {4: "dynamic-s8-e4", 2: "dynamic-s8-e2"}.items():
+        room = sizes[bits] + len(tokenizer) + DOCUMENTS_BYTES
+        report = in_budget(workshop, tmp_path / name, cache, room, "", 1)
+        assert [candidate.name for candidate in pruned_of(report)] == [f"{wide.structure.name}+{name}"]
+        assert report.profiles["arm64-gateway"].chosen == pruned_of(report)[0].name
+        assert (pruned_of(report)[0].size_bytes or 0) <= sizes[bits]
+
+
+@pytest.mark.usefixtures("lexicon")
+def test_what_turns_out_too_large_takes_fewer_bits_and_then_fewer_units(
+    workshop: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Shape, "size_bytes", lambda *_: 0)  # an estimate that foresees nothing
+    (wide,) = pruned_of(in_budget(workshop, tmp_path / "wide", cache, None, "", 1))
+    assert wide.name.endswith("+dynamic-s8-e4") and wide.structure and wide.size_bytes
     tokenizer = max(path.stat().st_size for path in (cache / "tokenizer").glob("*/tokenizer.json"))
-    found = {}
-    for bits in (4, 2):
-        room = tokenizer + DOCUMENTS_BYTES + shape.size_bytes(third, "dynamic-s8", bits)
-        profile = load_profile("arm64-gateway")
-        profile = msgspec.structs.replace(
-            profile, budgets=msgspec.structs.replace(profile.budgets, bundle_size_bytes=room)
-        )
-        path = workshop / f"budget-{bits}.toml"
-        recipe = RECIPE.replace("vocabulary = {vocabulary}\n{more}", "[search]\nstructures = 1\n")
-        path.write_text(recipe.replace("max_drop = 0.05", "max_drop = 0.5"), encoding="utf-8")
-        with pytest.raises(NothingShipped):  # beside the weights the estimate leaves out what a tiny model consists of
-            exporters.export(path, [profile], tmp_path / "out", cache=cache)
-        report = json.loads((tmp_path / "out" / "report.json").read_bytes())
-        found[bits] = [c["name"] for c in report["profiles"]["arm64-gateway"]["candidates"] if "+" in c["name"]]
-    assert found == {4: [f"{third.name}+dynamic-s8-e4"], 2: [f"{third.name}+dynamic-s8-e2"]}
-
-
-def test_a_smaller_budget_gets_as_many_pieces_as_fit(workshop: Path) -> None:
-    few = [f"film {'ab'[at % 2] * at},{'ab'[at % 2]}" for at in range(1, 150)]
-    (workshop / "few.csv").write_text("\n".join(["text,label", *few]) + "\n", encoding="utf-8")
-    document = {"model": {"source": "spelling"}, "data": {"train": "few.csv"}, "prune": {}}
-    recipe = parse_recipe({**document, "finetune": {"max_length": 16}}, folder=workshop)
-    data, source = load_data(recipe), locate(recipe)
-    tokenizer = (workshop / "spelling/tokenizer.json").read_bytes()
-    shape = prune.shape_of(load_torch(workshop / "spelling", labels=("a", "b")))
-    whole = shape.whole.vocabulary
-    third = ladder(shape, whole)[1]
-    found = []
-    for fit in (0, 80, 90, whole):
-        room = shape.size_bytes(replace(third, vocabulary=fit), "dynamic-s8", 2)
-        size = room + len(tokenizer) + DOCUMENTS_BYTES
-        pruning = plan_pruning(recipe.prune, source, data, tokenizer, size_bytes=size)
-        found.append(len(pruning.pieces) if pruning else None)
-    assert found == [77, 80, 90, whole]  # of every letter and what training uses none goes
+    room = wide.size_bytes + tokenizer + DOCUMENTS_BYTES - 1
+    report = in_budget(workshop, tmp_path / "bits", cache, room, "", 1)
+    assert [candidate.name.split("+")[1] for candidate in pruned_of(report)] == ["dynamic-s8-e4", "dynamic-s8-e2"]
+    assert report.profiles["arm64-gateway"].chosen == f"{wide.structure.name}+dynamic-s8-e2"
+    assert not [stage for stage in report.stages["built"] if stage.startswith("distill/")]
+    fewer = pruned_of(report)[1].size_bytes
+    assert fewer and fewer < wide.size_bytes
+    report = in_budget(workshop, tmp_path / "units", cache, room - wide.size_bytes + fewer, "", 2)
+    assert [candidate.structure.layers for candidate in pruned_of(report) if candidate.structure] == [1, 1, 2, 2]
+    assert report.profiles["arm64-gateway"].chosen == pruned_of(report)[1].name
 
 
 @pytest.mark.parametrize(
