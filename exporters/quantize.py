@@ -146,6 +146,7 @@ def _dynamic_s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     model = graph.load(_best_graph(converted))
     _equalize(model, rows.calibration, scheme)
     _compensate(model, list(equalize.products(model)), rows.calibration, scheme)
+    wanted = graph.products(model)
     prepared, quantized = work / "prepared.onnx", work / "quantized.onnx"
     steps.save(model, prepared)
     ort.quantize_dynamic_s8(prepared, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
@@ -153,7 +154,7 @@ def _dynamic_s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     model = graph.load(quantized)
     tables.quantize_tables(model, rows.counts if plan.counts_rows else {}, plan.rare_row_bits)
     steps.save(model, quantized)
-    return _offline(converted, quantized, work)
+    return _offline(converted, quantized, work, wanted)
 
 
 def _qdq_u8s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
@@ -162,10 +163,12 @@ def _qdq_u8s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     _equalize(model, rows.calibration, scheme)
     found = observe.ranges_of(model, rows.calibration, scheme)
     _compensate(model, list(found), rows.calibration, scheme)
+    own = {node.name for nodes in equalize.products(model).values() for node in nodes}
+    wanted = [name for name in graph.products(model) if name in own]
     qdq.quantize(model, found, scheme, "integer")
     tables.quantize_tables(model)
     steps.save(model, quantized)
-    return _offline(converted, quantized, work)
+    return _offline(converted, quantized, work, wanted)
 
 
 def _fp16(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
@@ -206,11 +209,14 @@ def _best_graph(converted: Path) -> Path:
     return fused if fused.is_file() else converted / convert.STANDARD
 
 
-def _offline(converted: Path, model: Path, work: Path) -> Built:
-    """Optimise ahead of time, so that a device loads faster and gets no slow fusion back."""
+def _offline(converted: Path, model: Path, work: Path, products: Sequence[str] = ()) -> Built:
+    """Optimise ahead of time, so that a device loads faster and gets no slow fusion back. ``products``: those that must
+    run on integers."""
     optimized = work / "optimized.onnx"
     ort.optimize_offline(model, optimized)
-    graph.save(graph.load(optimized), work)
+    finished = graph.load(optimized)
+    graph.check_products(finished, products, where="quantize")
+    graph.save(finished, work)
     facts = convert.load_converted(converted)
     if facts.fused:
         counts = graph.operator_counts(work / graph.MODEL)
