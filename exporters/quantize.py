@@ -27,6 +27,7 @@ _NAMES: dict[str, str] = {STATIC: "inc-static-s8"}  # named after who makes it
 #: Bits of a table's rows that training didn't look up, the most first.
 _RARE_ROW_BITS = {"dynamic-s8-e4": 4, "dynamic-s8-e2": 2}
 _NARROW = ("dynamic-s8", "qdq-u8s8", STATIC)  # what a CPU runs, and so what reduce_range speaks of
+_FIXED_RANGES = ("qdq-u8s8", "qdq-s8-sym")
 _OFFLINE = SessionSpec(graph_optimization_level="basic")
 _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.SKIP_FUSION,))
 
@@ -46,6 +47,11 @@ class Plan:
     def counts_rows(self) -> bool:
         """Whether it matters which words occur in training."""
         return self.rare_row_bits < 8
+
+    @property
+    def fixes_ranges(self) -> bool:
+        """Whether calibration decides for good how far activations reach."""
+        return self.precision in _FIXED_RANGES
 
 
 @dataclass(frozen=True)
@@ -116,6 +122,12 @@ def of_pruned(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     suffix = "-r7" if first.reduce_range else ""
     smaller = {bits: name for name, bits in _RARE_ROW_BITS.items() if bits <= first.rare_row_bits}
     return tuple(replace(first, name=name + suffix, rare_row_bits=bits) for bits, name in smaller.items())
+
+
+def check_calibration(plan: Plan, calibration: Sequence[Sample]) -> None:
+    """Raise :class:`DataError` where there are too few different samples for the plan."""
+    if plan.fixes_ranges:
+        observe.check_samples(calibration, Scheme(static=True))
 
 
 def build(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:

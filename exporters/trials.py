@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from aios_edge.errors import DataError
 from aios_edge.host import Host as Machine
 from aios_edge.profile import DeviceProfile, Threads
 from exporters import graph, tuned_static
@@ -15,7 +16,7 @@ from exporters.data import Data
 from exporters.evaluate import Logits, Quality, quality
 from exporters.measure import Measured, Timing
 from exporters.output_range import output_misses
-from exporters.quantize import STATIC, Plan, of_pruned, plans_for
+from exporters.quantize import CALIBRATION_SAMPLES, STATIC, Plan, check_calibration, of_pruned, plans_for
 from exporters.recipe import ExportRecipe
 from exporters.report import Target
 from exporters.select import Choice, Figures, Miss, misses, select
@@ -87,13 +88,19 @@ class Trials:
 
     def __init__(self, terms: Terms, common: Common, stages: Stages) -> None:
         self._terms, self._common, self._stages = terms, common, stages
-        self._plans = plans_for(terms.profile, tuned_static=common.recipe.search.neural_compressor)
         self.tried: list[Tried] = []
         self.absent: list[Absent] = []
+        self._too_few: DataError | None = None
+        self._plans = self._calibrated(plans_for(terms.profile, tuned_static=common.recipe.search.neural_compressor))
 
     def run(self) -> None:
-        """All candidates that may win, or all there are where the recipe or the caller wants to see them."""
+        """All candidates that may win, or all there are where the recipe or the caller wants to see them.
+
+        Raises :class:`DataError` where calibration texts are too few for all that can be built here.
+        """
         self._try_whole()
+        if self._too_few is not None and not self.tried:
+            raise self._too_few
         pruning, plans = self._common.variants.pruning, of_pruned(self._plans)
         if pruning is not None and plans:
             self._try_smaller(pruning, plans)
@@ -109,6 +116,18 @@ class Trials:
         terms = self._terms
         on_target = terms.on_target or bool(targets)
         return select(figures, terms.profile.budgets, max_drop=terms.max_drop, on_target=on_target)
+
+    def _calibrated(self, plans: Sequence[Plan]) -> tuple[Plan, ...]:
+        """Those that there are texts enough for; the others are absent."""
+        texts, kept = self._common.data.train.spread(CALIBRATION_SAMPLES), []
+        for plan in plans:
+            try:
+                check_calibration(plan, self._common.whole.encoder.samples(texts) if plan.fixes_ranges else ())
+                kept.append(plan)
+            except DataError as error:
+                self._too_few = error
+                self.absent.append(Absent(plan=plan, reason=f"could not be built: {error}"))
+        return tuple(kept)
 
     def _try_whole(self) -> None:
         terms, common = self._terms, self._common
