@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +15,14 @@ import pytest
 import exporters
 from aios_edge.bundle.layout import MODEL_CARD
 from aios_edge.bundle.read import open_bundle
-from aios_edge.errors import RecipeError
+from aios_edge.errors import PromiseBroken, RecipeError
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
 from exporters import inc, prune, vocabulary
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import load_data
+from exporters.progress import SilentProgress
 from exporters.recipe import load_recipe, parse_recipe
 from exporters.report import ExportReport, NothingShipped
 from exporters.source import load_torch, locate
@@ -114,6 +117,55 @@ def test_a_second_run_trains_nothing_again(
 ) -> None:
     again = export(workshop, tmp_path / "again", cache, vocabulary=98, more="heads = 2\nffn = 64\n")
     assert not again.stages["built"]
+    assert again.profiles["arm64-gateway"].bundle_id == narrow[0].profiles["arm64-gateway"].bundle_id
+
+
+class AtBundle(SilentProgress):
+    """Does something when all is evaluated and nothing is written."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do = do
+
+    def stage(self, name: str, detail: str = "") -> None:
+        if name == "bundle":
+            self._do()
+
+
+def exchanged(words: dict[str, int]) -> dict[str, int]:
+    """Two words have each other's number."""
+    return {**words, "film": words["plot"], "plot": words["film"]}
+
+
+def moved(words: dict[str, int]) -> dict[str, int]:
+    """The numbers of another choice of pieces: all from one on are one further."""
+    order = sorted(words, key=words.__getitem__)
+    return {word: number for number, word in enumerate([*order[:5], order[-1], *order[5:-1]])}
+
+
+@pytest.mark.parametrize("change", [exchanged, moved])
+def test_an_own_tokenizer_that_drifts_after_the_evaluation_does_not_ship(
+    workshop: Path,
+    cache: Path,
+    narrow: tuple[ExportReport, Path],
+    tmp_path: Path,
+    change: Callable[[dict[str, int]], dict[str, int]],
+) -> None:
+    copied = Path(shutil.copytree(cache, tmp_path / "cache"))
+    found = {path: json.loads(path.read_bytes()) for path in copied.glob("tokenizer/*/tokenizer.json")}
+    (own,) = (path for path, document in found.items() if len(document["model"]["vocab"]) == 98)
+
+    def drift() -> None:
+        document = found[own]
+        document["model"]["vocab"] = change(document["model"]["vocab"])
+        own.write_text(json.dumps(document), encoding="utf-8")
+
+    recipe, out = workshop / f"{narrow[1].name}.toml", tmp_path / "out"
+    with pytest.raises(PromiseBroken, match=r"the tokenizer that would ship splits validation row \d+") as caught:
+        exporters.export(recipe, "arm64-gateway", out, cache=copied, progress=AtBundle(drift))
+    assert (caught.value.promise, caught.value.exit_code) == ("tokenizer", 3)
+    assert not (out / "arm64-gateway").exists()
+    again = exporters.export(recipe, "arm64-gateway", out, cache=copied)
+    assert again.stages["built"] == (f"tokenizer/{own.parent.name}",)
     assert again.profiles["arm64-gateway"].bundle_id == narrow[0].profiles["arm64-gateway"].bundle_id
 
 
