@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ _EXTERNAL_FROM_BYTES = 1024
 _GELU = ("BiasGelu", "Gelu", "FastGelu")
 _ATTENTION = ("Attention", "QAttention")
 _NORM = ("LayerNormalization", "SkipLayerNormalization")
+#: Operators that take integers and give floats at once; what onnxruntime's CPU provider has fast kernels for.
+_INTEGER = ("QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+_QUANTIZED = "_quant"  # what onnxruntime's quantizer puts behind a name
+_SHOWN = 3
 
 
 def load(path: Path) -> Any:
@@ -89,6 +94,36 @@ def check_fusion(counts: Counter[str], *, layers: int, where: str, gelu: bool = 
             where=where,
             remedy="Use the versions of torch, transformers and onnxruntime in constraints.txt",
         )
+
+
+def products(model: Any) -> list[str]:
+    """Names of the nodes that multiply something computed from an input with a constant matrix."""
+    matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    computed = {entry.name for entry in model.graph.input} - {tensor.name for tensor in model.graph.initializer}
+    found = []
+    for node in model.graph.node:
+        if computed.intersection(node.input):
+            computed.update(node.output)
+        if node.op_type in ("MatMul", "Attention") and node.input[0] in computed and node.input[1] in matrices:
+            found.append(node.name)
+    return found
+
+
+def check_products(model: Any, wanted: Sequence[str], *, where: str) -> None:
+    """Raise :class:`PromiseBroken` (``fusion``) unless each of the ``wanted`` products (nodes, by their name before it)
+    became one operator on integers; one that stays in float, or falls into pieces, is right and slow."""
+    names = [node.name.removesuffix(_QUANTIZED) for node in model.graph.node if node.op_type in _INTEGER]
+    if len(names) >= len(wanted):
+        return
+    left = {node.name.removesuffix(_QUANTIZED): node.op_type for node in model.graph.node}
+    lost = [f"'{name}' ({left.get(name, 'gone')})" for name in wanted if name not in names]
+    shown = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
+    raise PromiseBroken(
+        "fusion",
+        f"{len(names)} of {len(wanted)} products run on 8-bit integers in one operator; not {shown}",
+        where=where,
+        remedy="Use the version of onnxruntime in constraints.txt",
+    )
 
 
 def split_gemms(model: Any) -> int:

@@ -31,6 +31,9 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 _LESS = {
     "finetune": "Lower batch_size or max_length in [finetune], or train less of the model (method last-n or head)",
+    "distill": "Lower batch_size in [distill], or max_length in [finetune]",
+    "search": "Lower batch_size in [distill], or max_length in [finetune], or set trials = 0 in [search]",
+    "importance": "Lower max_length in [finetune], or take a source model whose layers are narrower",
     "evaluate": "Lower threads in [finetune]; each of them answers a row of its own",
 }
 _ELSE = "Close other programs, or export on a machine with more memory"

@@ -22,6 +22,7 @@ from exporters.finetune import encoder_layers
 from exporters.structure import Shape, Structure
 
 Figures = NDArray[np.float64]
+Moments = NDArray[np.float32]
 #: Keeps the least squares solvable, as a share of the mean moment.
 _RIDGE = 1e-4
 
@@ -30,25 +31,34 @@ _RIDGE = 1e-4
 class Importance:
     """``heads`` [layers, heads] and ``neurons`` [layers, F]: what would be lost with each.
 
-    ``joined_moments`` [layers, H + 1, H + 1] and ``neuron_moments`` [layers, F + 1, F + 1]: mean products over tokens
-    of what the heads, the neurons give, and of a constant 1, with each other; they say how well the units that stay
-    can stand in for those that go.
+    ``joined_moments`` [H + 1, H + 1] and ``neuron_moments`` [F + 1, F + 1] of each layer: mean products over tokens of
+    what the heads, the neurons give, and of a constant 1, with each other; they say how well the units that stay can
+    stand in for those that go. A layer each and in float32, because those of a large model take gigabytes at once.
     """
 
     heads: Figures
     neurons: Figures
-    joined_moments: Figures
-    neuron_moments: Figures
+    joined_moments: Sequence[Moments]
+    neuron_moments: Sequence[Moments]
 
     def save(self, folder: Path) -> None:
-        """Write ``importance.npz``."""
-        np.savez(folder / "importance.npz", **vars(self))
+        """Write ``importance.npz``, with an entry for each layer's moments."""
+        arrays: dict[str, Any] = {"heads": self.heads, "neurons": self.neurons}
+        for layer, (joined, neurons) in enumerate(zip(self.joined_moments, self.neuron_moments, strict=True)):
+            arrays |= {f"joined_moments_{layer}": joined, f"neuron_moments_{layer}": neurons}
+        np.savez(folder / "importance.npz", **arrays)
 
     @staticmethod
     def load(folder: Path) -> Importance:
         """Read ``importance.npz``."""
         with np.load(folder / "importance.npz", allow_pickle=False) as arrays:
-            return Importance(**{name: arrays[name] for name in arrays.files})
+            layers = range(len(arrays["heads"]))
+            return Importance(
+                heads=arrays["heads"],
+                neurons=arrays["neurons"],
+                joined_moments=[arrays[f"joined_moments_{layer}"] for layer in layers],
+                neuron_moments=[arrays[f"neuron_moments_{layer}"] for layer in layers],
+            )
 
     @property
     def layers(self) -> Figures:
@@ -109,9 +119,9 @@ def importance(
         hooks.append(block.narrow.register_forward_pre_hook(keep("neurons", index)))
     by_head = np.zeros((len(blocks), heads))
     by_neuron = np.zeros((len(blocks), blocks[0].narrow.in_features))
-    moments = {
-        "heads": np.zeros((len(blocks), *[blocks[0].joined.in_features + 1] * 2)),
-        "neurons": np.zeros((len(blocks), *[blocks[0].narrow.in_features + 1] * 2)),
+    sums = {
+        "heads": [np.zeros([block.joined.in_features + 1] * 2) for block in blocks],
+        "neurons": [np.zeros([block.narrow.in_features + 1] * 2) for block in blocks],
     }
     tokens = 0.0
     model.eval()
@@ -121,7 +131,7 @@ def importance(
             loss_of(model(**inputs).logits, truth).backward()
             tokens += float(inputs["attention_mask"].sum())
             for (kind, index), activation in seen.items():
-                moments[kind][index] += _moments(activation, inputs["attention_mask"])
+                sums[kind][index] += _moments(activation, inputs["attention_mask"])
             for index in range(len(blocks)):
                 by_head[index] += _change(seen["heads", index]).unflatten(1, (heads, -1)).sum(2).abs().sum(0).numpy()
                 by_neuron[index] += _change(seen["neurons", index]).abs().sum(0).numpy()
@@ -129,7 +139,7 @@ def importance(
         for handle in hooks:
             handle.remove()
         model.zero_grad(set_to_none=True)
-    return Importance(by_head, by_neuron, moments["heads"] / tokens, moments["neurons"] / tokens)
+    return Importance(by_head, by_neuron, _means(sums["heads"], tokens), _means(sums["neurons"], tokens))
 
 
 def prune(model: Any, structure: Structure, found: Importance) -> None:
@@ -141,9 +151,9 @@ def prune(model: Any, structure: Structure, found: Importance) -> None:
     gone = {}
     for index, (layer, block) in enumerate(zip(stay, blocks, strict=True)):
         weight, _ = _linear(block.joined)
-        stays = dispensed_last(weight, found.joined_moments[layer], heads, structure.heads)
+        stays = dispensed_last(weight, _exact(found.joined_moments[layer]), heads, structure.heads)
         gone[index] = sorted(set(range(heads)) - set(stays))
-        _keep_neurons(block, most_important(found.neurons[layer], structure.ffn), found.neuron_moments[layer])
+        _keep_neurons(block, most_important(found.neurons[layer], structure.ffn), _exact(found.neuron_moments[layer]))
     if structure.heads < heads:
         joined = [_linear(block.joined) for block in blocks]
         model.prune_heads(gone)
@@ -152,7 +162,7 @@ def prune(model: Any, structure: Structure, found: Importance) -> None:
             columns = [
                 head * width + place for head in range(heads) if head not in gone[index] for place in range(width)
             ]
-            _set_linear(block.joined, *stand_in(*joined[index], found.joined_moments[layer], columns))
+            _set_linear(block.joined, *stand_in(*joined[index], _exact(found.joined_moments[layer]), columns))
     ffn_key = "hidden_dim" if model.config.model_type == "distilbert" else "intermediate_size"
     setattr(model.config, ffn_key, structure.ffn)
 
@@ -217,6 +227,21 @@ def _moments(activation: Any, mask: Any) -> Figures:
     rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], dim=1)
     found: Figures = (rows.T @ rows).numpy()
     return found
+
+
+def _means(sums: list[Figures], tokens: float) -> list[Moments]:
+    """Empties ``sums`` layer by layer, so that both never are there at once."""
+    means = []
+    while sums:
+        total = sums.pop(0)
+        total /= tokens
+        means.append(total.astype(np.float32))
+    return means
+
+
+def _exact(moments: Moments) -> Figures:
+    """What is solved for needs more digits than what it is made of."""
+    return moments.astype(np.float64)
 
 
 def _change(activation: Any) -> Any:

@@ -27,6 +27,7 @@ _NAMES: dict[str, str] = {STATIC: "inc-static-s8"}  # named after who makes it
 #: Bits of a table's rows that training didn't look up, the most first.
 _RARE_ROW_BITS = {"dynamic-s8-e4": 4, "dynamic-s8-e2": 2}
 _NARROW = ("dynamic-s8", "qdq-u8s8", STATIC)  # what a CPU runs, and so what reduce_range speaks of
+_FIXED_RANGES = ("qdq-u8s8", "qdq-s8-sym")
 _OFFLINE = SessionSpec(graph_optimization_level="basic")
 _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.SKIP_FUSION,))
 
@@ -46,6 +47,11 @@ class Plan:
     def counts_rows(self) -> bool:
         """Whether it matters which words occur in training."""
         return self.rare_row_bits < 8
+
+    @property
+    def fixes_ranges(self) -> bool:
+        """Whether calibration decides for good how far activations reach."""
+        return self.precision in _FIXED_RANGES
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,12 @@ def of_pruned(plans: Sequence[Plan]) -> tuple[Plan, ...]:
     return tuple(replace(first, name=name + suffix, rare_row_bits=bits) for bits, name in smaller.items())
 
 
+def check_calibration(plan: Plan, calibration: Sequence[Sample]) -> None:
+    """Raise :class:`DataError` where there are too few different samples for the plan."""
+    if plan.fixes_ranges:
+        observe.check_samples(calibration, Scheme(static=True))
+
+
 def build(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     """Make one candidate in ``work`` from the folder of the conversion.
 
@@ -146,6 +158,7 @@ def _dynamic_s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     model = graph.load(_best_graph(converted))
     _equalize(model, rows.calibration, scheme)
     _compensate(model, list(equalize.products(model)), rows.calibration, scheme)
+    wanted = graph.products(model)
     prepared, quantized = work / "prepared.onnx", work / "quantized.onnx"
     steps.save(model, prepared)
     ort.quantize_dynamic_s8(prepared, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
@@ -153,7 +166,7 @@ def _dynamic_s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     model = graph.load(quantized)
     tables.quantize_tables(model, rows.counts if plan.counts_rows else {}, plan.rare_row_bits)
     steps.save(model, quantized)
-    return _offline(converted, quantized, work)
+    return _offline(converted, quantized, work, wanted)
 
 
 def _qdq_u8s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
@@ -162,10 +175,12 @@ def _qdq_u8s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     _equalize(model, rows.calibration, scheme)
     found = observe.ranges_of(model, rows.calibration, scheme)
     _compensate(model, list(found), rows.calibration, scheme)
+    own = {node.name for nodes in equalize.products(model).values() for node in nodes}
+    wanted = [name for name in graph.products(model) if name in own]
     qdq.quantize(model, found, scheme, "integer")
     tables.quantize_tables(model)
     steps.save(model, quantized)
-    return _offline(converted, quantized, work)
+    return _offline(converted, quantized, work, wanted)
 
 
 def _fp16(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
@@ -206,11 +221,14 @@ def _best_graph(converted: Path) -> Path:
     return fused if fused.is_file() else converted / convert.STANDARD
 
 
-def _offline(converted: Path, model: Path, work: Path) -> Built:
-    """Optimise ahead of time, so that a device loads faster and gets no slow fusion back."""
+def _offline(converted: Path, model: Path, work: Path, products: Sequence[str] = ()) -> Built:
+    """Optimise ahead of time, so that a device loads faster and gets no slow fusion back. ``products``: those that must
+    run on integers."""
     optimized = work / "optimized.onnx"
     ort.optimize_offline(model, optimized)
-    graph.save(graph.load(optimized), work)
+    finished = graph.load(optimized)
+    graph.check_products(finished, products, where="quantize")
+    graph.save(finished, work)
     facts = convert.load_converted(converted)
     if facts.fused:
         counts = graph.operator_counts(work / graph.MODEL)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from aios_edge.contract import BUNDLE_SIZE, LATENCY_P95, MEMORY
+from aios_edge.errors import DataError
 from aios_edge.host import Host as Machine
 from aios_edge.profile import DeviceProfile, Threads
 from exporters import graph, tuned_static
@@ -16,7 +17,7 @@ from exporters.data import Data
 from exporters.evaluate import Logits, Quality, quality
 from exporters.measure import Measured, Timing
 from exporters.output_range import output_misses
-from exporters.quantize import STATIC, Plan, plans_for
+from exporters.quantize import CALIBRATION_SAMPLES, STATIC, Plan, check_calibration, of_pruned, plans_for
 from exporters.recipe import ExportRecipe
 from exporters.report import Target
 from exporters.select import SPEEDUP, Choice, Figures, Miss, misses, select
@@ -103,16 +104,22 @@ class Trials:
 
     def __init__(self, terms: Terms, common: Common, stages: Stages) -> None:
         self._terms, self._common, self._stages = terms, common, stages
-        self._plans = plans_for(terms.profile, tuned_static=common.recipe.search.neural_compressor)
         self.tried: list[Tried] = []
         self.absent: list[Absent] = []
+        self._too_few: DataError | None = None
+        self._plans = self._calibrated(plans_for(terms.profile, tuned_static=common.recipe.search.neural_compressor))
 
     def run(self) -> None:
-        """All candidates that may win, or all there are where the recipe or the caller wants to see them."""
+        """All candidates that may win, or all there are where the recipe or the caller wants to see them.
+
+        Raises :class:`DataError` where calibration texts are too few for all that can be built here.
+        """
         self._try_whole()
-        pruning = self._common.prunings.get(self._terms.profile.name)
-        if pruning is not None and pruning.plans:
-            self._try_smaller(pruning)
+        if self._too_few is not None and not self.tried:
+            raise self._too_few
+        pruning, plans = self._common.prunings.get(self._terms.profile.name), of_pruned(self._plans)
+        if pruning is not None and plans:
+            self._try_smaller(pruning, plans)
 
     def choose(self, targets: Mapping[str, Target]) -> Choice:
         """Among those tried so far; ``targets``: by candidate, what was measured on a device."""
@@ -125,6 +132,18 @@ class Trials:
         terms = self._terms
         on_target = terms.on_target or bool(targets)
         return select(figures, terms.profile.budgets, max_drop=terms.max_drop, on_target=on_target)
+
+    def _calibrated(self, plans: Sequence[Plan]) -> tuple[Plan, ...]:
+        """Those that there are texts enough for; the others are absent."""
+        texts, kept = self._common.data.train.spread(CALIBRATION_SAMPLES), []
+        for plan in plans:
+            try:
+                check_calibration(plan, self._common.whole.encoder.samples(texts) if plan.fixes_ranges else ())
+                kept.append(plan)
+            except DataError as error:
+                self._too_few = error
+                self.absent.append(Absent(plan=plan, reason=f"could not be built: {error}"))
+        return tuple(kept)
 
     def _try_whole(self) -> None:
         terms, common = self._terms, self._common
@@ -141,9 +160,9 @@ class Trials:
             else:
                 self.tried.append(self._try(common.whole, made))
 
-    def _try_smaller(self, pruning: Pruning) -> None:
-        """Pruned networks, one after the other, each as the first of its plans that the budgets have room for."""
-        common, plans, whole = self._common, pruning.plans, list(self.tried)
+    def _try_smaller(self, pruning: Pruning, plans: tuple[Plan, ...]) -> None:
+        """Pruned networks, one after the other, each as the first of ``plans`` that the budgets have room for."""
+        common, whole = self._common, list(self.tried)
         pruned: dict[Structure, list[Tried]] = {}
         outcomes: dict[Structure, Outcome] = {}
         rooms = {rung: [p for p in plans if self._has_room(rung, p, pruning)] for rung in pruning.rungs}

@@ -17,7 +17,9 @@ from exporters import (
     inc,
     inc_worker,
     ort,
+    product_codes,
     quantize,
+    rare_rows,
     scheme,
     signature,
     steps,
@@ -62,8 +64,8 @@ def _made(plan: Plan, whole: Variant, data: Data, stages: Stages, *, max_drop: f
         "max_drop": max_drop,
         "tools": {**stages.tools, **inc.versions()},
         "code": code_digest(
-            inc, inc_worker, fold_weights, scheme, convert, signature, first_token, tables, graph, steps, ort,
-            encode, stages.task,
+            inc, inc_worker, fold_weights, scheme, convert, signature, first_token, tables, rare_rows, product_codes,
+            graph, steps, ort, encode, stages.task,
         ),
         "calibration": quantize.CALIBRATION_SAMPLES,
     }  # fmt: skip

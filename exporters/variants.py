@@ -124,7 +124,7 @@ def _pieces(
     if asked is None:
         asked = max(fit, len(vocabulary.least(tokenizer).union(*counts)))
     kept = vocabulary.choose(tokenizer, counts, min(asked, whole))
-    vocabulary.check_classes(kept, counts[: len(data.train)], data.train.labels, data.labels)
+    vocabulary.check_classes(tokenizer, kept, counts[: len(data.train)], data.train.labels, data.labels)
     return kept
 
 

@@ -7,15 +7,17 @@ every single character stays, no word becomes unknown that wasn't before. Tokeni
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from aios_edge.errors import RecipeError
 from aios_edge.golden import RawInput
 
-#: Share of a class's pieces in the training rows that must stay whole.
+#: Share of what sets a class apart in the training rows that must stay.
 LEAST_KEPT = 0.5
+_SHOWN = 5
 _CONTINUES = "##"
 
 
@@ -80,22 +82,50 @@ def choose(tokenizer: bytes, counts: Sequence[Counter[int]], size: int) -> tuple
 
 
 def check_classes(
-    kept: Sequence[int], counts: Sequence[Counter[int]], labels: Sequence[int], names: Sequence[str]
+    tokenizer: bytes,
+    kept: Sequence[int],
+    counts: Sequence[Counter[int]],
+    labels: Sequence[int],
+    names: Sequence[str],
 ) -> None:
-    """Raise :class:`RecipeError` naming the class that would lose most of its words' pieces."""
+    """Raise :class:`RecipeError` naming the class that would lose most of the words that set it apart, and some of
+    them. Words that occur in all classes alike count for nothing. Pure."""
     stay = set(kept)
-    whole, total = [0] * len(names), [0] * len(names)
+    by_class = [Counter[int]() for _ in names]
     for count, label in zip(counts, labels, strict=True):
-        whole[label] += sum(times for number, times in count.items() if number in stay)
-        total[label] += sum(count.values())
-    shares = [a / b if b else 1.0 for a, b in zip(whole, total, strict=True)]
+        by_class[label].update(count)
+    weights = _markings(by_class)
+    marks = [{number: times * weights[number] for number, times in found.items()} for found in by_class]
+    shares = [_share(found, stay) for found in marks]
     worst = min(range(len(names)), key=lambda index: shares[index])
     if shares[worst] < LEAST_KEPT:
+        gone = sorted((number for number in marks[worst] if number not in stay), key=lambda n: (-marks[worst][n], n))
+        pieces = {number: piece for piece, number in _word_pieces(json.loads(tokenizer)).items()}
+        shown = ", ".join(f"'{pieces[number]}'" for number in gone[:_SHOWN]) + (", …" if len(gone) > _SHOWN else "")
         what = (
-            f"a vocabulary of {len(kept)} pieces keeps {shares[worst]:.0%} of the pieces that the class "
-            f"'{names[worst]}' is written with (at least {LEAST_KEPT:.0%})"
+            f"a vocabulary of {len(kept)} pieces keeps {shares[worst]:.0%} of what sets the class '{names[worst]}' "
+            f"apart (at least {LEAST_KEPT:.0%}); it would lose {shown}"
         )
         raise RecipeError(what, where="[prune]", remedy="Raise vocabulary, or leave it out to keep what is used")
+
+
+def _markings(by_class: Sequence[Counter[int]]) -> dict[int, float]:
+    """How much each piece tells of the class: 1 where it occurs in one only, 0 where it is as frequent in all (one less
+    the entropy of the class, of equally large classes, as a share of the largest)."""
+    lengths = [found.total() for found in by_class]
+    most = math.log(max(2, sum(length > 0 for length in lengths)))
+    weights = {}
+    for number in set().union(*by_class):
+        rates = [found[number] / length for found, length in zip(by_class, lengths, strict=True) if found[number]]
+        total = sum(rates)
+        entropy = sum(rate / total * math.log(total / rate) for rate in rates)
+        weights[number] = round(1 - entropy / most, 6)  # what is as frequent in all classes must count for nothing
+    return weights
+
+
+def _share(marks: Mapping[int, float], stay: Set[int]) -> float:
+    whole = sum(marks.values())
+    return sum(mark for number, mark in marks.items() if number in stay) / whole if whole else 1.0
 
 
 def reduced(tokenizer: bytes, kept: Sequence[int]) -> bytes:

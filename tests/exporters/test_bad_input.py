@@ -231,6 +231,30 @@ def test_what_calibrates_and_what_is_unknown_is_said_when_it_is_little(bench: Be
         assert not (bench.out / "rpi5").exists()
 
 
+def test_too_few_texts_for_fixed_ranges_cost_that_candidate_only(bench: Bench) -> None:
+    """Unless it is the only one that the profile wants."""
+    lines = ["text,label", *["awful,negative", "great,positive"] * 20]
+    (bench.folder / "train.csv").write_text("\n".join(lines), encoding="utf-8")
+    bench.recipe("epochs = 3", "epochs = 1")
+    said = (
+        "quantize: has 2 different calibration samples, this quantization needs at least 8. "
+        "Give more training rows, or prefer dynamic-s8 in the profile"
+    )
+    alone = PROFILE.replace('["dynamic-s8", "fp32"]', '["qdq-s8-sym"]').format(arch=inspect_host().arch)
+    (bench.folder / "alone.toml").write_text(alone, encoding="utf-8")
+    ended = bench.refused(str(bench.folder / "alone.toml"))
+    assert (ended.code, ended.message) == (1, f"aios-edge: {said}")
+    ended = bench.export("jetson-orin-nano")
+    assert ended.code == 0, ended.err
+    assert open_bundle(bench.out / "jetson-orin-nano").manifest.provenance.candidate == "fp16"
+    report = json.loads((bench.out / "report.json").read_bytes())
+    found = {entry["name"]: entry for entry in report["profiles"]["jetson-orin-nano"]["candidates"]}
+    assert found.keys() == {"fp16", "fp32", "qdq-s8-sym"}
+    assert found["qdq-s8-sym"]["reason"] == found["qdq-s8-sym"]["not_measured"] == f"could not be built: {said}"
+    assert found["qdq-s8-sym"]["size_bytes"] is None
+    assert "could not be built" in (bench.out / "report.html").read_text(encoding="utf-8")
+
+
 def test_constant_rows_teach_nothing_and_that_is_said(bench: Bench) -> None:
     bench.rows("train.csv", lambda i, text: "the film")
     bench.recipe("epochs = 3", "epochs = 1")

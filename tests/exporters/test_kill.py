@@ -24,6 +24,33 @@ pytestmark = [pytest.mark.export, pytest.mark.timeout(600)]
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 PROFILES = ("rpi5", "jetson-orin-nano")
+#: Of a network that is pruned out of the fine-tuned one, whose stages are whole by then.
+PRUNED_STAGES = ("own tokenizer", "importance", "recovery", "recovered")
+PRUNED_RECIPE = """
+[model]
+source = "spelling"
+[data]
+train = "train.csv"
+validation = "val.csv"
+test = "test.csv"
+[finetune]
+epochs = 3
+learning_rate = 0.002
+max_length = 64
+threads = 1
+[accuracy]
+max_drop = 0.05
+[search]
+exhaustive = false
+[prune]
+vocabulary = 98
+heads = 2
+ffn = 64
+[distill]
+epochs = 2
+learning_rate = 1e-3
+freeze_embeddings = false
+"""
 STAGES = ("source", "epoch", "best", "convert", "quantize", "evaluate", "measure", "test", "bundle", "second", "report")
 
 #: Reads a line each with a stage to be killed at and the arguments of the command; answers with how it ended. Heavy
@@ -35,7 +62,8 @@ from onnxruntime.transformers import float16
 from transformers import AutoModelForSequenceClassification
 import aios_edge.bundle.write, exporters.pipeline
 from aios_edge.cli.main import main
-from exporters import evaluate, graph, measure, ort, progress, report_page, ship, source, training
+from exporters import distill, evaluate, graph, measure, ort, progress, prune, report_page, ship, source, training
+from exporters import vocabulary
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -52,6 +80,13 @@ def at_call(owner, name, call=1, *, after=False):
         return found
     setattr(owner, name, patched)
 
+def within(owner, name, hook):
+    real = getattr(owner, name)
+    def patched(*args, **kwargs):
+        hook()
+        return real(*args, **kwargs)
+    setattr(owner, name, patched)
+
 HOOKS = {
     "none": lambda: None,
     "source": lambda: at_call(source, "tokenizer_json"),
@@ -65,6 +100,10 @@ HOOKS = {
     "bundle": lambda: at_call(aios_edge.bundle.write, "open_bundle"),          # whole, but not in its place
     "second": lambda: at_call(aios_edge.bundle.write, "write_file", 4 + 1 + 3),  # in the middle of the second bundle
     "report": lambda: at_call(report_page, "page"),
+    "own tokenizer": lambda: at_call(vocabulary, "reduced", after=True),
+    "importance": lambda: at_call(prune.Importance, "save", after=True),
+    "recovery": lambda: within(distill, "train", lambda: at_call(training, "_save_checkpoint", 2)),
+    "recovered": lambda: at_call(distill, "distill", after=True),
 }
 
 for line in sys.stdin:
@@ -93,13 +132,14 @@ class Exports:
     """Starts exports of a recipe, each in its own process, killed at a stage or not."""
 
     def __init__(self, folder: Path) -> None:
-        self._recipe, self._log = folder / "recipe.toml", folder / "log.txt"
+        self._folder, self._log = folder, folder / "log.txt"
         self._zygote = subprocess.Popen(
             [sys.executable, "-c", ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
         )
 
-    def run(self, out: Path, stage: str = "none") -> int:
-        arguments = ["export", str(self._recipe), "--profile", ",".join(PROFILES), "--out", str(out)]
+    def run(self, out: Path, stage: str = "none", *, recipe: str = "recipe.toml") -> int:
+        profiles = PROFILES if recipe == "recipe.toml" else PROFILES[:1]
+        arguments = ["export", str(self._folder / recipe), "--profile", ",".join(profiles), "--out", str(out)]
         assert self._zygote.stdin is not None and self._zygote.stdout is not None
         self._zygote.stdin.write(json.dumps({"stage": stage, "arguments": arguments, "log": str(self._log)}) + "\n")
         self._zygote.stdin.flush()
@@ -119,8 +159,10 @@ class Exports:
 
 
 @pytest.fixture(scope="module")
-def exports(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
-    started = Exports(Path(shutil.copytree(workshop, tmp_path_factory.mktemp("kill") / "workshop")))
+def exports(workshop: Path, spelling: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exports]:
+    folder = Path(shutil.copytree(workshop, tmp_path_factory.mktemp("kill") / "workshop"))
+    (folder / "pruned.toml").write_text(PRUNED_RECIPE, encoding="utf-8")
+    started = Exports(folder)
     yield started
     started.end()
 
@@ -132,6 +174,15 @@ def undisturbed(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> d
     return result(out)
 
 
+@pytest.fixture(scope="module")
+def pruned(exports: Exports, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where an undisturbed export of a pruned network ended."""
+    out = tmp_path_factory.mktemp("pruned")
+    assert exports.run(out, recipe="pruned.toml") == 0, exports.said
+    assert result(out)["profiles"][PROFILES[0]]["chosen"] == "l2-h2-f64-v98+dynamic-s8-e4"
+    return out
+
+
 def result(out: Path) -> dict[str, Any]:
     """All that an export found out and made, but what a clock or a scale said."""
     report = json.loads((out / "report.json").read_bytes())
@@ -140,8 +191,8 @@ def result(out: Path) -> dict[str, Any]:
         for candidate in profile["candidates"]:
             for name in clocked:
                 del candidate[name]
-    for name in PROFILES:
-        assert open_bundle(out / name).bundle_id == report["profiles"][name]["bundle_id"]
+    for name, profile in report["profiles"].items():
+        assert open_bundle(out / name).bundle_id == profile["bundle_id"]
     kept = {name: report[name] for name in ("finetuned", "labels", "profiles", "warnings")}
     return {**kept, "test": report["baseline"]["test"], "parity": report["baseline"]["parity"]}
 
@@ -176,3 +227,36 @@ def test_killed_once_an_export_ends_as_if_undisturbed(
     assert exports.run(tmp_path) == 0, exports.said
     assert result(tmp_path) == undisturbed
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_killed_at_every_stage_of_pruning_in_turn_an_export_ends_as_if_undisturbed(
+    exports: Exports, pruned: Path, tmp_path: Path
+) -> None:
+    for name in ("tokenizer", "finetune"):  # of the whole network; the test above kills these
+        shutil.copytree(pruned / ".cache" / name, tmp_path / ".cache" / name)
+    own = next(path for path in (tmp_path / ".cache/tokenizer").glob("*/tokenizer.json") if has_pieces(path, 98))
+    shutil.rmtree(own.parent)
+    for stage in PRUNED_STAGES:
+        assert exports.run(tmp_path, stage, recipe="pruned.toml") == -signal.SIGKILL, f"{stage}: {exports.said}"
+        assert not visible(tmp_path)
+    assert exports.run(tmp_path, recipe="pruned.toml") == 0, exports.said
+    assert "damaged" not in exports.said
+    assert result(tmp_path) == result(pruned)
+    assert not list(tmp_path.rglob("*.part"))
+    assert exports.run(tmp_path, recipe="pruned.toml") == 0, exports.said
+    assert json.loads((tmp_path / "report.json").read_bytes())["stages"]["built"] == []
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", PRUNED_STAGES)
+def test_killed_once_an_export_of_a_pruned_network_ends_as_if_undisturbed(
+    exports: Exports, pruned: Path, tmp_path: Path, stage: str
+) -> None:
+    assert exports.run(tmp_path, stage, recipe="pruned.toml") == -signal.SIGKILL, exports.said
+    assert exports.run(tmp_path, recipe="pruned.toml") == 0, exports.said
+    assert result(tmp_path) == result(pruned)
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def has_pieces(tokenizer: Path, count: int) -> bool:
+    return len(json.loads(tokenizer.read_bytes())["model"]["vocab"]) == count

@@ -102,6 +102,20 @@ def test_each_library_that_has_no_memory_is_understood(tmp_path: Path, build: Ca
         StageCache(tmp_path).produce("convert", {}, build)
 
 
+@pytest.mark.parametrize(
+    ("stage", "less"),
+    [
+        ("distill", "Lower batch_size in [distill], or max_length in [finetune], then run"),
+        ("search", "Lower batch_size in [distill], or max_length in [finetune], or set trials = 0 in [search], then"),
+        ("importance", "Lower max_length in [finetune], or take a source model whose layers are narrower, then run"),
+        ("convert", "Close other programs, or export on a machine with more memory, then run"),
+    ],
+)
+def test_each_stage_says_what_makes_it_need_less(tmp_path: Path, stage: str, less: str) -> None:
+    with pytest.raises(ResourceError, match=re.escape(less)):
+        StageCache(tmp_path).produce(stage, {}, by_numpy)
+
+
 def test_other_errors_of_a_stage_are_ours_too_and_their_traceback_is_kept(tmp_path: Path) -> None:
     def dies(_: Path) -> None:
         raise IndexError("list index out of range")

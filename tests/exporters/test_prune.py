@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,8 @@ def test_what_stays_stands_in_for_what_goes(model: Any) -> None:
     prune.prune(model, small := Structure(layers=2, heads=2, ffn=64, vocabulary=46), found)
     with_it = np.abs(logits(model) - before).mean()
     blind = load_torch_like(model, before)
-    nothing = Importance(found.heads, found.neurons, np.stack([np.eye(65)] * 2), np.stack([np.eye(129)] * 2))
+    joined, neurons = (np.eye(count, dtype=np.float32) for count in (65, 129))
+    nothing = Importance(found.heads, found.neurons, [joined] * 2, [neurons] * 2)
     prune.prune(blind, small, nothing)  # moments of units that have nothing in common: weights only fall out
     assert with_it < 0.8 * np.abs(logits(blind) - before).mean()
 
@@ -86,6 +89,53 @@ def load_torch_like(model: Any, _: np.ndarray) -> Any:
         weight.data *= 5 if weight.dim() > 1 else 1
     fresh.classifier.load_state_dict(model.classifier.state_dict())
     return fresh
+
+
+def test_what_is_kept_of_the_moments_prunes_the_same_network(model: Any, tmp_path: Path) -> None:
+    import torch
+
+    exact: list[np.ndarray] = []
+    means = prune._means
+
+    def noted(sums: list[np.ndarray], tokens: float) -> Any:
+        exact.append(np.stack(sums) / tokens)
+        return means(sums, tokens)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prune, "_means", noted)
+        found = measured(model)
+    found.save(tmp_path)
+    again = Importance.load(tmp_path)
+    for name, kept, wanted in zip(
+        ("joined", "neurons"), (again.joined_moments, again.neuron_moments), exact, strict=True
+    ):
+        assert {entry.dtype for entry in kept} == {np.dtype(np.float32)}, name
+        np.testing.assert_allclose(np.stack(kept), wanted, rtol=1e-6, atol=1e-9)
+    other = copy.deepcopy(model)
+    small = Structure(layers=2, heads=2, ffn=64, vocabulary=46)
+    prune.prune(model, small, again)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prune, "_exact", lambda entry: entry)
+        prune.prune(other, small, Importance(found.heads, found.neurons, *exact))
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(one, two, rtol=1e-3, atol=1e-4)
+
+
+def test_moments_of_all_layers_are_held_once() -> None:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=46, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=512
+    )
+    wide = BertForSequenceClassification(config)
+    tracemalloc.start()
+    try:
+        prune.importance(wide, batches()[:2], torch.nn.functional.cross_entropy)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.4 * 4 * 513**2 * 8  # sums in float64, and means in float32 of those that are gone from them
 
 
 def test_least_squares_find_an_exact_stand_in() -> None:

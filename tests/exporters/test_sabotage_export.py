@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from exporters import (
     observe,
     ort,
     pipeline,
+    qdq,
     quantize,
     sensitivity,
     stages,
@@ -229,6 +231,47 @@ def test_a_model_that_is_exchanged_after_the_evaluation(bench: Workbench) -> Non
     with pytest.raises(PromiseBroken, match="doesn't answer validation row") as caught:
         bench.export(progress=At("bundle", exchange))
     assert (caught.value.promise, bench.shipped) == ("golden", [])
+
+
+# What makes a model slow, or useless on its device, while its answers stay right
+
+
+def test_a_graph_that_lost_its_fused_layers(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused one was counted when it was converted; then another one is taken."""
+    bench.forget("quantize", "evaluate")
+    monkeypatch.setattr(quantize, "_best_graph", lambda folder: folder / convert.STANDARD)
+    with pytest.raises(PromiseBroken, match="quantize: the graph optimizer fused attention 0 of 2") as caught:
+        bench.export()
+    assert (caught.value.promise, caught.value.exit_code, bench.shipped) == ("fusion", 3, [])
+
+
+def test_integer_products_that_fall_apart(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = ("DynamicQuantizeMatMulFusion", "MatMulIntegerToFloatFusion")
+    bench.forget("quantize", "evaluate")
+    monkeypatch.setattr(ort, "optimize_offline", partial(ort.optimize_offline, apart=lost))
+    with pytest.raises(PromiseBroken, match=r"quantize: 2 of 10 products .* not '/model/bert/.*MatMul'") as caught:
+        bench.export()
+    assert (caught.value.promise, caught.value.exit_code, bench.shipped) == ("fusion", 3, [])
+
+
+def test_a_zero_point_that_the_device_refuses(bench: Workbench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Off by one in a single tensor: here the answers hardly move, TensorRT takes none of it."""
+    from onnx import numpy_helper
+
+    real = qdq.quantize
+
+    def shifted(model: Any, ranges: Any, scheme: Any, form: qdq.Form) -> int:
+        count = real(model, ranges, scheme, form)
+        if form == "qdq":
+            name = next(node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear")
+            (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+            tensor.CopyFrom(numpy_helper.from_array(np.asarray(1, dtype=np.int8), name))
+        return count
+
+    monkeypatch.setattr(qdq, "quantize", shifted)
+    with pytest.raises(PromiseBroken, match="has a zero point other than 0, which TensorRT refuses") as caught:
+        bench.export("jetson-orin-nano")
+    assert (caught.value.promise, caught.value.exit_code, bench.shipped) == ("symmetric", 3, [])
 
 
 # Labels

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -12,13 +14,14 @@ import pytest
 import exporters
 from aios_edge.bundle.layout import MODEL_CARD
 from aios_edge.bundle.read import open_bundle
-from aios_edge.errors import RecipeError
+from aios_edge.errors import PromiseBroken, RecipeError
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
-from exporters import inc, tables
+from exporters import inc, tables, vocabulary
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import load_data
+from exporters.progress import SilentProgress
 from exporters.recipe import load_recipe, parse_recipe
 from exporters.report import Candidate, ExportReport
 from exporters.source import locate
@@ -65,13 +68,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def narrow(workshop: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportReport, Path]:
     out = tmp_path_factory.mktemp("narrow")
-    return export(workshop, out, cache, vocabulary=90, more="heads = 2\nffn = 64\n"), out
+    return export(workshop, out, cache, vocabulary=98, more="heads = 2\nffn = 64\n"), out
 
 
 def test_a_pruned_network_is_shipped_with_its_own_vocabulary(narrow: tuple[ExportReport, Path]) -> None:
     report, out = narrow
     profile = report.profiles["arm64-gateway"]
-    assert profile.chosen == "l2-h2-f64-v90+dynamic-s8-e4"
+    assert profile.chosen == "l2-h2-f64-v98+dynamic-s8-e4"
     whole, pruned = (next(c for c in profile.candidates if c.name == name) for name in ("dynamic-s8", profile.chosen))
     assert pruned.size_bytes is not None and whole.size_bytes is not None and pruned.size_bytes < whole.size_bytes
     assert pruned.structure is not None and pruned.structure.heads == 2
@@ -83,7 +86,7 @@ def test_a_pruned_network_is_shipped_with_its_own_vocabulary(narrow: tuple[Expor
     assert pruned.recovery.settings.learning_rate == 1e-3 and pruned.recovery.trials == ()
     assert whole.structure is whole.recovery is whole.pruned is whole.rare_row_bits is None
     bundle = open_bundle(out / "arm64-gateway")
-    assert len(json.loads(bundle.file("tokenizer.json").read_bytes())["model"]["vocab"]) == 90
+    assert len(json.loads(bundle.file("tokenizer.json").read_bytes())["model"]["vocab"]) == 98
     card = bundle.file(MODEL_CARD).read_text(encoding="utf-8")
     assert "2 heads and 64 neurons" in card and "use least or not at all take 4 bits" in card
 
@@ -95,7 +98,7 @@ def test_its_golden_samples_are_cut_by_its_own_tokenizer(narrow: tuple[ExportRep
     for index in range(0, len(golden.raw), 7):
         encoded = task.encode([golden.raw[index]])
         np.testing.assert_array_equal(encoded["input_ids"], golden.sample(index)["input_ids"])
-        assert encoded["input_ids"].max() < 90
+        assert encoded["input_ids"].max() < 98
 
 
 def test_the_device_takes_it(narrow: tuple[ExportReport, Path], tmp_path: Path) -> None:
@@ -117,8 +120,57 @@ def test_the_device_takes_it(narrow: tuple[ExportReport, Path], tmp_path: Path) 
 def test_a_second_run_trains_nothing_again(
     workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path
 ) -> None:
-    again = export(workshop, tmp_path / "again", cache, vocabulary=90, more="heads = 2\nffn = 64\n")
+    again = export(workshop, tmp_path / "again", cache, vocabulary=98, more="heads = 2\nffn = 64\n")
     assert not again.stages["built"]
+    assert again.profiles["arm64-gateway"].bundle_id == narrow[0].profiles["arm64-gateway"].bundle_id
+
+
+class AtBundle(SilentProgress):
+    """Does something when all is evaluated and nothing is written."""
+
+    def __init__(self, do: Callable[[], object]) -> None:
+        self._do = do
+
+    def stage(self, name: str, detail: str = "") -> None:
+        if name == "bundle":
+            self._do()
+
+
+def exchanged(words: dict[str, int]) -> dict[str, int]:
+    """Two words have each other's number."""
+    return {**words, "film": words["plot"], "plot": words["film"]}
+
+
+def moved(words: dict[str, int]) -> dict[str, int]:
+    """The numbers of another choice of pieces: all from one on are one further."""
+    order = sorted(words, key=words.__getitem__)
+    return {word: number for number, word in enumerate([*order[:5], order[-1], *order[5:-1]])}
+
+
+@pytest.mark.parametrize("change", [exchanged, moved])
+def test_an_own_tokenizer_that_drifts_after_the_evaluation_does_not_ship(
+    workshop: Path,
+    cache: Path,
+    narrow: tuple[ExportReport, Path],
+    tmp_path: Path,
+    change: Callable[[dict[str, int]], dict[str, int]],
+) -> None:
+    copied = Path(shutil.copytree(cache, tmp_path / "cache"))
+    found = {path: json.loads(path.read_bytes()) for path in copied.glob("tokenizer/*/tokenizer.json")}
+    (own,) = (path for path, document in found.items() if len(document["model"]["vocab"]) == 98)
+
+    def drift() -> None:
+        document = found[own]
+        document["model"]["vocab"] = change(document["model"]["vocab"])
+        own.write_text(json.dumps(document), encoding="utf-8")
+
+    recipe, out = workshop / f"{narrow[1].name}.toml", tmp_path / "out"
+    with pytest.raises(PromiseBroken, match=r"the tokenizer that would ship splits validation row \d+") as caught:
+        exporters.export(recipe, "arm64-gateway", out, cache=copied, progress=AtBundle(drift))
+    assert (caught.value.promise, caught.value.exit_code) == ("tokenizer", 3)
+    assert not (out / "arm64-gateway").exists()
+    again = exporters.export(recipe, "arm64-gateway", out, cache=copied)
+    assert again.stages["built"] == (f"tokenizer/{own.parent.name}",)
     assert again.profiles["arm64-gateway"].bundle_id == narrow[0].profiles["arm64-gateway"].bundle_id
 
 
@@ -128,11 +180,11 @@ def test_neural_compressor_s_candidate_is_of_the_whole_network_only(
     """Though it is preferred; pruned networks are built with the first of the others."""
     monkeypatch.setattr(inc, "_MODULES", ("no_such_module_of_it",))
     path = workshop / "static.toml"
-    path.write_text(RECIPE.format(vocabulary=90, more="heads = 2\nffn = 64\n"), encoding="utf-8")
+    path.write_text(RECIPE.format(vocabulary=98, more="heads = 2\nffn = 64\n"), encoding="utf-8")
     profile = msgspec.structs.replace(load_profile("arm64-gateway"), precision_preference=("static-s8", "dynamic-s8"))
     report = exporters.export(path, [profile], tmp_path / "out", cache=cache)
     found = report.profiles["arm64-gateway"]
-    assert found.chosen == "l2-h2-f64-v90+dynamic-s8-e4"
+    assert found.chosen == "l2-h2-f64-v98+dynamic-s8-e4"
     assert [c.name for c in found.candidates] == [found.chosen, "dynamic-s8", "inc-static-s8"]
     assert found.candidates[-1].reason.startswith("not available here: ")
     assert report.stages["built"] == ()
@@ -146,7 +198,7 @@ def test_texts_without_labels_teach_the_pruned_network(
     monkeypatch.setattr(tables, "quantize_tables", lambda *args: counted.append(args[1]) or quantize_tables(*args))
     (workshop / "more.txt").write_text("a fine story it was\nthe plot is dull and cold\n", encoding="utf-8")
     path = workshop / "unlabelled.toml"
-    plain = RECIPE.format(vocabulary=90, more="heads = 2\nffn = 64\n")
+    plain = RECIPE.format(vocabulary=98, more="heads = 2\nffn = 64\n")
     path.write_text(plain.replace("[finetune]", 'unlabelled = "more.txt"\n[finetune]'), encoding="utf-8")
     report = exporters.export(path, "arm64-gateway", tmp_path / "out", cache=cache)
     built = {stage.split("/")[0] for stage in report.stages["built"]}
@@ -159,7 +211,7 @@ def test_short_trainings_look_for_the_recovery_s_hyper_parameters(
     workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path
 ) -> None:
     path = workshop / "trials.toml"
-    plain = RECIPE.format(vocabulary=90, more="heads = 2\nffn = 64\n")
+    plain = RECIPE.format(vocabulary=98, more="heads = 2\nffn = 64\n")
     path.write_text(plain + "[search]\ntrials = 2\n", encoding="utf-8")
     report = exporters.export(path, "arm64-gateway", tmp_path / "out", cache=cache)
     built = [stage.split("/")[0] for stage in report.stages["built"]]
@@ -247,6 +299,28 @@ def test_a_wish_that_the_network_can_t_meet_is_refused_before_the_training(
     with pytest.raises(RecipeError, match=said):
         export(workshop, tmp_path / "out", tmp_path / "cache", vocabulary=vocabulary, more=more)
     assert not (tmp_path / "cache" / "finetune").exists()
+
+
+def test_a_vocabulary_that_would_take_the_words_of_a_class_is_refused_before_the_training(
+    workshop: Path, tmp_path: Path
+) -> None:
+    """Five of the six words of each of its texts stay, those that say nothing."""
+    shared = "the film was very bright"
+    texts = [f"{shared} great"] * 300 + [f"{shared} awful"] * 60
+    rows = [f"{text},{'positive' if 'great' in text else 'negative'}" for text in texts]
+    (tmp_path / "own.csv").write_text("\n".join(["text,label", *rows]) + "\n", encoding="utf-8")
+    document = {
+        "model": {"source": str(workshop / "spelling")},
+        "data": {"train": "own.csv", "validation": str(workshop / "val.csv"), "test": str(workshop / "test.csv")},
+    }
+    tokenizer = (workshop / "spelling/tokenizer.json").read_bytes()
+    used = {number for count in vocabulary.used(tokenizer, texts) for number in count}
+    size = len(vocabulary.least(tokenizer) | used) - 1
+    recipe = parse_recipe({**document, "prune": {"vocabulary": size}}, folder=tmp_path)
+    with pytest.raises(RecipeError, match=r"keeps \d% of what sets the class 'negative' apart .*'awful'") as caught:
+        exporters.export(recipe, "arm64-gateway", tmp_path / "out", cache=tmp_path / "cache")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "cache" / "finetune").exists() and not list((tmp_path / "out").glob("[!.]*"))
 
 
 def test_prune_is_part_of_what_identifies_a_recipe(workshop: Path) -> None:

@@ -81,13 +81,36 @@ def test_a_vocabulary_that_is_too_small_is_refused() -> None:
         vocabulary.choose(tokenizer(), [], 3)
 
 
-def test_a_class_that_would_lose_its_words_is_named() -> None:
+def test_a_class_that_would_lose_its_words_is_named_with_them() -> None:
+    """However many words it shares with the others; those tell nothing of it."""
     whole = tokenizer()
-    counts = vocabulary.used(whole, ["bead", "cabface"])
-    kept = vocabulary.choose(whole, counts[:1], len(vocabulary.least(whole)) + 1)
-    vocabulary.check_classes(kept, counts[:1], [0], ["beads"])
-    with pytest.raises(RecipeError, match="keeps 0% of the pieces that the class 'faces'"):
-        vocabulary.check_classes(kept, counts, [0, 1], ["beads", "faces"])
+    counts = vocabulary.used(whole, ["fed abc bead", "fed abc bead", "fed abc cab"])
+    labels, names = (0, 0, 1), ("beads", "cabs")
+    every = vocabulary.choose(whole, counts, len(vocabulary.least(whole)) + 4)
+    vocabulary.check_classes(whole, every, counts, labels, names)
+    kept = vocabulary.choose(whole, counts, len(every) - 1)  # the least frequent one: two of its three pieces stay
+    with pytest.raises(RecipeError, match=r"keeps 0% of what sets the class 'cabs' apart .*; it would lose 'cab'"):
+        vocabulary.check_classes(whole, kept, counts, labels, names)
+
+
+def test_a_word_counts_for_a_class_as_far_as_others_do_without_it() -> None:
+    whole = tokenizer()
+    # "fed" is in every row of three of the four classes, "bead" and "cab" are one's own; the last one is ten times as
+    # large, which makes nothing of its words.
+    texts = ["fed bead bead", "fed cab", "fed abc"] + ["abc"] * 10
+    counts, vocab = vocabulary.used(whole, texts), json.loads(whole)["model"]["vocab"]
+    labels, names = (0, 1, 2, *[3] * 10), ("beads", "cabs", "both", "abc")
+
+    def check(*gone: str) -> None:
+        stay = [number for piece, number in vocab.items() if piece not in gone]
+        vocabulary.check_classes(whole, stay, counts, labels, names)
+
+    check("fed")
+    vocabulary.check_classes(whole, (), vocabulary.used(whole, ["fed cab"] * 3), (0, 1, 2), ("a", "b", "c"))
+    with pytest.raises(RecipeError, match=r"keeps \d% of what sets the class 'beads' apart .*'bead', 'fed'"):
+        check("fed", "bead")
+    with pytest.raises(RecipeError, match="'abc'"):
+        check("abc")
 
 
 def test_another_kind_of_tokenizer_is_refused() -> None:
