@@ -255,6 +255,20 @@ def test_too_few_texts_for_fixed_ranges_cost_that_candidate_only(bench: Bench) -
     assert "could not be built" in (bench.out / "report.html").read_text(encoding="utf-8")
 
 
+def test_a_pruned_network_is_built_as_what_there_are_texts_enough_for(bench: Bench) -> None:
+    lines = ["text,label", *["awful,negative", "great,positive"] * 20]
+    (bench.folder / "train.csv").write_text("\n".join(lines), encoding="utf-8")
+    bench.recipe("epochs = 3", "epochs = 1")
+    bench.recipe("[accuracy]", "[prune]\nheads = 2\n[distill]\nepochs = 1\n[search]\nexhaustive = false\n[accuracy]")
+    wanted = PROFILE.replace('["dynamic-s8", "fp32"]', '["qdq-s8-sym", "fp32"]').format(arch="any")
+    (bench.folder / "fixed.toml").write_text(wanted, encoding="utf-8")
+    ended = bench.export(str(bench.folder / "fixed.toml"))
+    assert ended.code in (0, 3), ended.err  # whatever it has learnt
+    report = json.loads((bench.out / "report.json").read_bytes())
+    names = [entry["name"] for entry in report["profiles"]["strict"]["candidates"]]
+    assert names[0].startswith("l2-h2-") and names[0].endswith("+fp32") and names[1:] == ["fp32", "qdq-s8-sym"]
+
+
 def test_constant_rows_teach_nothing_and_that_is_said(bench: Bench) -> None:
     bench.rows("train.csv", lambda i, text: "the film")
     bench.recipe("epochs = 3", "epochs = 1")

@@ -189,8 +189,9 @@ def result(out: Path) -> dict[str, Any]:
     clocked = ("latency", "latency_s", "speedup", "rss_bytes", "max_batch_size", "bundle_size_bytes")
     for profile in report["profiles"].values():
         for candidate in profile["candidates"]:
-            for name in clocked:
-                del candidate[name]
+            for figures in filter(None, (candidate, candidate["pruned"])):
+                for name in clocked:
+                    figures.pop(name, None)
     for name, profile in report["profiles"].items():
         assert open_bundle(out / name).bundle_id == profile["bundle_id"]
     kept = {name: report[name] for name in ("finetuned", "labels", "profiles", "warnings")}
