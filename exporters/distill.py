@@ -47,8 +47,8 @@ def distill(
     seed: int,
     threads: int | None,
 ) -> Tuned:
-    """Train ``student`` and save its best epoch to ``work/model``; the teacher answers each batch anew, so that memory
-    doesn't grow with the rows.
+    """Train ``student`` and save its best epoch to ``work/model``. The teacher answers each batch anew, so that of all
+    rows only the encoded samples are held, never the teacher's states.
 
     Labels of ``rows`` may be :data:`NO_LABEL`: then the teacher alone says what is right.
 

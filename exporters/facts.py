@@ -40,8 +40,9 @@ class Facts:
 
     Only what the same inputs give again: no time, no path, no measured latency, so that a bundle can be reproduced.
     ``structure``: what was pruned (None: nothing), ``recovered`` the training after it, and ``recovery`` what that was
-    trained with. ``rare_row_bits``: of embeddings of words that training didn't use (8: as the others). ``quality``,
-    ``class_drops``, ``baseline`` (fine-tuned fp32) and ``majority_accuracy`` are the test split's.
+    trained with. ``rare_row_bits``: of embeddings of words that the training data use least or not at all (8: as the
+    others). ``quality``, ``class_drops``, ``baseline`` (fine-tuned fp32) and ``majority_accuracy`` are the test
+    split's.
     """
 
     manifest: Manifest

@@ -65,8 +65,8 @@ class FinetuneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What each layer keeps: ``heads``, ``ffn`` (neurons), ``layers``. With one of them given the others stay whole;
     with none, the profile's budget and what training recovers decide (:mod:`exporters.structure`). ``vocabulary``
-    counts pieces: None keeps all, or where the budget is too small for them as many as fit, but what the training rows
-    use; 0 keeps all."""
+    counts pieces: None keeps all, or where the budget is too small for them as many as fit, but never fewer than the
+    texts use, with labels or without; 0 keeps all."""
 
     heads: int | None = None
     ffn: int | None = None
@@ -81,8 +81,8 @@ class PruneSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 class DistillSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Recovery after pruning. ``teacher_weight`` is the share of the loss that the teacher's answers have, the truth
-    has the rest; ``state_weight`` is that of the states behind the layers. ``freeze_embeddings``: tables stay as they
-    were, or a small network learns the training rows' words by heart."""
+    has the rest; ``state_weight`` is the factor of the distance between states, which comes on top.
+    ``freeze_embeddings``: tables stay as they were, or a small network learns the training rows' words by heart."""
 
     epochs: int = 6
     batch_size: int = 32

@@ -17,7 +17,7 @@ from aios_edge.errors import MissingExtra
 from exporters.progress import Progress
 from exporters.recipe import DistillSection
 
-#: The share of the epochs that a trial trains.
+#: A trial trains the epochs divided by this, at least one.
 SHORTER = 3
 _JOURNAL, _FOUND = "study.journal", "found.json"
 _LOGARITHMIC = {"learning_rate": (1e-4, 1e-3), "temperature": (1.0, 6.0)}

@@ -73,9 +73,10 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate of one profile. ``test``, ``calibration`` and ``confusion`` are filled for the chosen one only: the
     others never meet that split. ``structure``, ``pruned`` and ``recovery``: what was kept by pruning, the network
     before it was quantized, and the training that it went through; None for the whole network. ``rare_row_bits``: of
-    words that training didn't use, where they have fewer than others. ``class_drops``: the classes that changed, on
-    test where that was read, else on validation. ``target``: what was measured on a device and brought; all other
-    figures are of ``measured_on``. ``measuring_bundle``: the folder of the bundle that was given out to be measured."""
+    words that the training data use least or not at all, where they have fewer than others. ``class_drops``: the
+    classes that changed, on test where that was read, else on validation. ``target``: what was measured on a device and
+    brought; all other figures are of ``measured_on``. ``measuring_bundle``: the folder of the bundle that was given out
+    to be measured."""
 
     name: str
     precision: str

@@ -50,7 +50,7 @@ def described(c: Candidate) -> str:
     if c.structure is not None:
         parts.insert(0, f"pruned to {kept(c.structure, c.pruned.whole if c.pruned else None)}")
     if c.rare_row_bits is not None:
-        parts.append(f"words that training didn't use in {c.rare_row_bits} bits")
+        parts.append(f"{c.rare_row_bits} bits for words that the training data use least or not at all")
     return "; ".join(parts)
 
 

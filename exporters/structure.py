@@ -152,8 +152,10 @@ class Outcome:
 
 
 def following(rungs: Sequence[Structure], tried: Mapping[Structure, Outcome], fits: Sequence[bool]) -> Structure | None:
-    """The rung to train next, or None: begin where the budget ``fits``; after one that kept its promises or was costly
-    try the next narrower, after an inaccurate one the next wider that fits."""
+    """The rung to train next, or None. The first is a third of the width, or the widest narrower one that ``fits`` the
+    budget. After one that kept its promises or was only costly comes the next narrower, after one that was only
+    inaccurate the next wider that fits. One that was both ends the search: narrower it loses more, wider it costs more.
+    """
     if not rungs:
         return None
     end = len(rungs) - 1

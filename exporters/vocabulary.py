@@ -64,7 +64,7 @@ def least(tokenizer: bytes) -> set[int]:
 
 
 def choose(tokenizer: bytes, counts: Sequence[Counter[int]], size: int) -> tuple[int, ...]:
-    """``size`` ids in their order: those that must stay, then by use in the training rows, then by rank.
+    """``size`` ids in their order: those that must stay, then by use in the texts that were counted, then by rank.
 
     A vocabulary is written with its most frequent pieces first, so rank stands for use elsewhere. Raises
     :class:`RecipeError` where ``size`` is too small for what must stay.

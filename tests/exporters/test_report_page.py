@@ -253,7 +253,7 @@ def test_a_pruned_network_is_told_in_words_and_pruning_is_a_step_of_its_own() ->
     text = shown(report_of(labels, {"p": profile_of(won, fp32)}))
     kept = "runed to all 6 layers, in each 4 of 12 heads and 512 of 1,536 neurons; all 30,522 words"
     assert text.count(kept) == 4  # what the profile gets, two steps, and the model in detail
-    assert text.count("words that training didn&#x27;t use in 2 bits") == 3
+    assert text.count("2 bits for words that the training data use least or not at all") == 3
     steps = re.findall(r"<tr.*?</tr>", text[text.index("What each stage bought") :].partition("</table>")[0])[1:]
     assert [re.sub("<.*?>", "", row).split("runed")[0] for row in steps][1:] == [
         "l6-h4-f512-v30522p",
