@@ -88,7 +88,7 @@ class Shape:
         channels = structure.layers * (3 * self._joined(structure) + 6 * hidden + structure.ffn)
         channels += 6 * hidden + self.labels  # around the tables, of pooler and head
         tables = self.positions * (hidden * stored.entry + 8)  # 8: their numbers
-        if rare_row_bits < 8:
+        if rare_row_bits < 8 and rare_rows.can_split(hidden, rare_row_bits):
             rows, in_use = structure.vocabulary, self.whole.vocabulary if self.in_use is None else self.in_use
             fine = min(rows, in_use, rare_rows.most_fine(rows))
             tables += rare_rows.size_bytes(rows, fine, hidden, rare_row_bits)

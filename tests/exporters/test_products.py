@@ -62,7 +62,9 @@ def build(token_rows: TokenRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", PLANS)
 def test_all_products_run_on_integers(name: str, network: Path, build: Callable[[str, Path], Built]) -> None:
-    found = build(name, network).operators
+    built = build(name, network)
+    found = built.operators
+    assert built.rare_row_bits == PLANS[name].rare_row_bits
     assert sum(found.get(operator, 0) for operator in graph._INTEGER) == PRODUCTS
     assert not {"MatMul", "Gemm", "Attention", "MatMulInteger"} & found.keys()
     if name in ("dynamic-s8-e4", "dynamic-s8-e2"):

@@ -59,7 +59,7 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def test_rows_in_use_keep_8_bits_and_the_others_get_4(table: np.ndarray) -> None:
     made = model(table)
-    assert quantize_tables(made, {"ids": counts()}) == 1
+    assert quantize_tables(made, {"ids": counts()}) == (1, 1)
     found = everything(made)
     used = list(IN_USE)
     step = np.abs(table[used]).max(axis=0) / 127
@@ -109,7 +109,7 @@ def test_the_memory_of_the_search_is_bounded(table: np.ndarray, monkeypatch: pyt
 )
 def test_what_cant_be_told_by_use_keeps_8_bits(lookups: tuple[str, ...], width: int, named: str) -> None:
     made = model(np.random.default_rng(0).standard_normal((ROWS, width)).astype(np.float32), lookups)
-    assert quantize_tables(made, {named: counts()}) == 1
+    assert quantize_tables(made, {named: counts()}) == (1, 0)
     (weight,) = (tensor for tensor in made.graph.initializer if tensor.name == "table")
     assert weight.data_type == TensorProto.INT8
     assert all(node.op_type != "BitShift" for node in made.graph.node)
@@ -117,7 +117,7 @@ def test_what_cant_be_told_by_use_keeps_8_bits(lookups: tuple[str, ...], width: 
 
 def test_a_width_without_books_keeps_8_bits() -> None:
     made = model(np.random.default_rng(0).standard_normal((ROWS, 34)).astype(np.float32))
-    assert quantize_tables(made, {"ids": counts()}, bits=2) == 1
+    assert quantize_tables(made, {"ids": counts()}, bits=2) == (1, 0)
     assert [node.op_type for node in made.graph.node] == ["Gather", "Cast", "Mul"]
 
 
@@ -151,7 +151,7 @@ def test_two_bits_a_channel_come_from_books(rows: int) -> None:
     table[:, 5] *= 20
     table[:, 6] = table[9] = 0
     made = model(table)
-    assert quantize_tables(made, {"ids": np.zeros(0, dtype=np.intp)}, bits=2) == 1
+    assert quantize_tables(made, {"ids": np.zeros(0, dtype=np.intp)}, bits=2) == (1, 1)
     assert {node.domain for node in made.graph.node} == {""}
     found, codes = everything(made, rows), in_codes(table)
     assert np.allclose(found, codes.floats(), atol=1e-5)

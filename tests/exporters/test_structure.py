@@ -63,6 +63,12 @@ def test_what_keeps_its_tables_in_float_is_estimated_so() -> None:
     assert in_float > 3 * WHOLE.vocabulary * MINILM.hidden
 
 
+def test_a_table_that_cant_be_split_is_estimated_whole() -> None:
+    odd = replace(MINILM, hidden=390)  # even, but no multiple of four
+    whole = odd.size_bytes(WHOLE, "dynamic-s8", 8)
+    assert odd.size_bytes(WHOLE, "dynamic-s8", 2) == whole > odd.size_bytes(WHOLE, "dynamic-s8", 4)
+
+
 def test_where_nobody_counted_as_many_rows_as_may_keep_8_bits() -> None:
     uncounted = replace(MINILM, in_use=None)
     for bits in (2, 4):
