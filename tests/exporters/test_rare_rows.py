@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -95,7 +97,9 @@ def test_the_scale_of_a_row_is_its_own_and_clips_where_that_pays() -> None:
         assert error(found, row) < 0.16
 
 
-def test_the_memory_of_the_search_is_bounded(table: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nibbles_are_the_same_however_many_rows_are_packed_at_once(
+    table: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = in_nibbles(table)
     monkeypatch.setattr(rare_rows, "_ROWS_AT_ONCE", 60)
     parts = in_nibbles(table)
@@ -177,7 +181,21 @@ def test_two_bits_are_smaller_than_four() -> None:
     assert np.array_equal(everything(four, 3000)[used], everything(two, 3000)[used])
 
 
-def test_the_memory_of_making_codes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [in_codes, in_nibbles])
+def test_no_second_table_is_made(make: Callable[[np.ndarray], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.random.default_rng(5).standard_normal((100_000, 16)).astype(np.float32)
+    for module in (product_codes, rare_rows):
+        monkeypatch.setattr(module, "_ROWS_AT_ONCE", 1000)
+    monkeypatch.setattr(product_codes, "_SAMPLE", 1000)
+    tracemalloc.start()
+    try:
+        make(table)
+        assert tracemalloc.get_traced_memory()[1] < table.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_codes_are_the_same_however_many_rows_are_coded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     table = np.random.default_rng(5).standard_normal((1000, 8)).astype(np.float32)
     whole = in_codes(table)
     monkeypatch.setattr(product_codes, "_ROWS_AT_ONCE", 77)
