@@ -69,13 +69,16 @@ class Structure:
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """A whole network: its structure and what pruning leaves alone (``hidden`` is the width between layers).
-    ``in_use``: how many of its pieces the texts have, None where nobody counted."""
+    ``in_use``: how many of its pieces the texts have, None where nobody counted. ``tokenizer``: bytes of its
+    tokenizer.json, of which ``beside_pieces`` don't go with the pieces."""
 
     whole: Structure
     hidden: int
     positions: int
     labels: int
     in_use: int | None = None
+    tokenizer: int = 0
+    beside_pieces: int = 0
 
     def products(self, structure: Structure) -> int:
         """Weights that are multiplied with every token; with them, time goes."""
@@ -97,13 +100,19 @@ class Shape:
         nodes = (structure.layers + 2) * stored.nodes
         return weights * stored.weight + channels * stored.channel + tables + nodes
 
-    def pieces_within(self, size_bytes: int, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
-        """How large a vocabulary of a network of this structure fits model files of that size, by the same estimate."""
+    def shipped_bytes(self, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
+        """The same with its tokenizer, which shrinks with the pieces; those that stay are shorter than most."""
+        pieces = (self.tokenizer - self.beside_pieces) * structure.vocabulary
+        tokenizer = self.beside_pieces + math.ceil(pieces / self.whole.vocabulary)
+        return self.size_bytes(structure, precision, rare_row_bits) + tokenizer
+
+    def pieces_within(self, shipped_bytes: int, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
+        """How large a vocabulary of a network of this structure fits so much, by the same estimate."""
 
         def estimate(pieces: int) -> int:
-            return self.size_bytes(replace(structure, vocabulary=pieces), precision, rare_row_bits)
+            return self.shipped_bytes(replace(structure, vocabulary=pieces), precision, rare_row_bits)
 
-        return max(0, bisect_right(range(self.whole.vocabulary + 1), size_bytes, key=estimate) - 1)
+        return max(0, bisect_right(range(self.whole.vocabulary + 1), shipped_bytes, key=estimate) - 1)
 
     def _joined(self, structure: Structure) -> int:
         """The width that a layer's heads have together."""

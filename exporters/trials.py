@@ -230,8 +230,8 @@ class Trials:
     def _has_room(self, rung: Structure, plan: Plan, pruning: Pruning) -> bool:
         """Whether a smaller network may keep the budget for its size, as far as arithmetic tells."""
         most = self._terms.profile.budgets.bundle_size_bytes
-        size = pruning.shape.size_bytes(rung, plan.precision, plan.rare_row_bits)
-        return most is None or size + self._common.whole.tokenizer_bytes + DOCUMENTS_BYTES <= most
+        size = pruning.shape.shipped_bytes(rung, plan.precision, plan.rare_row_bits)
+        return most is None or size + DOCUMENTS_BYTES <= most
 
     def _is_fast(self, rung: Structure, pruning: Pruning, whole: Tried) -> bool:
         """The same for the budget of time, as far as the whole network's tells."""

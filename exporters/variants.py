@@ -96,7 +96,12 @@ def plan_pruning(
         recovery_search.check_available()
     shape = prune.shape_of(source.load_torch(origin.folder, labels=data.labels))
     counts = vocabulary.used(tokenizer, data.in_use)
-    shape = replace(shape, in_use=vocabulary.in_use(tokenizer, counts))
+    shape = replace(
+        shape,
+        in_use=vocabulary.in_use(tokenizer, counts),
+        tokenizer=len(tokenizer),
+        beside_pieces=vocabulary.beside_pieces(tokenizer),
+    )
     whole = structure.ladder(shape, shape.whole.vocabulary)
     if section.explicit:
         whole = (structure.asked_for(section, shape, shape.whole.vocabulary),)
@@ -105,7 +110,7 @@ def plan_pruning(
         plans, size = of_pruned(plans_for(profile)), profile.budgets.bundle_size_bytes
         fit = shape.whole.vocabulary
         if size is not None and plans and vocabulary.can_prune(tokenizer):
-            room, first = size - len(tokenizer) - DOCUMENTS_BYTES, (whole[:2] or (shape.whole,))[-1]
+            room, first = size - DOCUMENTS_BYTES, (whole[:2] or (shape.whole,))[-1]
             fit = max(shape.pieces_within(room, first, plan.precision, plan.rare_row_bits) for plan in plans)
         pieces = _pieces(section, fit, shape, data, tokenizer, counts)
         rungs = tuple(replace(rung, vocabulary=len(pieces)) for rung in whole)

@@ -78,11 +78,12 @@ def test_where_nobody_counted_as_many_rows_as_may_keep_8_bits() -> None:
 @given(size=st.integers(0, 40_000_000), bits=st.sampled_from([2, 4, 8]), heads=st.integers(1, 12))
 def test_as_many_pieces_as_fit_and_no_more(size: int, bits: int, heads: int) -> None:
     narrow = Structure(layers=6, heads=heads, ffn=512, vocabulary=0)
-    fit = MINILM.pieces_within(size, narrow, "dynamic-s8", bits)
+    shape = replace(MINILM, tokenizer=700_000, beside_pieces=3_000)
+    fit = shape.pieces_within(size, narrow, "dynamic-s8", bits)
     if fit:
-        assert MINILM.size_bytes(replace(narrow, vocabulary=fit), "dynamic-s8", bits) <= size
+        assert shape.shipped_bytes(replace(narrow, vocabulary=fit), "dynamic-s8", bits) <= size
     if fit < WHOLE.vocabulary:
-        assert MINILM.size_bytes(replace(narrow, vocabulary=fit + 1), "dynamic-s8", bits) > size
+        assert shape.shipped_bytes(replace(narrow, vocabulary=fit + 1), "dynamic-s8", bits) > size
 
 
 def test_what_the_recipe_spells_out_is_taken_and_the_rest_stays_whole() -> None:
