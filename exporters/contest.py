@@ -16,7 +16,7 @@ from exporters.measure import SHAPES, Measured
 from exporters.report import Candidate, Interval, Latency, ProfileReport, Pruned, Target, Training
 from exporters.select import Choice
 from exporters.stages import Stages
-from exporters.trials import Common, Shape, Terms, Trials, Tried, conditions_of
+from exporters.trials import Common, Terms, TimedAt, Trials, Tried, conditions_of
 from exporters.tuned_static import Absent
 from exporters.variants import Variant
 
@@ -109,7 +109,7 @@ def latency_of(measured: Measured) -> Latency | None:
     return Latency(p50=timing.p50, p95=timing.p95) if timing else None
 
 
-def shapes_within(positions: int, *, exhaustive: bool = True) -> tuple[Shape, ...]:
+def shapes_within(positions: int, *, exhaustive: bool = True) -> tuple[TimedAt, ...]:
     """The usual shapes that a model of so many positions can take, or only the one that decides; where there is none,
     one request of that length."""
     wanted = ONE_THREAD if exhaustive else ONE_THREAD[:1]

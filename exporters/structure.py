@@ -22,8 +22,7 @@ LADDER = (
     (Fraction(2, 3), Fraction(1, 6), Fraction(1, 6)),
     (Fraction(1, 2), Fraction(1, 6), Fraction(1, 6)),
 )
-#: The rung to begin with where the budget asks for no narrower one.
-_FIRST = 1
+_FIRST = 1  # see :func:`beginning`
 #: Neurons come in these: onnxruntime's int8 kernels work on 64 columns at a time.
 _NEURONS = 64
 
@@ -151,6 +150,11 @@ def asked_for(section: PruneSection, shape: Shape, vocabulary: int) -> Structure
     )
 
 
+def beginning(rungs: Sequence[Structure]) -> int:
+    """The place of the rung to begin with where the budget asks for no narrower one."""
+    return min(_FIRST, len(rungs) - 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of a rung. ``costly``: larger or slower than the budget allows, which a narrower one may mend;
@@ -168,7 +172,7 @@ def following(rungs: Sequence[Structure], tried: Mapping[Structure, Outcome], fi
     end = len(rungs) - 1
     start = next((index for index, fit in enumerate(fits) if fit), end)
     if not tried:
-        return rungs[min(max(start, _FIRST), end)]
+        return rungs[max(start, beginning(rungs))]
     places = {rungs.index(rung): outcome for rung, outcome in tried.items()}
     narrower = [place + 1 for place, outcome in places.items() if outcome.costly or not outcome.inaccurate]
     wider = [place - 1 for place, outcome in places.items() if outcome.inaccurate]

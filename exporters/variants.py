@@ -110,7 +110,7 @@ def plan_pruning(
         plans, size = of_pruned(plans_for(profile)), profile.budgets.bundle_size_bytes
         fit = shape.whole.vocabulary
         if size is not None and plans and vocabulary.can_prune(tokenizer):
-            room, first = size - DOCUMENTS_BYTES, (whole[:2] or (shape.whole,))[-1]
+            room, first = size - DOCUMENTS_BYTES, whole[structure.beginning(whole)] if whole else shape.whole
             fit = max(shape.pieces_within(room, first, plan.precision, plan.rare_row_bits) for plan in plans)
         pieces = _pieces(section, fit, shape, data, tokenizer, counts)
         rungs = tuple(replace(rung, vocabulary=len(pieces)) for rung in whole)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aios_edge.errors import RecipeError
 from exporters.recipe import PruneSection
-from exporters.structure import LADDER, Outcome, Shape, Structure, asked_for, following, ladder
+from exporters.structure import LADDER, Outcome, Shape, Structure, asked_for, beginning, following, ladder
 
 WHOLE = Structure(layers=6, heads=12, ffn=1536, vocabulary=30522)
 MINILM = Shape(whole=WHOLE, hidden=384, positions=512, labels=150, in_use=3_800)
@@ -113,6 +113,12 @@ def test_what_is_too_large_or_too_slow_gets_narrower_not_wider() -> None:
     assert following(rungs, {rungs[1]: INACCURATE, rungs[0]: COSTLY}, every) is None
     assert following(rungs, {rungs[1]: HOPELESS}, every) is None  # narrower it is less accurate, wider it costs more
     assert following(rungs, {rungs[-1]: COSTLY}, every) is None
+
+
+def test_a_search_without_a_budget_begins_at_a_third_of_the_width_or_where_it_can() -> None:
+    rungs = ladder(MINILM, 8000)
+    assert beginning(rungs) == 1 and MINILM.products(rungs[1]) * 3 == MINILM.products(WHOLE)
+    assert beginning(rungs[:1]) == 0
 
 
 def test_the_budget_says_where_the_search_begins() -> None:
