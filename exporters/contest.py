@@ -16,11 +16,13 @@ from exporters.measure import SHAPES, Measured
 from exporters.report import Candidate, Interval, Latency, ProfileReport, Pruned, Target, Training
 from exporters.select import Choice
 from exporters.stages import Stages
-from exporters.trials import Common, Shape, Terms, Trials, Tried, conditions_of
+from exporters.trials import Common, Terms, TimedAt, Trials, Tried, conditions_of
 from exporters.tuned_static import Absent
 from exporters.variants import Variant
 
 ONE_THREAD = tuple((batch, length, 1) for batch, length in SHAPES)
+#: Said of a candidate whose name promises fewer bits for rare words than it has.
+_UNSPLIT = "no table could be split by use, so rare words have as many bits as the others"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +109,7 @@ def latency_of(measured: Measured) -> Latency | None:
     return Latency(p50=timing.p50, p95=timing.p95) if timing else None
 
 
-def shapes_within(positions: int, *, exhaustive: bool = True) -> tuple[Shape, ...]:
+def shapes_within(positions: int, *, exhaustive: bool = True) -> tuple[TimedAt, ...]:
     """The usual shapes that a model of so many positions can take, or only the one that decides; where there is none,
     one request of that length."""
     wanted = ONE_THREAD if exhaustive else ONE_THREAD[:1]
@@ -117,12 +119,13 @@ def shapes_within(positions: int, *, exhaustive: bool = True) -> tuple[Shape, ..
 def _candidate(tried: Tried, contest: Contest) -> Candidate:
     name, found = tried.made.name, tried.quality
     timing, plan = tried.measured.timing(*ONE_THREAD[0]), tried.made.plan
+    bits = tried.made.built.rare_row_bits
     return Candidate(
         name=name,
         precision=plan.precision,
         chosen=name == contest.choice.chosen,
         eligible=name in contest.choice.eligible,
-        reason=contest.choice.reasons[name],
+        reason=contest.choice.reasons[name] + (f"; {_UNSPLIT}" if plan.counts_rows and bits == 8 else ""),
         size_bytes=tried.size_bytes,
         bundle_size_bytes=tried.bundle_size_bytes,
         metrics=found.metrics,
@@ -140,7 +143,7 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         not_measured=found.reason,
         target=contest.targets.get(name),
         class_drops=tried.class_drops,
-        rare_row_bits=plan.rare_row_bits if plan.counts_rows else None,
+        rare_row_bits=bits if bits < 8 else None,
         structure=tried.variant.structure,
         pruned=_pruned(tried),
         recovery=_recovery(tried.variant),

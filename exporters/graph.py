@@ -112,15 +112,17 @@ def products(model: Any) -> list[str]:
 def check_products(model: Any, wanted: Sequence[str], *, where: str) -> None:
     """Raise :class:`PromiseBroken` (``fusion``) unless each of the ``wanted`` products (nodes, by their name before it)
     became one operator on integers; one that stays in float, or falls into pieces, is right and slow."""
-    names = [node.name.removesuffix(_QUANTIZED) for node in model.graph.node if node.op_type in _INTEGER]
-    if len(names) >= len(wanted):
+    names = [(node.name.removesuffix(_QUANTIZED), node.op_type) for node in model.graph.node]
+    # By name, because another operator would make up the number; counted, because names may be repeated.
+    lost = Counter(wanted) - Counter(name for name, operator in names if operator in _INTEGER)
+    if not lost:
         return
-    left = {node.name.removesuffix(_QUANTIZED): node.op_type for node in model.graph.node}
-    lost = [f"'{name}' ({left.get(name, 'gone')})" for name in wanted if name not in names]
-    shown = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
+    left = {name: operator for name, operator in names if operator not in _INTEGER}
+    told = [f"'{name}' ({left.get(name, 'gone')})" for name in lost.elements()]
+    shown = ", ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
     raise PromiseBroken(
         "fusion",
-        f"{len(names)} of {len(wanted)} products run on 8-bit integers in one operator; not {shown}",
+        f"{len(wanted) - len(told)} of {len(wanted)} products run on 8-bit integers in one operator; not {shown}",
         where=where,
         remedy="Use the version of onnxruntime in constraints.txt",
     )

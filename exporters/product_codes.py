@@ -19,7 +19,7 @@ TOGETHER = 4
 ENTRIES = 256
 _ROUNDS = 12
 _SAMPLE = 8192  # rows that the books are made for: 32 an entry
-_ROWS_AT_ONCE = 8192  # bounds the memory that the search takes
+_ROWS_AT_ONCE = 8192  # bounds the memory beside the table and its codes
 
 Array = NDArray[np.float32]
 
@@ -49,11 +49,11 @@ class Codes:
 def in_codes(table: Array) -> Codes:
     """Rows [R, W], W a multiple of :data:`TOGETHER`. The same for the same rows. Pure."""
     width = table.shape[1]
-    channels: Array = np.sqrt(np.square(table).mean(axis=0)).astype(np.float32)
+    channels = channel_sizes(table)
     channels[channels == 0] = 1  # a channel without values has none in its entries either
-    lengths = _length(table / channels)
     picked = np.random.default_rng(0).permutation(len(table))[:_SAMPLE]
-    sample = table[picked] / channels / lengths[picked]
+    sample = table[picked] / channels
+    sample /= _length(sample)
     starts = range(0, width, TOGETHER)
     books = np.stack([_book(np.ascontiguousarray(sample[:, at : at + TOGETHER])) for at in starts])
     steps = np.abs(books).max(axis=1).reshape(width) / np.float32(127)
@@ -64,16 +64,24 @@ def in_codes(table: Array) -> Codes:
     rows = np.empty((len(table), 1), dtype=np.float32)
     for start in range(0, len(table), _ROWS_AT_ONCE):
         some = slice(start, start + _ROWS_AT_ONCE)
-        part = table[some] / channels / lengths[some]
+        part = table[some] / channels
+        lengths = _length(part)
+        part /= lengths
         for book, at in enumerate(starts):
             numbers[some, book] = _nearest(part[:, at : at + TOGETHER], rounded[book])
         found = rounded[np.arange(len(books)), numbers[some]].reshape(part.shape)
         # The scale that fits the entries best takes away what they have in common with the row's error.
         size = np.square(found).sum(axis=1, keepdims=True)
         size[size == 0] = 1
-        rows[some] = (found * part).sum(axis=1, keepdims=True) / size * lengths[some]
-    rows[(table == 0).all(axis=1)] = 0
+        rows[some] = (found * part).sum(axis=1, keepdims=True) / size * lengths
+        rows[some][(part == 0).all(axis=1)] = 0
     return Codes(numbers=numbers, books=entries.reshape(-1, TOGETHER), rows=rows, channels=steps * channels)
+
+
+def channel_sizes(table: Array) -> Array:
+    """[W]: root mean square of each channel of [R, W], without a second table of squares. Pure."""
+    found: Array = np.sqrt(np.einsum("rc,rc->c", table, table) / np.float32(max(1, len(table))))
+    return found
 
 
 def _length(rows: Array) -> Array:

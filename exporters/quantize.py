@@ -79,13 +79,15 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     """``candidate.json`` beside ``model.onnx``: the session options it must be run with, the operators it has.
 
     ``kept_float``: activations whose products were left in float because they harm the answers most. ``tuning``: the
-    trials of a search.
+    trials of a search. ``rare_row_bits``: what rows of tables that training didn't look up really have, which is 8
+    where no table could be split, whatever the plan asks for.
     """
 
     session: SessionSpec
     operators: dict[str, int]
     kept_float: tuple[str, ...] = ()
     tuning: tuple[Tuned, ...] = ()
+    rare_row_bits: int = 8
 
 
 def plans_for(profile: DeviceProfile, *, tuned_static: bool = False) -> tuple[Plan, ...]:
@@ -164,9 +166,10 @@ def _dynamic_s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     ort.quantize_dynamic_s8(prepared, quantized, operators=_DYNAMIC_OPERATORS, reduce_range=plan.reduce_range)
     steps.remove(prepared)
     model = graph.load(quantized)
-    tables.quantize_tables(model, rows.counts if plan.counts_rows else {}, plan.rare_row_bits)
+    _, split = tables.quantize_tables(model, rows.counts if plan.counts_rows else {}, plan.rare_row_bits)
     steps.save(model, quantized)
-    return _offline(converted, quantized, work, wanted)
+    built = _offline(converted, quantized, work, wanted)
+    return msgspec.structs.replace(built, rare_row_bits=plan.rare_row_bits if split else 8)
 
 
 def _qdq_u8s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:

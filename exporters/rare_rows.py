@@ -71,7 +71,7 @@ def in_s8(table: Array) -> tuple[NDArray[np.int8], Array]:
 
 def in_nibbles(table: Array) -> Nibbles:
     """Rows [R, W] in 4 bits, W even. Each row's scale is that of :data:`CLIPS` with the least squared error. Pure."""
-    channels = np.sqrt(np.square(table).mean(axis=0)).astype(np.float32)  # 0 where a channel is, and so it stays
+    channels = product_codes.channel_sizes(table)  # 0 where a channel is, and so it stays
     middle = np.full(table.shape[1], 16 * _MIDDLE, dtype=np.float32)
     middle[: len(middle) // 2] += _MIDDLE  # the rest below the left half's entries, on average
     parts = list(_chunks(table, channels, middle))

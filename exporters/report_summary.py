@@ -83,14 +83,22 @@ def _verdict(name: str, profile: ProfileReport, report: ExportReport) -> str:
     what = described(chosen)
     words = "is shipped" if profile.bundle else "was chosen, but not shipped"
     kind = "good" if profile.bundle else "warn"
-    others = len(profile.candidates) - 1
-    kept = sum(c.eligible for c in profile.candidates) - 1
-    tried = f"{others} other{'s were' if others > 1 else ' was'} tried; {kept} of them would keep every promise too."
-    why = f"Why: {text(chosen.reason)}. {tried if others else 'No other candidate was tried.'}"
+    why = f"Why: {text(chosen.reason)}. {_others(profile)}"
     return (
         f"<section class='verdict'><h3><span class='{kind}'>{text(name)}</span>: {name_of(chosen.name)} {words}</h3>"
         f"<p>{text(what[0].upper() + what[1:])}. {why}</p>{_tiles(chosen, report)}</section>"
     )
+
+
+def _others(profile: ProfileReport) -> str:
+    """How many candidates were tried beside the chosen one, and how many couldn't even be built."""
+    built = [c for c in profile.candidates if c.size_bytes is not None and not c.chosen]
+    absent = sum(c.size_bytes is None for c in profile.candidates)
+    kept = sum(c.eligible for c in built)
+    told = "No other candidate was tried."
+    if built:
+        told = f"{len(built)} other{'s were' if len(built) > 1 else ' was'} tried; {kept} would keep every promise too."
+    return told + (f" {absent} more could not be built." if absent else "")
 
 
 def _tiles(c: Candidate, report: ExportReport) -> str:

@@ -176,11 +176,10 @@ def _step(
 
 
 def _way_to(profile: ProfileReport) -> list[Candidate]:
-    """The chosen candidate behind the one between it and the fine-tuned model: fp32 of its own structure."""
+    """The chosen candidate, behind fp32 where that lies between it and the fine-tuned model: what was pruned has a step
+    of its own."""
     chosen = chosen_of(profile)
     if chosen is None:
         return []
-    by_name = {c.name: c for c in profile.candidates}
-    network, plus, _ = chosen.name.rpartition("+")
-    names = dict.fromkeys((f"{network}{plus}fp32", chosen.name))
-    return [by_name[name] for name in names if name in by_name]
+    before = [c for c in profile.candidates if c.name == "fp32" and c is not chosen and chosen.structure is None]
+    return [*before, chosen]

@@ -215,7 +215,7 @@ def assemble(tried: Tried, contest: Contest, making: Making, seen: Seen, target:
             structure=variant.structure,
             recovered=variant.tuned,
             recovery=variant.recovery,
-            rare_row_bits=tried.made.plan.rare_row_bits,
+            rare_row_bits=tried.made.built.rare_row_bits,
             splits=splits_of(common.recipe, common.data, test_rows=trial.rows, test_digest=trial.digest),
             quality=found,
             class_drops=trial.class_drops[profile.name],

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from aios_edge.golden import RawInput
 from aios_edge.host import Host, describe
 from aios_edge.profile import Threads
 from aios_edge.tasks import TASKS
@@ -84,6 +85,13 @@ class Made:
     def model(self) -> Path:
         """The model file."""
         return self.folder / graph.MODEL
+
+
+def picked_texts(train: Labelled) -> tuple[tuple[RawInput, ...], tuple[RawInput, ...]]:
+    """The training texts that calibrate, and those between them on which the result is tried."""
+    stride = max(1, len(train) // quantize.CALIBRATION_SAMPLES)
+    between = train.texts[stride // 2 :: stride][: quantize.TRIAL_SAMPLES]
+    return train.spread(quantize.CALIBRATION_SAMPLES), between
 
 
 class Stages:
@@ -187,24 +195,22 @@ class Stages:
 
     def candidate(self, name: str, plan: Plan, converted: Path, data: Data, encoder: Encoder) -> Made:
         """One candidate, built. Only what calibrates depends on the training rows."""
+        picked, trial = picked_texts(data.train)
         ingredients = {
             "convert": converted.name,
             "plan": [plan.name, plan.precision, plan.reduce_range, plan.rare_row_bits],
             "tools": self.tools,
             "code": code_digest(*_QUANTIZING, encode, self.task),
-            "calibration": [quantize.CALIBRATION_SAMPLES, quantize.TRIAL_SAMPLES],
+            "calibration": [picked, trial],
         }
         if plan.counts_rows:  # which rows are rare is counted in all texts, as the encoder sees them
-            code = code_digest(encode, self.task)
-            ingredients["counted"] = [data.train.digest(), data.unlabelled, encoder.digest(), code]
+            ingredients["counted"] = [data.in_use, encoder.digest()]
 
         def build(work: Path) -> None:
             self.progress.stage("quantize", name)
-            stride = max(1, len(data.train) // quantize.CALIBRATION_SAMPLES)
-            between = data.train.texts[stride // 2 :: stride][: quantize.TRIAL_SAMPLES]
             rows = Rows(
-                calibration=encoder.samples(data.train.spread(quantize.CALIBRATION_SAMPLES)),
-                trial=encoder.samples(between),
+                calibration=encoder.samples(picked),
+                trial=encoder.samples(trial),
                 counts=encoder.counts(data.in_use) if plan.counts_rows else {},
             )
             quantize.build(plan, converted, rows, work)

@@ -22,8 +22,7 @@ LADDER = (
     (Fraction(2, 3), Fraction(1, 6), Fraction(1, 6)),
     (Fraction(1, 2), Fraction(1, 6), Fraction(1, 6)),
 )
-#: The rung to begin with where the budget asks for no narrower one.
-_FIRST = 1
+_FIRST = 1  # see :func:`beginning`
 #: Neurons come in these: onnxruntime's int8 kernels work on 64 columns at a time.
 _NEURONS = 64
 
@@ -69,13 +68,16 @@ class Structure:
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """A whole network: its structure and what pruning leaves alone (``hidden`` is the width between layers).
-    ``in_use``: how many of its pieces the texts have, None where nobody counted."""
+    ``in_use``: how many of its pieces the texts have, None where nobody counted. ``tokenizer``: bytes of its
+    tokenizer.json, of which ``beside_pieces`` don't go with the pieces."""
 
     whole: Structure
     hidden: int
     positions: int
     labels: int
     in_use: int | None = None
+    tokenizer: int = 0
+    beside_pieces: int = 0
 
     def products(self, structure: Structure) -> int:
         """Weights that are multiplied with every token; with them, time goes."""
@@ -88,7 +90,7 @@ class Shape:
         channels = structure.layers * (3 * self._joined(structure) + 6 * hidden + structure.ffn)
         channels += 6 * hidden + self.labels  # around the tables, of pooler and head
         tables = self.positions * (hidden * stored.entry + 8)  # 8: their numbers
-        if rare_row_bits < 8:
+        if rare_row_bits < 8 and rare_rows.can_split(hidden, rare_row_bits):
             rows, in_use = structure.vocabulary, self.whole.vocabulary if self.in_use is None else self.in_use
             fine = min(rows, in_use, rare_rows.most_fine(rows))
             tables += rare_rows.size_bytes(rows, fine, hidden, rare_row_bits)
@@ -97,13 +99,19 @@ class Shape:
         nodes = (structure.layers + 2) * stored.nodes
         return weights * stored.weight + channels * stored.channel + tables + nodes
 
-    def pieces_within(self, size_bytes: int, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
-        """How large a vocabulary of a network of this structure fits model files of that size, by the same estimate."""
+    def shipped_bytes(self, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
+        """The same with its tokenizer, which shrinks with the pieces; those that stay are shorter than most."""
+        pieces = (self.tokenizer - self.beside_pieces) * structure.vocabulary
+        tokenizer = self.beside_pieces + math.ceil(pieces / self.whole.vocabulary)
+        return self.size_bytes(structure, precision, rare_row_bits) + tokenizer
+
+    def pieces_within(self, shipped_bytes: int, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
+        """How large a vocabulary of a network of this structure fits so much, by the same estimate."""
 
         def estimate(pieces: int) -> int:
-            return self.size_bytes(replace(structure, vocabulary=pieces), precision, rare_row_bits)
+            return self.shipped_bytes(replace(structure, vocabulary=pieces), precision, rare_row_bits)
 
-        return max(0, bisect_right(range(self.whole.vocabulary + 1), size_bytes, key=estimate) - 1)
+        return max(0, bisect_right(range(self.whole.vocabulary + 1), shipped_bytes, key=estimate) - 1)
 
     def _joined(self, structure: Structure) -> int:
         """The width that a layer's heads have together."""
@@ -142,6 +150,11 @@ def asked_for(section: PruneSection, shape: Shape, vocabulary: int) -> Structure
     )
 
 
+def beginning(rungs: Sequence[Structure]) -> int:
+    """The place of the rung to begin with where the budget asks for no narrower one."""
+    return min(_FIRST, len(rungs) - 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of a rung. ``costly``: larger or slower than the budget allows, which a narrower one may mend;
@@ -161,7 +174,7 @@ def following(rungs: Sequence[Structure], tried: Mapping[Structure, Outcome], fi
     end = len(rungs) - 1
     start = next((index for index, fit in enumerate(fits) if fit), end)
     if not tried:
-        return rungs[min(max(start, _FIRST), end)]
+        return rungs[max(start, beginning(rungs))]
     places = {rungs.index(rung): outcome for rung, outcome in tried.items()}
     narrower = [place + 1 for place, outcome in places.items() if outcome.costly or not outcome.inaccurate]
     wider = [place - 1 for place, outcome in places.items() if outcome.inaccurate]

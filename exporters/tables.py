@@ -18,11 +18,13 @@ from exporters import rare_rows
 LEAST_ENTRIES = 4096
 
 
-def quantize_tables(model: Any, counts: Mapping[str, NDArray[np.intp]] | None = None, bits: int = 4) -> int:
-    """Turn every lookup in a float table [entries, width] into s8 lookup and dequantization, in place; how many tables.
+def quantize_tables(model: Any, counts: Mapping[str, NDArray[np.intp]] | None = None, bits: int = 4) -> tuple[int, int]:
+    """Turn every lookup in a float table [entries, width] into s8 lookup and dequantization, in place; how many tables,
+    and how many of them have fewer bits for rare rows.
 
     ``counts``: how often each value of an input of the model occurs in training. A table that such an input looks up,
-    and nobody else, keeps 8 bits for the rows in use only; the others get ``bits`` (:mod:`exporters.rare_rows`).
+    and nobody else, keeps 8 bits for the rows in use only; the others get ``bits`` (:mod:`exporters.rare_rows`), where
+    its width allows it.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -74,7 +76,7 @@ def quantize_tables(model: Any, counts: Mapping[str, NDArray[np.intp]] | None = 
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name in split:
             del graph.initializer[index]
-    return len(arrays) + len(split)
+    return len(arrays) + len(split), len(split)
 
 
 def _axis(node: Any) -> int:

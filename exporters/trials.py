@@ -26,7 +26,7 @@ from exporters.structure import Outcome, Structure, following
 from exporters.tuned_static import Absent
 from exporters.variants import Pruning, Variant, Variants
 
-Shape = tuple[int, int, int]  # batch, length, threads
+TimedAt = tuple[int, int, int]  # batch, length, threads
 
 #: Promises that a narrower network keeps sooner; all others a wider one does.
 _COSTS = frozenset({BUNDLE_SIZE, LATENCY_P95, MEMORY, SPEEDUP})
@@ -44,7 +44,7 @@ class Common:
     data: Data
     variants: Variants
     machine: Machine
-    shapes: tuple[Shape, ...]
+    shapes: tuple[TimedAt, ...]
     prunings: Mapping[str, Pruning] = field(default_factory=dict)
     brought: Mapping[str, tuple[Brought, ...]] = field(default_factory=dict)
     for_measuring: bool = False
@@ -96,7 +96,7 @@ class Terms:
     on_target: bool
     brought: bool
     longest: int
-    shapes: tuple[Shape, ...]
+    shapes: tuple[TimedAt, ...]
 
 
 class Trials:
@@ -230,8 +230,8 @@ class Trials:
     def _has_room(self, rung: Structure, plan: Plan, pruning: Pruning) -> bool:
         """Whether a smaller network may keep the budget for its size, as far as arithmetic tells."""
         most = self._terms.profile.budgets.bundle_size_bytes
-        size = pruning.shape.size_bytes(rung, plan.precision, plan.rare_row_bits)
-        return most is None or size + self._common.whole.tokenizer_bytes + DOCUMENTS_BYTES <= most
+        size = pruning.shape.shipped_bytes(rung, plan.precision, plan.rare_row_bits)
+        return most is None or size + DOCUMENTS_BYTES <= most
 
     def _is_fast(self, rung: Structure, pruning: Pruning, whole: Tried) -> bool:
         """The same for the budget of time, as far as the whole network's tells."""
@@ -263,7 +263,7 @@ class Trials:
         )
 
 
-def conditions_of(profile: DeviceProfile, longest: int) -> Shape:
+def conditions_of(profile: DeviceProfile, longest: int) -> TimedAt:
     """The profile's shape; its length cut to the longest input, as an agent does when it checks the budget."""
     budgets = profile.budgets
     return budgets.latency_batch, min(budgets.latency_length, longest), profile.threads.intra_op

@@ -57,6 +57,7 @@ def make(plan: Plan, whole: Variant, data: Data, stages: Stages, *, max_drop: fl
 def _made(plan: Plan, whole: Variant, data: Data, stages: Stages, *, max_drop: float) -> Made:
     held_out, step = data.validation, max(1, -(-len(data.validation) // inc.TUNING_ROWS))
     rows = Labelled(texts=held_out.texts[::step], labels=held_out.labels[::step])
+    calibration = data.train.spread(quantize.CALIBRATION_SAMPLES)
     ingredients = {
         "convert": whole.fp32.folder.name,  # which stands for the fine-tuned model too
         "plan": [plan.name, plan.precision, plan.reduce_range],
@@ -67,7 +68,7 @@ def _made(plan: Plan, whole: Variant, data: Data, stages: Stages, *, max_drop: f
             inc, inc_worker, fold_weights, scheme, convert, signature, first_token, tables, rare_rows, product_codes,
             graph, steps, ort, encode, stages.task,
         ),
-        "calibration": quantize.CALIBRATION_SAMPLES,
+        "calibration": calibration,
     }  # fmt: skip
 
     def build(work: Path) -> None:
@@ -83,7 +84,7 @@ def _made(plan: Plan, whole: Variant, data: Data, stages: Stages, *, max_drop: f
         )
         samples = whole.encoder.samples
         judged = inc.Rows(samples=samples(rows.texts), labels=rows.labels, reference=answers.tolist())
-        inc.build(plan, job, samples(data.train.spread(quantize.CALIBRATION_SAMPLES)), judged, work)
+        inc.build(plan, job, samples(calibration), judged, work)
 
     folder = stages.produce("quantize", ingredients, build)
     return Made(name=plan.name, plan=plan, folder=folder, built=quantize.load_built(folder))

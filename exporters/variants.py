@@ -96,7 +96,12 @@ def plan_pruning(
         recovery_search.check_available()
     shape = prune.shape_of(source.load_torch(origin.folder, labels=data.labels))
     counts = vocabulary.used(tokenizer, data.in_use)
-    shape = replace(shape, in_use=vocabulary.in_use(tokenizer, counts))
+    shape = replace(
+        shape,
+        in_use=vocabulary.in_use(tokenizer, counts),
+        tokenizer=len(tokenizer),
+        beside_pieces=vocabulary.beside_pieces(tokenizer),
+    )
     whole = structure.ladder(shape, shape.whole.vocabulary)
     if section.explicit:
         whole = (structure.asked_for(section, shape, shape.whole.vocabulary),)
@@ -105,7 +110,7 @@ def plan_pruning(
         plans, size = of_pruned(plans_for(profile)), profile.budgets.bundle_size_bytes
         fit = shape.whole.vocabulary
         if size is not None and plans and vocabulary.can_prune(tokenizer):
-            room, first = size - len(tokenizer) - DOCUMENTS_BYTES, (whole[:2] or (shape.whole,))[-1]
+            room, first = size - DOCUMENTS_BYTES, whole[structure.beginning(whole)] if whole else shape.whole
             fit = max(shape.pieces_within(room, first, plan.precision, plan.rare_row_bits) for plan in plans)
         pieces = _pieces(section, fit, shape, data, tokenizer, counts)
         rungs = tuple(replace(rung, vocabulary=len(pieces)) for rung in whole)
@@ -264,21 +269,21 @@ class Variants:
         return Labelled(texts=rows.texts + more, labels=rows.labels + (distill.NO_LABEL,) * len(more))
 
     def _importance(self) -> Path:
+        rows = self._importance_rows()
         ingredients = {
             "finetune": self._tuned.name,
-            "train": self._data.train.digest(),
             "tools": self._stages.tools,
             "code": code_digest(prune, source, encode),
-            "rows": _IMPORTANCE_ROWS,
+            "rows": [rows.digest(), _BATCH],
         }
 
         def build(work: Path) -> None:
             import torch
 
-            self._stages.progress.stage("importance", f"{_IMPORTANCE_ROWS} rows")
+            self._stages.progress.stage("importance", f"{len(rows)} rows")
             self._prepare()
             model = source.load_torch(self._tuned / "model")
-            prune.importance(model, self._batches(), torch.nn.functional.cross_entropy).save(work)
+            prune.importance(model, self._batches(rows), torch.nn.functional.cross_entropy).save(work)
 
         return self._stages.produce("importance", ingredients, build)
 
@@ -286,13 +291,16 @@ class Variants:
         tune = self._recipe.finetune
         training.prepare(seed=tune.seed, threads=tune.threads)
 
-    def _batches(self) -> Iterator[tuple[dict[str, Any], Any]]:
+    def _importance_rows(self) -> Labelled:
         """Some training rows, picked at random but always the same."""
+        rows = self._data.train
+        picked = np.random.default_rng(0).permutation(len(rows))[:_IMPORTANCE_ROWS]
+        return Labelled(tuple(rows.texts[row] for row in picked), tuple(rows.labels[row] for row in picked))
+
+    def _batches(self, rows: Labelled) -> Iterator[tuple[dict[str, Any], Any]]:
         import torch
 
-        rows, encoder = self._data.train, self.whole.encoder
-        picked = np.random.default_rng(0).permutation(len(rows))[:_IMPORTANCE_ROWS]
-        for start in range(0, len(picked), _BATCH):
-            some = picked[start : start + _BATCH]
-            batch = encoder.pad(encoder.samples([rows.texts[row] for row in some]))
-            yield training.tensors(batch), torch.tensor([rows.labels[row] for row in some])
+        encoder = self.whole.encoder
+        for start in range(0, len(rows), _BATCH):
+            some = slice(start, start + _BATCH)
+            yield training.tensors(encoder.pad(encoder.samples(rows.texts[some]))), torch.tensor(rows.labels[some])

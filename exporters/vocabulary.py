@@ -137,7 +137,14 @@ def reduced(tokenizer: bytes, kept: Sequence[int]) -> bytes:
     for entry in document.get("added_tokens", ()):
         entry["id"] = number[entry["id"]]
     _renumber(document.get("post_processor"), document["model"]["vocab"])
-    return json.dumps(document, ensure_ascii=False).encode()
+    return _written(document)
+
+
+def beside_pieces(tokenizer: bytes) -> int:
+    """Bytes of tokenizer.json that stay whatever pieces go."""
+    document = json.loads(tokenizer)
+    document["model"].pop("vocab", None)
+    return len(_written(document))
 
 
 def slice_embeddings(model: Any, kept: Sequence[int]) -> None:
@@ -156,6 +163,11 @@ def slice_embeddings(model: Any, kept: Sequence[int]) -> None:
         before = getattr(model.config, name, None)
         if before is not None:
             setattr(model.config, name, number.get(before))
+
+
+def _written(document: dict[str, Any]) -> bytes:
+    """Without blanks: they would be a tenth of what a device stores."""
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _word_pieces(document: dict[str, Any]) -> dict[str, int]:

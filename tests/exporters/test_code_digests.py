@@ -35,7 +35,7 @@ BUILT_ON = {
 #: Modules that decide no stage's result, because ...
 HARMLESS = {
     "cache": "it says where results lie; digests are among the ingredients by their value",
-    "data": "rows are among the ingredients by the digest of what they say",
+    "data": "rows are among the ingredients by what they say, and those that a stage picks as it picked them",
     "memory": "it words errors",
     "progress": "it tells how far a stage is",
     "recipe": "a section is among the ingredients by its value",

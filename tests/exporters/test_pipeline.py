@@ -257,6 +257,8 @@ def test_a_second_profile_reuses_what_it_can(whole: Run, workshop: Path, tmp_pat
     assert built == ["quantize", "evaluate", "measure"]  # of the candidate that is this profile's alone
     assert [c.name for c in report.profiles["rpi4"].candidates] == ["dynamic-s8", "dynamic-s8-e4", "fp32"]
     assert report.profiles["rpi4"].chosen == "dynamic-s8"
+    small = report.profiles["rpi4"].candidates[1]
+    assert small.rare_row_bits is None and small.reason.endswith("rare words have as many bits as the others")
     assert open_bundle(tmp_path / "rpi4").manifest.profile == "rpi4"
 
 
@@ -272,6 +274,7 @@ def test_rows_of_words_that_training_saw_are_counted_for_the_small_candidate(
     report = exporters.export(workshop / "recipe.toml", [profile], tmp_path / "out", cache=tmp_path / "cache")
     small, plain = (report.profiles["rpi4"].candidates[at] for at in (1, 0))
     assert (small.name, small.precision, plain.name) == (variant, "dynamic-s8", "dynamic-s8")
+    assert (small.rare_row_bits, plain.rare_row_bits) == (int(variant[-1]), None) and "split" not in small.reason
     assert small.operators[by] == plain.operators.get(by, 0) + 1
     assert small.agreement is not None and small.agreement > 0.98
     (counts,) = filter(None, built)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from aios_edge.profile import DeviceProfile
 from aios_edge.profile_files import load_profile
+from exporters import vocabulary
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import load_data
 from exporters.recipe import ExportRecipe, parse_recipe
@@ -43,9 +46,11 @@ def profile_of(budget: int | None, precision: str = "dynamic-s8") -> DeviceProfi
 
 def budget_for(workshop: Path, pruning: Pruning, rung: Structure, pieces: int) -> int:
     """The estimate of a bundle with so many pieces, in the smallest form that the profile gets."""
-    cut, estimate = replace(rung, vocabulary=pieces), pruning.shape.size_bytes
-    size = min(estimate(cut, plan.precision, plan.rare_row_bits) for plan in pruning.plans)
-    return size + (workshop / "spelling/tokenizer.json").stat().st_size + DOCUMENTS_BYTES
+    cut, shape = replace(rung, vocabulary=pieces), pruning.shape
+    tokenizer = (workshop / "spelling/tokenizer.json").read_bytes()
+    around = vocabulary.beside_pieces(tokenizer)
+    left = around + math.ceil((len(tokenizer) - around) * pieces / shape.whole.vocabulary)
+    return min(shape.size_bytes(cut, p.precision, p.rare_row_bits) for p in pruning.plans) + left + DOCUMENTS_BYTES
 
 
 @pytest.mark.parametrize("precision", ["dynamic-s8", "fp16", "qdq-u8s8"])
@@ -60,6 +65,27 @@ def test_a_small_budget_gets_as_many_pieces_as_fit(workshop: Path, precision: st
     assert [len(pruning.pieces) for pruning in found] == [77, 80, 90, whole]
     assert [pruning.rungs[1].vocabulary for pruning in found] == [77, 80, 90, whole]
     assert prunings(recipe, small[-1]) == found[-1:] and roomy.pieces == found[-1].pieces
+
+
+@pytest.mark.usefixtures("lexicon")
+@pytest.mark.parametrize("model", ["spelling", "lexicon"])
+@pytest.mark.parametrize("compact", [False, True], ids=["as it came", "without blanks"])
+def test_a_cut_tokenizer_is_estimated_in_proportion_and_not_low(workshop: Path, model: str, compact: bool) -> None:
+    recipe, source = recipe_of(workshop), (workshop / model / "tokenizer.json").read_bytes()
+    if compact:
+        source = json.dumps(json.loads(source), ensure_ascii=False, separators=(",", ":")).encode()
+    (pruning,) = prunings(recipe, profile_of(None))
+    words = json.loads(source)["model"]["vocab"]
+    whole = replace(pruning.shape.whole, vocabulary=len(words))
+    sizes = {"tokenizer": len(source), "beside_pieces": vocabulary.beside_pieces(source)}
+    shape = replace(pruning.shape, whole=whole, **sizes)
+    counts = vocabulary.used(source, load_data(recipe).in_use)
+    for pieces in (80, len(words) - 5):
+        cut = replace(whole, vocabulary=pieces)
+        found = shape.shipped_bytes(cut, "dynamic-s8") - shape.size_bytes(cut, "dynamic-s8")
+        real = len(vocabulary.reduced(source, vocabulary.choose(source, counts, pieces)))
+        assert real <= found < len(source)
+    assert shape.shipped_bytes(whole, "fp32") == shape.size_bytes(whole, "fp32") + len(source)
 
 
 def test_the_structure_that_is_asked_for_says_how_many_pieces_fit(workshop: Path) -> None:

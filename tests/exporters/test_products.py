@@ -62,7 +62,9 @@ def build(token_rows: TokenRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", PLANS)
 def test_all_products_run_on_integers(name: str, network: Path, build: Callable[[str, Path], Built]) -> None:
-    found = build(name, network).operators
+    built = build(name, network)
+    found = built.operators
+    assert built.rare_row_bits == PLANS[name].rare_row_bits
     assert sum(found.get(operator, 0) for operator in graph._INTEGER) == PRODUCTS
     assert not {"MatMul", "Gemm", "Attention", "MatMulInteger"} & found.keys()
     if name in ("dynamic-s8-e4", "dynamic-s8-e2"):
@@ -98,6 +100,24 @@ def test_a_product_that_falls_apart_is_named(
     with pytest.raises(PromiseBroken, match=r"2 of 10 products .* \(MatMulInteger\), .* and 5 more\.") as caught:
         build(name, network)
     assert caught.value.promise == "fusion"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "said"),
+    [
+        ("a b", "a:QAttention c_quant:DynamicQuantizeMatMul b:MatMul", r"1 of 2 products .* not 'b' \(MatMul\)\."),
+        ("a b", "a:QAttention c_quant:DynamicQuantizeMatMul", r"1 of 2 products .* not 'b' \(gone\)\."),
+        ("a a", "a:QAttention a:MatMul", r"1 of 2 products .* not 'a' \(MatMul\)\."),
+    ],
+    ids=["in float", "gone", "same name"],
+)
+def test_another_operator_does_not_stand_in_for_a_lost_product(wanted: str, there: str, said: str) -> None:
+    from onnx import helper
+
+    kinds = [entry.split(":") for entry in there.split()]
+    nodes = [helper.make_node(operator, ["x"], ["y"], name=name) for name, operator in kinds]
+    with pytest.raises(PromiseBroken, match=said):
+        graph.check_products(helper.make_model(helper.make_graph(nodes, "g", [], [])), wanted.split(), where="here")
 
 
 def test_products_with_what_no_input_decides_are_not_asked_for() -> None:

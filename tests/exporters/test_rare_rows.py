@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,7 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def test_rows_in_use_keep_8_bits_and_the_others_get_4(table: np.ndarray) -> None:
     made = model(table)
-    assert quantize_tables(made, {"ids": counts()}) == 1
+    assert quantize_tables(made, {"ids": counts()}) == (1, 1)
     found = everything(made)
     used = list(IN_USE)
     step = np.abs(table[used]).max(axis=0) / 127
@@ -95,7 +97,9 @@ def test_the_scale_of_a_row_is_its_own_and_clips_where_that_pays() -> None:
         assert error(found, row) < 0.16
 
 
-def test_the_memory_of_the_search_is_bounded(table: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nibbles_are_the_same_however_many_rows_are_packed_at_once(
+    table: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = in_nibbles(table)
     monkeypatch.setattr(rare_rows, "_ROWS_AT_ONCE", 60)
     parts = in_nibbles(table)
@@ -109,7 +113,7 @@ def test_the_memory_of_the_search_is_bounded(table: np.ndarray, monkeypatch: pyt
 )
 def test_what_cant_be_told_by_use_keeps_8_bits(lookups: tuple[str, ...], width: int, named: str) -> None:
     made = model(np.random.default_rng(0).standard_normal((ROWS, width)).astype(np.float32), lookups)
-    assert quantize_tables(made, {named: counts()}) == 1
+    assert quantize_tables(made, {named: counts()}) == (1, 0)
     (weight,) = (tensor for tensor in made.graph.initializer if tensor.name == "table")
     assert weight.data_type == TensorProto.INT8
     assert all(node.op_type != "BitShift" for node in made.graph.node)
@@ -117,7 +121,7 @@ def test_what_cant_be_told_by_use_keeps_8_bits(lookups: tuple[str, ...], width: 
 
 def test_a_width_without_books_keeps_8_bits() -> None:
     made = model(np.random.default_rng(0).standard_normal((ROWS, 34)).astype(np.float32))
-    assert quantize_tables(made, {"ids": counts()}, bits=2) == 1
+    assert quantize_tables(made, {"ids": counts()}, bits=2) == (1, 0)
     assert [node.op_type for node in made.graph.node] == ["Gather", "Cast", "Mul"]
 
 
@@ -151,7 +155,7 @@ def test_two_bits_a_channel_come_from_books(rows: int) -> None:
     table[:, 5] *= 20
     table[:, 6] = table[9] = 0
     made = model(table)
-    assert quantize_tables(made, {"ids": np.zeros(0, dtype=np.intp)}, bits=2) == 1
+    assert quantize_tables(made, {"ids": np.zeros(0, dtype=np.intp)}, bits=2) == (1, 1)
     assert {node.domain for node in made.graph.node} == {""}
     found, codes = everything(made, rows), in_codes(table)
     assert np.allclose(found, codes.floats(), atol=1e-5)
@@ -177,7 +181,21 @@ def test_two_bits_are_smaller_than_four() -> None:
     assert np.array_equal(everything(four, 3000)[used], everything(two, 3000)[used])
 
 
-def test_the_memory_of_making_codes_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("make", [in_codes, in_nibbles])
+def test_no_second_table_is_made(make: Callable[[np.ndarray], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    table = np.random.default_rng(5).standard_normal((100_000, 16)).astype(np.float32)
+    for module in (product_codes, rare_rows):
+        monkeypatch.setattr(module, "_ROWS_AT_ONCE", 1000)
+    monkeypatch.setattr(product_codes, "_SAMPLE", 1000)
+    tracemalloc.start()
+    try:
+        make(table)
+        assert tracemalloc.get_traced_memory()[1] < table.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_codes_are_the_same_however_many_rows_are_coded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     table = np.random.default_rng(5).standard_normal((1000, 8)).astype(np.float32)
     whole = in_codes(table)
     monkeypatch.setattr(product_codes, "_ROWS_AT_ONCE", 77)

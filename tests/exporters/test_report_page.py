@@ -317,6 +317,23 @@ def test_what_a_search_found_is_shown() -> None:
     assert text.index("all of it") < text.index("but &lt;softmax&gt;") and "97.00 %" in text and ">kept<" in text
 
 
+@pytest.mark.parametrize(
+    ("built", "absent", "told"),
+    [
+        (0, 0, "No other candidate was tried.</p>"),
+        (0, 1, "No other candidate was tried. 1 more could not be built.</p>"),
+        (1, 0, "1 other was tried; 1 would keep every promise too.</p>"),
+        (2, 2, "2 others were tried; 1 would keep every promise too. 2 more could not be built.</p>"),
+    ],
+)
+def test_what_could_not_be_built_was_not_tried(built: int, absent: int, told: str) -> None:
+    labels = numbered(2)
+    others = [candidate(f"tried-{at}", labels, eligible=not at) for at in range(built)]
+    lost = {"size_bytes": None, "bundle_size_bytes": None, "metrics": None, "eligible": False}
+    others += [candidate(f"absent-{at}", labels, **lost) for at in range(absent)]
+    assert told in shown(report_of(labels, {"p": profile_of(candidate("a", labels, chosen=True), *others)}))
+
+
 def test_a_model_of_two_profiles_is_described_once() -> None:
     labels = numbered(2)
     same = profile_of(candidate("a", labels, chosen=True))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from exporters import convert, graph, ort
+from aios_edge.manifest import Precision
+from exporters import convert, graph, ort, quantize
+from exporters.quantize import Plan, Rows
 from exporters.signature import signature_of
 
 pytestmark = pytest.mark.export
@@ -83,6 +86,20 @@ def test_other_encoders_keep_their_answers(kind: str, tmp_path: Path) -> None:
             assert np.allclose(session.run(batch), wanted, atol=1e-5), name
     if converted.fused:
         assert converted.operators["Attention"] == LAYERS
+
+
+@pytest.mark.parametrize("precision", ["dynamic-s8", "qdq-u8s8"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_products_of_other_encoders_are_known_by_name_to_the_end(
+    kind: str, precision: Precision, tmp_path: Path, token_rows: Callable[[int, int], list[dict[str, np.ndarray]]]
+) -> None:
+    """Or each would be taken for one that stayed in float."""
+    model, inputs = encoder(kind)
+    convert.save_converted(convert.convert(model, inputs, tmp_path), tmp_path)
+    rows = [{name: row[name] for name in inputs} for row in token_rows(8, 1)]
+    plan = Plan(name=precision, precision=precision)
+    built = quantize.build(plan, tmp_path, Rows(calibration=rows, trial=rows), tmp_path)
+    assert sum(built.operators.get(name, 0) for name in graph._INTEGER) > LAYERS
 
 
 def test_without_optimum_the_graph_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

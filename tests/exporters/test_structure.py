@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aios_edge.errors import RecipeError
 from exporters.recipe import PruneSection
-from exporters.structure import LADDER, Outcome, Shape, Structure, asked_for, following, ladder
+from exporters.structure import LADDER, Outcome, Shape, Structure, asked_for, beginning, following, ladder
 
 WHOLE = Structure(layers=6, heads=12, ffn=1536, vocabulary=30522)
 MINILM = Shape(whole=WHOLE, hidden=384, positions=512, labels=150, in_use=3_800)
@@ -63,6 +63,12 @@ def test_what_keeps_its_tables_in_float_is_estimated_so() -> None:
     assert in_float > 3 * WHOLE.vocabulary * MINILM.hidden
 
 
+def test_a_table_that_cant_be_split_is_estimated_whole() -> None:
+    odd = replace(MINILM, hidden=390)  # even, but no multiple of four
+    whole = odd.size_bytes(WHOLE, "dynamic-s8", 8)
+    assert odd.size_bytes(WHOLE, "dynamic-s8", 2) == whole > odd.size_bytes(WHOLE, "dynamic-s8", 4)
+
+
 def test_where_nobody_counted_as_many_rows_as_may_keep_8_bits() -> None:
     uncounted = replace(MINILM, in_use=None)
     for bits in (2, 4):
@@ -72,11 +78,12 @@ def test_where_nobody_counted_as_many_rows_as_may_keep_8_bits() -> None:
 @given(size=st.integers(0, 40_000_000), bits=st.sampled_from([2, 4, 8]), heads=st.integers(1, 12))
 def test_as_many_pieces_as_fit_and_no_more(size: int, bits: int, heads: int) -> None:
     narrow = Structure(layers=6, heads=heads, ffn=512, vocabulary=0)
-    fit = MINILM.pieces_within(size, narrow, "dynamic-s8", bits)
+    shape = replace(MINILM, tokenizer=700_000, beside_pieces=3_000)
+    fit = shape.pieces_within(size, narrow, "dynamic-s8", bits)
     if fit:
-        assert MINILM.size_bytes(replace(narrow, vocabulary=fit), "dynamic-s8", bits) <= size
+        assert shape.shipped_bytes(replace(narrow, vocabulary=fit), "dynamic-s8", bits) <= size
     if fit < WHOLE.vocabulary:
-        assert MINILM.size_bytes(replace(narrow, vocabulary=fit + 1), "dynamic-s8", bits) > size
+        assert shape.shipped_bytes(replace(narrow, vocabulary=fit + 1), "dynamic-s8", bits) > size
 
 
 def test_what_the_recipe_spells_out_is_taken_and_the_rest_stays_whole() -> None:
@@ -106,6 +113,12 @@ def test_what_is_too_large_or_too_slow_gets_narrower_not_wider() -> None:
     assert following(rungs, {rungs[1]: INACCURATE, rungs[0]: COSTLY}, every) is None
     assert following(rungs, {rungs[1]: HOPELESS}, every) is None  # narrower it is less accurate, wider it costs more
     assert following(rungs, {rungs[-1]: COSTLY}, every) is None
+
+
+def test_a_search_without_a_budget_begins_at_a_third_of_the_width_or_where_it_can() -> None:
+    rungs = ladder(MINILM, 8000)
+    assert beginning(rungs) == 1 and MINILM.products(rungs[1]) * 3 == MINILM.products(WHOLE)
+    assert beginning(rungs[:1]) == 0
 
 
 def test_the_budget_says_where_the_search_begins() -> None:
