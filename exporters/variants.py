@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -195,7 +194,13 @@ class Variants:
 
         def build(work: Path) -> None:
             self._stages.progress.stage("distill", f"{wanted.name}, {len(lesson_rows)} rows")
-            finetune.save_tuned(recover(chosen.settings, work), work)
+            try:
+                recovered = recover(chosen.settings, work)
+            except training.LossNotFinite as error:
+                if chosen.settings != self._recipe.distill:  # nobody wrote them
+                    error.remedy = "Leave [search] trials out: it found these settings, by shorter trainings"
+                raise
+            finetune.save_tuned(recovered, work)
 
         own_section = {"distill": msgspec.to_builtins(chosen.settings)}
         folder = self._stages.produce("distill", {**ingredients, **own_section}, build, resumes=True)
@@ -211,9 +216,7 @@ class Variants:
 
         def trial(section: DistillSection, folder: Path) -> float:
             folder.mkdir(exist_ok=True)
-            accuracy = max(recover(section, folder).validation_accuracy)
-            shutil.rmtree(folder)  # its model is as large as the one that comes after
-            return accuracy
+            return max(recover(section, folder).validation_accuracy)
 
         def build(work: Path) -> None:
             progress = self._stages.progress

@@ -18,14 +18,16 @@ from aios_edge.errors import PromiseBroken, RecipeError
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
-from exporters import inc, tables, vocabulary
+from exporters import distill, inc, tables, vocabulary
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import load_data
+from exporters.finetune import Tuned, tuned_of
 from exporters.progress import SilentProgress
-from exporters.recipe import load_recipe, parse_recipe
+from exporters.recipe import DistillSection, load_recipe, parse_recipe
 from exporters.report import Candidate, ExportReport
 from exporters.source import locate
 from exporters.structure import Shape
+from exporters.training import Epoch, LossNotFinite
 from exporters.variants import plan_pruning
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("spelling")]
@@ -224,6 +226,26 @@ def test_short_trainings_look_for_the_recovery_s_hyper_parameters(
     assert f"learning rate {kept.learning_rate:.3g}" in card and "of 2 short trainings, the best" in card
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "Trials of the recovery" in page and f"Learning rate {kept.learning_rate:.3g}" in page
+
+
+def test_settings_that_were_found_and_lead_nowhere_name_who_found_them(
+    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the long training; in a short one they would not have been found."""
+    rates = []
+
+    def distilled(student: object, section: DistillSection, *_: object, **__: object) -> Tuned:
+        rates.append(section.learning_rate)
+        if section.epochs == 2 or len(rates) == 2:
+            raise LossNotFinite("the loss is nan", where="[distill]", remedy="Lower learning_rate")
+        return tuned_of("distill", (Epoch(len(rates) / 10, 1.0),), [])
+
+    monkeypatch.setattr(distill, "distill", distilled)
+    path = workshop / "nowhere.toml"
+    path.write_text(RECIPE.format(vocabulary=98, more="heads = 2\n") + "[search]\ntrials = 3\n", encoding="utf-8")
+    with pytest.raises(LossNotFinite, match=r"Leave \[search\] trials out"):
+        exporters.export(path, "arm64-gateway", tmp_path / "out", cache=cache)
+    assert len(rates) == 4 and rates[3] == rates[2]
 
 
 def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path, tmp_path: Path) -> None:
