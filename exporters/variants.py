@@ -94,7 +94,7 @@ def plan_pruning(
     if recipe.search.trials:
         recovery_search.check_available()
     shape = prune.shape_of(source.load_torch(origin.folder, labels=data.labels))
-    counts = vocabulary.used(tokenizer, data.in_use)
+    counts = vocabulary.used(tokenizer, data.by_class, min(recipe.finetune.max_length, origin.max_length))
     shape = replace(shape, in_use=vocabulary.in_use(tokenizer, counts))
     whole = structure.ladder(shape, shape.whole.vocabulary)
     if section.explicit:
@@ -116,14 +116,14 @@ def _pieces(
     section: PruneSection, fit: int, shape: Shape, data: Data, tokenizer: bytes, counts: Sequence[Counter[int]]
 ) -> tuple[int, ...]:
     """All, unless the recipe says otherwise or only so many ``fit`` the budget: words that training didn't see lose by
-    it for good. ``counts``: of the training texts, then of others."""
+    it for good. ``counts``: of each class's training texts, then of others."""
     asked, whole = section.vocabulary, shape.whole.vocabulary
     if asked == 0 or (asked is None and fit >= whole):
         return tuple(range(whole))
     if asked is None:
         asked = max(fit, len(vocabulary.least(tokenizer).union(*counts)))
     kept = vocabulary.choose(tokenizer, counts, min(asked, whole))
-    vocabulary.check_classes(tokenizer, kept, counts[: len(data.train)], data.train.labels, data.labels)
+    vocabulary.check_classes(tokenizer, kept, counts[: len(data.labels)], data.labels)
     return kept
 
 

@@ -336,8 +336,8 @@ def test_a_vocabulary_that_would_take_the_words_of_a_class_is_refused_before_the
         "data": {"train": "own.csv", "validation": str(workshop / "val.csv"), "test": str(workshop / "test.csv")},
     }
     tokenizer = (workshop / "spelling/tokenizer.json").read_bytes()
-    used = {number for count in vocabulary.used(tokenizer, texts) for number in count}
-    size = len(vocabulary.least(tokenizer) | used) - 1
+    (used,) = vocabulary.used(tokenizer, [texts], 128)
+    size = len(vocabulary.least(tokenizer) | set(used)) - 1
     recipe = parse_recipe({**document, "prune": {"vocabulary": size}}, folder=tmp_path)
     with pytest.raises(RecipeError, match=r"keeps \d% of what sets the class 'negative' apart .*'awful'") as caught:
         exporters.export(recipe, "arm64-gateway", tmp_path / "out", cache=tmp_path / "cache")
