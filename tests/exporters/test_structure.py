@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_edge.errors import RecipeError
+from exporters import quantize
 from exporters.recipe import PruneSection
 from exporters.structure import LADDER, Outcome, Shape, Structure, asked_for, following, ladder
 
@@ -61,6 +62,13 @@ def test_size_is_an_estimate_of_the_files_and_not_a_low_one(
 def test_what_keeps_its_tables_in_float_is_estimated_so() -> None:
     in_float = MINILM.size_bytes(WHOLE, "qdq-s8-sym") - MINILM.size_bytes(WHOLE, "dynamic-s8")
     assert in_float > 3 * WHOLE.vocabulary * MINILM.hidden
+
+
+def test_the_size_of_all_that_can_be_built_is_known() -> None:
+    for precision in quantize.BUILDERS:
+        assert MINILM.size_bytes(WHOLE, precision) > WHOLE.vocabulary * MINILM.hidden
+    with pytest.raises(KeyError):
+        MINILM.size_bytes(WHOLE, "dynamic-s4")
 
 
 def test_where_nobody_counted_as_many_rows_as_may_keep_8_bits() -> None:
