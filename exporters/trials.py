@@ -167,7 +167,9 @@ class Trials:
         pruned: dict[Structure, list[Tried]] = {}
         outcomes: dict[Structure, Outcome] = {}
         rooms = {rung: [p for p in plans if self._has_room(rung, p, pruning)] for rung in pruning.rungs}
-        fits = [bool(rooms[rung]) and self._is_fast(rung, pruning, whole[0]) for rung in pruning.rungs]
+        # Of the same precision: another one's latency, of neural-compressor's say, tells little.
+        twin = next((tried for tried in whole if tried.made.plan.precision == plans[0].precision), whole[0])
+        fits = [bool(rooms[rung]) and self._is_fast(rung, pruning, twin) for rung in pruning.rungs]
         measured = [rung for rung in pruning.rungs if self._was_measured(rung)]
         most = max(common.recipe.search.structures, len(measured))
         while len(outcomes) < most:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,17 +19,20 @@ from aios_edge.errors import PromiseBroken, RecipeError
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
-from exporters import distill, inc, tables, vocabulary
+from exporters import distill, inc, structure, tables, tuned_static, vocabulary
 from exporters.bundle import DOCUMENTS_BYTES
-from exporters.data import load_data
+from exporters.data import Data, load_data
 from exporters.finetune import Tuned, tuned_of
 from exporters.progress import SilentProgress
+from exporters.quantize import Plan
 from exporters.recipe import DistillSection, load_recipe, parse_recipe
 from exporters.report import Candidate, ExportReport
 from exporters.source import locate
+from exporters.stages import Made, Stages
 from exporters.structure import Shape
 from exporters.training import Epoch, LossNotFinite
-from exporters.variants import plan_pruning
+from exporters.trials import Trials
+from exporters.variants import Variant, plan_pruning
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("spelling")]
 
@@ -254,6 +258,33 @@ def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path,
     pruned = [name for name in names if "+" in name]
     assert len(pruned) == 2 and names.index(pruned[0]) < names.index("dynamic-s8")
     assert any(stage.startswith("distill/") for stage in report.stages["built"])
+
+
+def test_where_nothing_can_go_a_warning_says_so(
+    workshop: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(structure, "LADDER", ())
+    report = export(workshop, tmp_path / "out", cache)
+    assert "[prune] does nothing for arm64-gateway" in " ".join(report.warnings) and not pruned_of(report)
+
+
+def test_how_fast_a_pruned_network_may_be_is_told_from_the_whole_one_of_its_precision(
+    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though neural-compressor's candidate comes first."""
+
+    def tuned(plan: Plan, whole: Variant, data: Data, stages: Stages, **_: object) -> Made:
+        own = replace(plan, precision="fp32")
+        return replace(stages.candidate(own.name, own, whole.fp32.folder, data, whole.encoder), plan=plan)
+
+    asked, is_fast = [], Trials._is_fast
+    monkeypatch.setattr(tuned_static, "make", tuned)
+    monkeypatch.setattr(Trials, "_is_fast", lambda *args: asked.append(args[-1].made.name) or is_fast(*args))
+    path = workshop / "twin.toml"
+    path.write_text(RECIPE.format(vocabulary=98, more="heads = 2\nffn = 64\n"), encoding="utf-8")
+    profile = msgspec.structs.replace(load_profile("arm64-gateway"), precision_preference=("static-s8", "dynamic-s8"))
+    exporters.export(path, [profile], tmp_path / "out", cache=cache)
+    assert asked == ["dynamic-s8"]
 
 
 def in_budget(workshop: Path, out: Path, cache: Path, budget: int | None, prune: str, structures: int) -> ExportReport:
