@@ -98,6 +98,14 @@ class Data:
         return self.train.texts + self.unlabelled
 
     @property
+    def by_class(self) -> list[list[RawInput]]:
+        """The same: each label's, then those without."""
+        found: list[list[RawInput]] = [[] for _ in self.labels]
+        for text, label in zip(self.train.texts, self.train.labels, strict=True):
+            found[label].append(text)
+        return [*found, list(self.unlabelled)]
+
+    @property
     def pair(self) -> bool:
         """Whether each input is two texts."""
         return not isinstance(self.train.texts[0], str)

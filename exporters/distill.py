@@ -53,7 +53,7 @@ def distill(
     Labels of ``rows`` may be :data:`NO_LABEL`: then the teacher alone says what is right.
 
     Loss: ``teacher_weight`` x T² KL(teacher ‖ student) at temperature T + the rest x cross-entropy with the truth +
-    ``state_weight`` x the mean squared distance of states. Raises :class:`AiosEdgeError` when it is not finite.
+    ``state_weight`` x the mean squared distance of states. Raises :class:`LossNotFinite` when it is not finite.
     """
     import torch
 

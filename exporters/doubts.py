@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from exporters.data import Data, Labelled, leaks
 from exporters.quantize import CALIBRATION_SAMPLES, Plan
 from exporters.tokenizer_fit import UNKNOWN_WARNED, Coverage
+from exporters.variants import Pruning
 
 #: Fewer different texts than this show too little of what activations can be.
 _CALIBRATION_TEXTS = 16
@@ -32,6 +33,21 @@ def of_data(data: Data, plans: Sequence[Plan], found: Coverage) -> tuple[str, ..
     texts = len(set(data.train.spread(CALIBRATION_SAMPLES)))
     if texts < _CALIBRATION_TEXTS and any("s8" in plan.precision for plan in plans):
         said.append(f"8-bit candidates are calibrated with {texts} different training texts only")
+    return tuple(said)
+
+
+def of_pruning(prunings: Mapping[str, Pruning]) -> tuple[str, ...]:
+    """Before the training as well: a wish to prune, by profile, that nothing can come of."""
+    said = []
+    for name, pruning in prunings.items():
+        whole = pruning.shape.whole
+        if not pruning.rungs:
+            said.append(
+                f"[prune] does nothing for {name}: of layers = {whole.layers}, heads = {whole.heads},"
+                f" ffn = {whole.ffn} the search takes nothing away"
+            )
+        elif not pruning.plans:
+            said.append(f"[prune] does nothing for {name}: nothing that it prefers can be made of a pruned network")
     return tuple(said)
 
 

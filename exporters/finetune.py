@@ -45,7 +45,7 @@ def finetune(
 ) -> Tuned:
     """Train ``model`` and save its best epoch to ``work/model``; resumes from ``work``'s checkpoint.
 
-    Raises :class:`AiosEdgeError` when the loss is not finite.
+    Raises :class:`LossNotFinite`.
     """
     import torch
 

@@ -88,7 +88,7 @@ def run(
     check_coverage(known, source)
     tuned_static = recipe.search.neural_compressor
     plans = [plan for profile in profiles for plan in quantize.plans_for(profile, tuned_static=tuned_static)]
-    warnings = [*warnings_of(recipe, data), *doubts.of_data(data, plans, known)]
+    warnings = [*warnings_of(recipe, data), *doubts.of_data(data, plans, known), *doubts.of_pruning(prunings)]
     _warn(warnings, progress)
 
     tuned_folder, tuned = stages.finetune(source, data, encoder)

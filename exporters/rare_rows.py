@@ -129,8 +129,8 @@ def lookup(
 ) -> tuple[list[Any], list[Any]]:
     """Nodes and initializers that look ``ids`` up in ``table`` [V, W] and leave ``output`` [..., W].
 
-    ``fine``: the rows in 8 bits; the others get ``bits``, 4 or 2. ``name`` is the table's, whose constants are named
-    after it. W must be such that :func:`can_split`.
+    ``fine``: the rows in 8 bits; the others get ``bits``, 4 or 2, and there must be some. ``name`` is the table's,
+    whose constants are named after it. W must be such that :func:`can_split`.
     """
     from onnx import TensorProto, numpy_helper
 

@@ -1,12 +1,14 @@
 """Which hyper-parameters recover a pruned network best: a seeded, resumable search by Optuna on short trainings.
 
 A trial trains a third of the epochs and is judged by its accuracy on validation rows, as epochs and candidates are; the
-test split has no part in it. Up to ten trials are a random search: TPE learns from no fewer. Trials are kept in a
-journal beside their results, so a killed search goes on.
+test split has no part in it. One whose loss is not finite counts as never right, unless it is the first, which has the
+recipe's own settings: what was drawn nobody can mend. Up to ten trials are a random search: TPE learns from no fewer.
+Trials are kept in a journal beside their results, so a killed search goes on.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import msgspec
 from aios_edge.errors import MissingExtra
 from exporters.progress import Progress
 from exporters.recipe import DistillSection
+from exporters.training import LossNotFinite
 
 #: A trial trains the epochs divided by this, at least one.
 SHORTER = 3
@@ -57,7 +60,10 @@ def check_available() -> None:
 
 
 def search(base: DistillSection, trials: int, run: Trial, work: Path, progress: Progress, *, seed: int) -> Chosen:
-    """The best of ``trials`` (the first one is ``base`` itself), with the epochs of ``base``; resumes from ``work``."""
+    """The best of ``trials`` (the first one is ``base`` itself), with the epochs of ``base``; resumes from ``work``.
+
+    Raises :class:`LossNotFinite` for ``base``.
+    """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -76,9 +82,16 @@ def search(base: DistillSection, trials: int, run: Trial, work: Path, progress: 
         # A seed for each trial, so that a resumed search asks what an undisturbed one would have asked.
         study.sampler = optuna.samplers.TPESampler(seed=seed + number)
         trial = study.ask()
-        accuracy = run(msgspec.structs.replace(short, **_suggested(trial)), work / f"trial-{number}")
+        folder, why = work / f"trial-{number}", ""
+        try:
+            accuracy = run(msgspec.structs.replace(short, **_suggested(trial)), folder)
+        except LossNotFinite as error:
+            if number == 0:
+                raise
+            accuracy, why = 0.0, f", because {error.what}"
+        shutil.rmtree(folder, ignore_errors=True)  # its model is as large as the one that comes after
         study.tell(trial, accuracy)
-        progress.message(f"trial {number + 1}/{trials}: validation accuracy {accuracy:.4f}")
+        progress.message(f"trial {number + 1}/{trials}: validation accuracy {accuracy:.4f}{why}")
     found = Chosen(
         settings=msgspec.structs.replace(base, **study.best_params),
         trials=tuple(

@@ -38,12 +38,15 @@ class _Stored:
     nodes: int
 
 
+_IN_8_BITS = _Stored(weight=1, entry=1, channel=9, nodes=8_000)
+#: What a pruned network may be built as.
 _STORED = {
     "fp32": _Stored(weight=4, entry=4, channel=4, nodes=8_000),
     "fp16": _Stored(weight=2, entry=2, channel=2, nodes=30_000),  # not fused
     "qdq-s8-sym": _Stored(weight=1, entry=4, channel=9, nodes=30_000),  # its tables stay in float
+    "dynamic-s8": _IN_8_BITS,
+    "qdq-u8s8": _IN_8_BITS,
 }
-_IN_8_BITS = _Stored(weight=1, entry=1, channel=9, nodes=8_000)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class Shape:
 
     def size_bytes(self, structure: Structure, precision: str, rare_row_bits: int = 8) -> int:
         """An estimate of a candidate's model files, high rather than low."""
-        stored, hidden = _STORED.get(precision, _IN_8_BITS), self.hidden
+        stored, hidden = _STORED[precision], self.hidden
         weights = self.products(structure) + hidden**2 + hidden * self.labels  # pooler, head
         channels = structure.layers * (3 * self._joined(structure) + 6 * hidden + structure.ffn)
         channels += 6 * hidden + self.labels  # around the tables, of pooler and head

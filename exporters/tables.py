@@ -23,8 +23,8 @@ def quantize_tables(model: Any, counts: Mapping[str, NDArray[np.intp]] | None = 
     and how many of them have fewer bits for rare rows.
 
     ``counts``: how often each value of an input of the model occurs in training. A table that such an input looks up,
-    and nobody else, keeps 8 bits for the rows in use only; the others get ``bits`` (:mod:`exporters.rare_rows`), where
-    its width allows it.
+    and nobody else, keeps 8 bits for the rows in use only; the others, if any, get ``bits``
+    (:mod:`exporters.rare_rows`), where its width allows it.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -48,8 +48,10 @@ def quantize_tables(model: Any, counts: Mapping[str, NDArray[np.intp]] | None = 
         name, ids = node.input
         own = sum(other.input[0] == name for other in lookups) == 1
         if name in arrays and own and ids in (counts or {}) and rare_rows.can_split(arrays[name].shape[1], bits):
+            fine = rare_rows.fine_rows((counts or {})[ids], len(arrays[name]))
+            if len(fine) == len(arrays[name]):
+                continue  # no row is rare
             table = arrays.pop(name)
-            fine = rare_rows.fine_rows((counts or {})[ids], len(table))
             split[name], constants = rare_rows.lookup(name, ids, node.output[0], table, fine, bits)
             graph.initializer.extend(constants)
     arranged = []

@@ -26,6 +26,10 @@ _CHECKPOINT = "checkpoint.pt"
 _EVALUATION_BATCH = 32
 
 
+class LossNotFinite(AiosEdgeError):
+    """Training with these settings leads nowhere."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to train. ``threads`` None: all cores. ``what`` it is, and ``where`` in the recipe, in words."""
@@ -72,7 +76,7 @@ def train(
 ) -> tuple[Epoch, ...]:
     """Train the parameters ``trained`` and save the best epoch to ``work/model``.
 
-    Resumes from ``work``'s checkpoint. Raises :class:`AiosEdgeError` when the loss is not finite.
+    Resumes from ``work``'s checkpoint. Raises :class:`LossNotFinite`.
     """
     import torch
 
@@ -102,7 +106,7 @@ def train(
             loss = loss_of(rows, output)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise AiosEdgeError(
+                raise LossNotFinite(
                     f"the loss is {value} in epoch {epoch + 1}, batch {number + 1}",
                     where=settings.where,
                     remedy=f"Lower learning_rate (now {settings.learning_rate:g}) in {settings.where}",

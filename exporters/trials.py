@@ -89,12 +89,13 @@ class Tried:
 @dataclass(frozen=True, kw_only=True)
 class Terms:
     """What a profile's candidates are held to. ``on_target``: this machine's own figures count for the profile;
-    ``brought``: a device's do; ``longest``: tokens of the longest input; ``shapes``: what is timed."""
+    ``brought``: the candidates that a device's figures are of; ``longest``: tokens of the longest input; ``shapes``:
+    what is timed."""
 
     profile: DeviceProfile
     max_drop: float
     on_target: bool
-    brought: bool
+    brought: tuple[str, ...]
     longest: int
     shapes: tuple[TimedAt, ...]
 
@@ -166,8 +167,16 @@ class Trials:
         pruned: dict[Structure, list[Tried]] = {}
         outcomes: dict[Structure, Outcome] = {}
         rooms = {rung: [p for p in plans if self._has_room(rung, p, pruning)] for rung in pruning.rungs}
-        fits = [bool(rooms[rung]) and self._is_fast(rung, pruning, whole[0]) for rung in pruning.rungs]
-        while len(outcomes) < common.recipe.search.structures and (rung := following(pruning.rungs, outcomes, fits)):
+        # Of the same precision: another one's latency, of neural-compressor's say, tells little.
+        twin = next((tried for tried in whole if tried.made.plan.precision == plans[0].precision), whole[0])
+        fits = [bool(rooms[rung]) and self._is_fast(rung, pruning, twin) for rung in pruning.rungs]
+        measured = [rung for rung in pruning.rungs if self._was_measured(rung)]
+        most = max(common.recipe.search.structures, len(measured))
+        while len(outcomes) < most:
+            # Who gave them out may have gone another way, by latencies of its own.
+            waiting = (rung for rung in measured if rung not in outcomes)
+            if (rung := next(waiting, None) or following(pruning.rungs, outcomes, fits)) is None:
+                break
             variant = common.variants.pruned(rung, pruning)
             first = plans.index((*rooms[rung], plans[-1])[0])
             tried, outcomes[rung] = self._try_plans(variant, plans[first:])
@@ -226,6 +235,9 @@ class Trials:
             quality=quality("validation", variant.reference, baseline.reference, labels, data.labels),
             measured=self._stages.measured(variant.fp32, baseline.fp32, self._common.shapes[:1]),
         )
+
+    def _was_measured(self, rung: Structure) -> bool:
+        return any(name.startswith(rung.candidate("")) for name in self._terms.brought)
 
     def _has_room(self, rung: Structure, plan: Plan, pruning: Pruning) -> bool:
         """Whether a smaller network may keep the budget for its size, as far as arithmetic tells."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -95,7 +94,7 @@ def plan_pruning(
     if recipe.search.trials:
         recovery_search.check_available()
     shape = prune.shape_of(source.load_torch(origin.folder, labels=data.labels))
-    counts = vocabulary.used(tokenizer, data.in_use)
+    counts = vocabulary.used(tokenizer, data.by_class, min(recipe.finetune.max_length, origin.max_length))
     shape = replace(
         shape,
         in_use=vocabulary.in_use(tokenizer, counts),
@@ -122,14 +121,14 @@ def _pieces(
     section: PruneSection, fit: int, shape: Shape, data: Data, tokenizer: bytes, counts: Sequence[Counter[int]]
 ) -> tuple[int, ...]:
     """All, unless the recipe says otherwise or only so many ``fit`` the budget: words that training didn't see lose by
-    it for good. ``counts``: of the training texts, then of others."""
+    it for good. ``counts``: of each class's training texts, then of others."""
     asked, whole = section.vocabulary, shape.whole.vocabulary
     if asked == 0 or (asked is None and fit >= whole):
         return tuple(range(whole))
     if asked is None:
         asked = max(fit, len(vocabulary.least(tokenizer).union(*counts)))
     kept = vocabulary.choose(tokenizer, counts, min(asked, whole))
-    vocabulary.check_classes(tokenizer, kept, counts[: len(data.train)], data.train.labels, data.labels)
+    vocabulary.check_classes(tokenizer, kept, counts[: len(data.labels)], data.labels)
     return kept
 
 
@@ -200,7 +199,13 @@ class Variants:
 
         def build(work: Path) -> None:
             self._stages.progress.stage("distill", f"{wanted.name}, {len(lesson_rows)} rows")
-            finetune.save_tuned(recover(chosen.settings, work), work)
+            try:
+                recovered = recover(chosen.settings, work)
+            except training.LossNotFinite as error:
+                if chosen.settings != self._recipe.distill:  # nobody wrote them
+                    error.remedy = "Leave [search] trials out: it found these settings, by shorter trainings"
+                raise
+            finetune.save_tuned(recovered, work)
 
         own_section = {"distill": msgspec.to_builtins(chosen.settings)}
         folder = self._stages.produce("distill", {**ingredients, **own_section}, build, resumes=True)
@@ -216,9 +221,7 @@ class Variants:
 
         def trial(section: DistillSection, folder: Path) -> float:
             folder.mkdir(exist_ok=True)
-            accuracy = max(recover(section, folder).validation_accuracy)
-            shutil.rmtree(folder)  # its model is as large as the one that comes after
-            return accuracy
+            return max(recover(section, folder).validation_accuracy)
 
         def build(work: Path) -> None:
             progress = self._stages.progress

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from aios_edge.errors import RecipeError
@@ -18,6 +18,7 @@ from aios_edge.golden import RawInput
 #: Share of what sets a class apart in the training rows that must stay.
 LEAST_KEPT = 0.5
 _SHOWN = 5
+_TEXTS_AT_ONCE = 1024  # bounds the memory that counting takes
 _CONTINUES = "##"
 
 
@@ -26,16 +27,27 @@ def can_prune(tokenizer: bytes) -> bool:
     return bool(json.loads(tokenizer)["model"].get("type") == "WordPiece")
 
 
-def used(tokenizer: bytes, texts: Sequence[RawInput]) -> list[Counter[int]]:
-    """How often each piece occurs in each text; a pair's two texts are one."""
+def used(tokenizer: bytes, groups: Sequence[Sequence[RawInput]], max_length: int) -> list[Counter[int]]:
+    """How often each piece occurs in each group of texts, in what is read of them: ``max_length`` tokens, those that
+    every text is put between included, but not counted. A pair's two texts are one."""
     from tokenizers import Tokenizer
 
     made = Tokenizer.from_str(tokenizer.decode())
-    pairs = [text if isinstance(text, str) else tuple(text) for text in texts]
-    return [Counter(encoding.ids) for encoding in made.encode_batch(pairs, add_special_tokens=False)]
+    made.no_padding()
+    counts = []
+    for texts in groups:
+        found: Counter[int] = Counter()
+        pair = bool(texts) and not isinstance(texts[0], str)
+        made.enable_truncation(max_length - made.num_special_tokens_to_add(pair))
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = [text if isinstance(text, str) else tuple(text) for text in texts[start : start + _TEXTS_AT_ONCE]]
+            for encoding in made.encode_batch(some, add_special_tokens=False):
+                found.update(encoding.ids)
+        counts.append(found)
+    return counts
 
 
-def in_use(tokenizer: bytes, counts: Sequence[Counter[int]]) -> int:
+def in_use(tokenizer: bytes, counts: Iterable[Counter[int]]) -> int:
     """How many pieces a model meets in these texts, those that every text is put between included."""
     from tokenizers import Tokenizer
 
@@ -63,7 +75,7 @@ def least(tokenizer: bytes) -> set[int]:
     return stay
 
 
-def choose(tokenizer: bytes, counts: Sequence[Counter[int]], size: int) -> tuple[int, ...]:
+def choose(tokenizer: bytes, counts: Iterable[Counter[int]], size: int) -> tuple[int, ...]:
     """``size`` ids in their order: those that must stay, then by use in the texts that were counted, then by rank.
 
     A vocabulary is written with its most frequent pieces first, so rank stands for use elsewhere. Raises
@@ -84,16 +96,12 @@ def choose(tokenizer: bytes, counts: Sequence[Counter[int]], size: int) -> tuple
 def check_classes(
     tokenizer: bytes,
     kept: Sequence[int],
-    counts: Sequence[Counter[int]],
-    labels: Sequence[int],
+    by_class: Sequence[Counter[int]],
     names: Sequence[str],
 ) -> None:
     """Raise :class:`RecipeError` naming the class that would lose most of the words that set it apart, and some of
     them. Words that occur in all classes alike count for nothing. Pure."""
     stay = set(kept)
-    by_class = [Counter[int]() for _ in names]
-    for count, label in zip(counts, labels, strict=True):
-        by_class[label].update(count)
     weights = _markings(by_class)
     marks = [{number: times * weights[number] for number, times in found.items()} for found in by_class]
     shares = [_share(found, stay) for found in marks]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aios_edge.cli.demo.acts import Workshop, with_pruned
+from aios_edge.cli.demo import dataset, processes
+from aios_edge.cli.demo.acts import Workshop, make_bundles, with_pruned
 from aios_edge.cli.demo.dataset import TEST_ROWS, VALIDATION_ROWS, Row, split
 from aios_edge.cli.demo.load import Outcome, poisson_schedule
+from aios_edge.cli.demo.plan import FAST
 from aios_edge.cli.demo.score import emulation_slowdown, quantile, score
 from aios_edge.cli.demo.summary import Summary, misses, remedy
+from aios_edge.errors import AiosEdgeError
 
 OFFLINE = {"local": ("positive", "negative"), "cloud": ("positive", "positive")}
 
@@ -184,6 +189,55 @@ def test_the_pruned_network_is_served_where_it_was_chosen_and_else_the_whole_one
     found = with_pruned(plain, exported((whole, "is the fastest"), (small, "misses [it]")), Path("structured"))
     assert found.bundle("x86-gateway") == Path("export/x86-gateway") and found.report is plain.report
     assert found.not_pruned == f"{small} misses [it]"
+
+
+#: Stands for the command: the second export breaks a promise, or fails.
+COMMAND = """
+import json, sys
+command, *arguments = sys.argv[1:]
+if command == "profiles":
+    print('{{"name": "x86-gateway"}}')
+elif "structured.toml" in arguments[0]:
+    print(json.dumps({printed}))
+    sys.exit({exits})
+else:
+    print(json.dumps({report}))
+"""
+
+
+@pytest.fixture
+def workshop_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any], int], Workshop]:
+    """The bundles of ``demo --structured`` where the export with ``[prune]`` prints a document and exits so."""
+    rows = [Row(f"Sentence number {i}", "positive") for i in range(TEST_ROWS + VALIDATION_ROWS + 50)]
+    monkeypatch.setattr(dataset, "read_package", lambda: rows)
+
+    def make(printed: dict[str, Any], exits: int) -> Workshop:
+        program = COMMAND.format(printed=printed, exits=exits, report=exported(("dynamic-s8", "is the fastest")))
+        monkeypatch.setattr(processes, "CLI", (sys.executable, "-c", program))
+        return make_bundles(FAST, tmp_path, "package:model", structured=True)
+
+    return make
+
+
+@pytest.mark.parametrize("reported", [True, False])
+def test_a_pruned_network_that_breaks_a_promise_after_the_choice_leaves_the_whole_one(
+    workshop_of: Callable[[dict[str, Any], int], Workshop], reported: bool
+) -> None:
+    """On the test split, say: there is a report then, and else what broke."""
+    why = "[accuracy_drop] x86-gateway: l6-h4-f512-v30522+dynamic-s8-e4 loses 3.1 points on the test split"
+    report = exported(("l6-h4-f512-v30522+dynamic-s8-e4", "is the fastest")) if reported else {"ok": False}
+    found = workshop_of({**report, "error": why}, 3)
+    assert found.not_pruned == why and found.structured is None
+    assert found.chosen("x86-gateway")["name"] == "dynamic-s8"
+    assert found.bundle("x86-gateway") == found.folder / "x86-gateway"
+
+
+def test_an_export_with_pruning_that_fails_ends_the_demo(
+    workshop_of: Callable[[dict[str, Any], int], Workshop],
+) -> None:
+    with pytest.raises(AiosEdgeError) as failed:
+        workshop_of({}, 1)
+    assert failed.value.exit_code == 1
 
 
 def test_the_screen_says_that_nothing_was_pruned() -> None:

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exporters.data import Data, Labelled, TestSplit
-from exporters.doubts import of_answers, of_data, permuted
+from exporters.doubts import of_answers, of_data, of_pruning, permuted
 from exporters.quantize import Plan
+from exporters.structure import Shape, Structure, ladder
 from exporters.tokenizer_fit import Coverage
+from exporters.variants import Pruning
 
 LABELS = ("a", "b", "c")
 KNOWN = Coverage(unknown=0.0, mute=0.0)
@@ -22,6 +24,22 @@ def labelled(*labels: int, start: int = 0) -> Labelled:
 def data(train: Labelled, validation: Labelled) -> Data:
     return Data(
         labels=LABELS, train=train, validation=validation, test=TestSplit(lambda: train), origin="here", dropped=0
+    )
+
+
+def pruning(layers: int, *plans: Plan) -> Pruning:
+    shape = Shape(
+        whole=Structure(layers=layers, heads=1, ffn=64, vocabulary=3), hidden=16, positions=8, labels=len(LABELS)
+    )
+    return Pruning(shape=shape, pieces=(0, 1, 2), rungs=ladder(shape, 3), plans=plans)
+
+
+def test_a_wish_to_prune_that_nothing_comes_of_is_told() -> None:
+    fp32 = Plan(name="fp32", precision="fp32")
+    said = of_pruning({"a": pruning(1, fp32), "b": pruning(2, fp32), "c": pruning(2)})
+    assert said == (
+        "[prune] does nothing for a: of layers = 1, heads = 1, ffn = 64 the search takes nothing away",
+        "[prune] does nothing for c: nothing that it prefers can be made of a pruned network",
     )
 
 

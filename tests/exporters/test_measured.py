@@ -20,6 +20,8 @@ from aios_edge.profile_files import load_profile
 from device_agent.activation import ActivationRefused, activate
 from exporters import brought
 from exporters.report import ExportReport
+from exporters.structure import Structure
+from exporters.trials import Trials
 
 pytestmark = pytest.mark.export
 
@@ -54,9 +56,9 @@ def aios_edge(*arguments: str) -> subprocess.CompletedProcess[str]:
 class Export:
     """The first export of the board's profile, all its candidates given out."""
 
-    def __init__(self, folder: Path, recipe: Path) -> None:
+    def __init__(self, folder: Path, recipe: Path, board: str = BOARD) -> None:
         self.profile_file = folder / "board.toml"
-        self.profile_file.write_text(BOARD, encoding="utf-8")
+        self.profile_file.write_text(board, encoding="utf-8")
         self.profile: DeviceProfile = load_profile(str(self.profile_file))
         self.recipe, self.out = recipe, folder / "out"
         self.report = exporters.export(self.recipe, [self.profile], self.out, candidates=True)
@@ -260,6 +262,28 @@ def test_a_pruned_candidate_that_was_given_out_is_chosen_when_it_was_measured(wo
     report = given.again(tmp_path / "again", by_the_board(given.bench(narrow), tmp_path / "narrow.json"))
     assert report.profiles["board"].chosen == narrow
     assert {stage.split("/")[0] for stage in report.stages["built"]} <= {"evaluate"}
+
+
+def test_a_pruned_candidate_that_a_host_of_the_class_gave_out_is_known_again(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It chose how far to prune by its own latency, which doesn't count once there are measurements."""
+
+    def is_fast(trials: Trials, rung: Structure, *_: object) -> bool:
+        return rung.layers == 1 or not trials._terms.on_target
+
+    monkeypatch.setattr(Trials, "_is_fast", is_fast)
+    recipe = workshop / "walk.toml"
+    more = "[prune]\n[distill]\nepochs = 2\nlearning_rate = 1e-3\n[search]\nstructures = 1\n"
+    recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + more, encoding="utf-8")
+    here = BOARD.replace('["made_up"]', "[]").replace("latency_p95_s = 0.040", "latency_p95_s = 10.0")
+    given = Export(tmp_path, recipe, here)
+    wide, narrow = (c.name for c in given.report.profiles["board"].candidates if c.structure)
+    assert wide.startswith("l1-h1-f64-") and narrow.startswith("l1-h1-f64-")
+    report = given.again(tmp_path / "again", by_the_board(given.bench(narrow), tmp_path / "narrow.json"))
+    assert [name for name, target in targets(report).items() if target] == [narrow]
+    assert [c.name for c in report.profiles["board"].candidates if c.structure] == [wide, narrow]
+    assert "distill" not in {stage.split("/")[0] for stage in report.stages["built"]}
 
 
 def test_the_command_takes_measurements_and_gives_candidates_out(first: Export, bench: Bench, tmp_path: Path) -> None:

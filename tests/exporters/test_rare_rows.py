@@ -119,6 +119,17 @@ def test_what_cant_be_told_by_use_keeps_8_bits(lookups: tuple[str, ...], width: 
     assert all(node.op_type != "BitShift" for node in made.graph.node)
 
 
+@pytest.mark.parametrize("bits", [4, 2])
+def test_where_no_row_is_rare_all_keep_8_bits(table: np.ndarray, bits: int) -> None:
+    plain, made = model(table), model(table)
+    assert quantize_tables(plain) == quantize_tables(made, {"ids": np.ones(ROWS, dtype=np.intp)}, bits) == 1
+    assert made == plain
+    one_rare = model(table)
+    quantize_tables(one_rare, {"ids": np.arange(ROWS)}, bits)
+    assert np.isfinite(everything(one_rare)).all()
+    assert rare_rows.size_bytes(ROWS, ROWS, WIDTH, bits) >= table.size + 4 * WIDTH  # the estimate stays a high one
+
+
 def test_a_width_without_books_keeps_8_bits() -> None:
     made = model(np.random.default_rng(0).standard_normal((ROWS, 34)).astype(np.float32))
     assert quantize_tables(made, {"ids": counts()}, bits=2) == (1, 0)

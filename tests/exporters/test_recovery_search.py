@@ -12,6 +12,7 @@ from exporters import recovery_search
 from exporters.progress import SilentProgress
 from exporters.recipe import DistillSection
 from exporters.recovery_search import Chosen
+from exporters.training import LossNotFinite
 
 pytestmark = pytest.mark.export
 BASE = DistillSection(epochs=6)
@@ -20,14 +21,18 @@ BASE = DistillSection(epochs=6)
 class Trainings:
     """Stands for short trainings: what was asked, and an accuracy that has one peak."""
 
-    def __init__(self, *, dies_at: int | None = None) -> None:
+    def __init__(self, *, dies_at: int | None = None, leads_nowhere: tuple[int, ...] = ()) -> None:
         self.asked: list[DistillSection] = []
-        self._dies_at = dies_at
+        self._dies_at, self._leads_nowhere = dies_at, leads_nowhere
 
     def __call__(self, section: DistillSection, folder: Path) -> float:
         if len(self.asked) == self._dies_at:
             raise KeyboardInterrupt
         self.asked.append(section)
+        if len(self.asked) - 1 in self._leads_nowhere:
+            folder.mkdir(exist_ok=True)
+            (folder / "checkpoint.pt").touch()
+            raise LossNotFinite("the loss is nan in epoch 2, batch 1")
         return 1 - abs(section.learning_rate - 6e-4) - 0.1 * abs(section.teacher_weight - 0.7)
 
 
@@ -60,6 +65,27 @@ def test_a_killed_search_goes_on_and_asks_the_same(tmp_path: Path, dies_at: int)
         searched(before, tmp_path / "killed")
     assert searched(after, tmp_path / "killed") == wanted
     assert before.asked + after.asked == whole.asked
+
+
+def test_what_was_drawn_and_leads_nowhere_counts_as_never_right(tmp_path: Path) -> None:
+    run = Trainings(leads_nowhere=(2, 3))
+    found = searched(run, tmp_path / "a")
+    assert len(run.asked) == len(found.trials) == 6
+    assert [trial.validation_accuracy == 0 for trial in found.trials] == [at in (2, 3) for at in range(6)]
+    assert not found.trials[2].kept and not list((tmp_path / "a").glob("trial-*"))
+    before, after = Trainings(leads_nowhere=(2, 3), dies_at=4), Trainings()
+    with pytest.raises(KeyboardInterrupt):
+        searched(before, tmp_path / "killed")
+    assert searched(after, tmp_path / "killed") == found
+    assert before.asked + after.asked == run.asked
+
+
+def test_the_recipe_s_own_settings_must_lead_somewhere(tmp_path: Path) -> None:
+    for _ in range(2):  # asked again, it is the same
+        run = Trainings(leads_nowhere=(0,))
+        with pytest.raises(LossNotFinite):
+            searched(run, tmp_path / "a")
+        assert run.asked[0].teacher_weight == pytest.approx(BASE.teacher_weight) and len(run.asked) == 1
 
 
 def test_without_optuna_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

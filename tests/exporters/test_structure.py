@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_edge.errors import RecipeError
+from exporters import quantize
 from exporters.recipe import PruneSection
 from exporters.structure import LADDER, Outcome, Shape, Structure, asked_for, beginning, following, ladder
 
@@ -67,6 +68,13 @@ def test_a_table_that_cant_be_split_is_estimated_whole() -> None:
     odd = replace(MINILM, hidden=390)  # even, but no multiple of four
     whole = odd.size_bytes(WHOLE, "dynamic-s8", 8)
     assert odd.size_bytes(WHOLE, "dynamic-s8", 2) == whole > odd.size_bytes(WHOLE, "dynamic-s8", 4)
+
+
+def test_the_size_of_all_that_can_be_built_is_known() -> None:
+    for precision in quantize.BUILDERS:
+        assert MINILM.size_bytes(WHOLE, precision) > WHOLE.vocabulary * MINILM.hidden
+    with pytest.raises(KeyError):
+        MINILM.size_bytes(WHOLE, "dynamic-s4")
 
 
 def test_where_nobody_counted_as_many_rows_as_may_keep_8_bits() -> None:

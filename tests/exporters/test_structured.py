@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -18,15 +19,20 @@ from aios_edge.errors import PromiseBroken, RecipeError
 from aios_edge.golden import read_golden
 from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
-from exporters import inc, tables, vocabulary
+from exporters import distill, inc, structure, tables, tuned_static, vocabulary
 from exporters.bundle import DOCUMENTS_BYTES
-from exporters.data import load_data
+from exporters.data import Data, load_data
+from exporters.finetune import Tuned, tuned_of
 from exporters.progress import SilentProgress
-from exporters.recipe import load_recipe, parse_recipe
+from exporters.quantize import Plan
+from exporters.recipe import DistillSection, load_recipe, parse_recipe
 from exporters.report import Candidate, ExportReport
 from exporters.source import locate
+from exporters.stages import Made, Stages
 from exporters.structure import Shape
-from exporters.variants import plan_pruning
+from exporters.training import Epoch, LossNotFinite
+from exporters.trials import Trials
+from exporters.variants import Variant, plan_pruning
 
 pytestmark = [pytest.mark.export, pytest.mark.usefixtures("spelling")]
 
@@ -226,12 +232,59 @@ def test_short_trainings_look_for_the_recovery_s_hyper_parameters(
     assert "Trials of the recovery" in page and f"Learning rate {kept.learning_rate:.3g}" in page
 
 
+def test_settings_that_were_found_and_lead_nowhere_name_who_found_them(
+    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the long training; in a short one they would not have been found."""
+    rates = []
+
+    def distilled(student: object, section: DistillSection, *_: object, **__: object) -> Tuned:
+        rates.append(section.learning_rate)
+        if section.epochs == 2 or len(rates) == 2:
+            raise LossNotFinite("the loss is nan", where="[distill]", remedy="Lower learning_rate")
+        return tuned_of("distill", (Epoch(len(rates) / 10, 1.0),), [])
+
+    monkeypatch.setattr(distill, "distill", distilled)
+    path = workshop / "nowhere.toml"
+    path.write_text(RECIPE.format(vocabulary=98, more="heads = 2\n") + "[search]\ntrials = 3\n", encoding="utf-8")
+    with pytest.raises(LossNotFinite, match=r"Leave \[search\] trials out"):
+        exporters.export(path, "arm64-gateway", tmp_path / "out", cache=cache)
+    assert len(rates) == 4 and rates[3] == rates[2]
+
+
 def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path, tmp_path: Path) -> None:
     report = export(workshop, tmp_path / "ladder", cache)
     names = [candidate.name for candidate in report.profiles["arm64-gateway"].candidates]
     pruned = [name for name in names if "+" in name]
     assert len(pruned) == 2 and names.index(pruned[0]) < names.index("dynamic-s8")
     assert any(stage.startswith("distill/") for stage in report.stages["built"])
+
+
+def test_where_nothing_can_go_a_warning_says_so(
+    workshop: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(structure, "LADDER", ())
+    report = export(workshop, tmp_path / "out", cache)
+    assert "[prune] does nothing for arm64-gateway" in " ".join(report.warnings) and not pruned_of(report)
+
+
+def test_how_fast_a_pruned_network_may_be_is_told_from_the_whole_one_of_its_precision(
+    workshop: Path, cache: Path, narrow: tuple[ExportReport, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though neural-compressor's candidate comes first."""
+
+    def tuned(plan: Plan, whole: Variant, data: Data, stages: Stages, **_: object) -> Made:
+        own = replace(plan, precision="fp32")
+        return replace(stages.candidate(own.name, own, whole.fp32.folder, data, whole.encoder), plan=plan)
+
+    asked, is_fast = [], Trials._is_fast
+    monkeypatch.setattr(tuned_static, "make", tuned)
+    monkeypatch.setattr(Trials, "_is_fast", lambda *args: asked.append(args[-1].made.name) or is_fast(*args))
+    path = workshop / "twin.toml"
+    path.write_text(RECIPE.format(vocabulary=98, more="heads = 2\nffn = 64\n"), encoding="utf-8")
+    profile = msgspec.structs.replace(load_profile("arm64-gateway"), precision_preference=("static-s8", "dynamic-s8"))
+    exporters.export(path, [profile], tmp_path / "out", cache=cache)
+    assert asked == ["dynamic-s8"]
 
 
 def in_budget(workshop: Path, out: Path, cache: Path, budget: int | None, prune: str, structures: int) -> ExportReport:
@@ -314,8 +367,8 @@ def test_a_vocabulary_that_would_take_the_words_of_a_class_is_refused_before_the
         "data": {"train": "own.csv", "validation": str(workshop / "val.csv"), "test": str(workshop / "test.csv")},
     }
     tokenizer = (workshop / "spelling/tokenizer.json").read_bytes()
-    used = {number for count in vocabulary.used(tokenizer, texts) for number in count}
-    size = len(vocabulary.least(tokenizer) | used) - 1
+    (used,) = vocabulary.used(tokenizer, [texts], 128)
+    size = len(vocabulary.least(tokenizer) | set(used)) - 1
     recipe = parse_recipe({**document, "prune": {"vocabulary": size}}, folder=tmp_path)
     with pytest.raises(RecipeError, match=r"keeps \d% of what sets the class 'negative' apart .*'awful'") as caught:
         exporters.export(recipe, "arm64-gateway", tmp_path / "out", cache=tmp_path / "cache")

@@ -60,13 +60,33 @@ def test_ids_are_numbered_anew_everywhere() -> None:
 
 def test_what_training_uses_is_kept_first_then_the_most_frequent() -> None:
     whole = tokenizer()
-    counts = vocabulary.used(whole, ["bead bead", "cabface"])
+    counts = vocabulary.used(whole, [["bead bead"], ["cabface"]], 32)
     vocab = json.loads(whole)["model"]["vocab"]
     assert counts[0] == Counter({vocab["bead"]: 2})
     least = len(vocabulary.least(whole))
     kept = vocabulary.choose(whole, counts, least + 3)
     assert {vocab["bead"], vocab["cab"], vocab["##face"]} <= set(kept) and vocab["abc"] not in kept
     assert vocab["abc"] in vocabulary.choose(whole, counts, least + 4)
+
+
+def test_what_is_cut_off_is_not_counted() -> None:
+    """As the encoder cuts: [CLS] and [SEP] take two or three of the places."""
+    whole = tokenizer()
+    vocab = json.loads(whole)["model"]["vocab"]
+    counts = vocabulary.used(whole, [["bead fed cab", "fed"], [("bead fed", "cab abc cab")], []], 4)
+    single, pair = Tokenizer.from_str(whole.decode()), ("bead fed", "cab abc cab")
+    single.enable_truncation(4)
+    around = {vocab["[CLS]"], vocab["[SEP]"]}
+    assert counts[0] == Counter({vocab["bead"]: 1, vocab["fed"]: 2})
+    assert counts[1] == Counter(number for number in single.encode(*pair).ids if number not in around)
+    assert counts[2] == Counter()
+
+
+def test_counting_holds_a_few_texts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, texts = tokenizer(), [["bead fed", "cab", "abc fed", "cabface", "bead"]]
+    wanted = vocabulary.used(whole, texts, 32)
+    monkeypatch.setattr(vocabulary, "_TEXTS_AT_ONCE", 2)
+    assert vocabulary.used(whole, texts, 32) == wanted
 
 
 def test_a_piece_whose_letters_have_none_of_their_own_stays() -> None:
@@ -84,29 +104,28 @@ def test_a_vocabulary_that_is_too_small_is_refused() -> None:
 def test_a_class_that_would_lose_its_words_is_named_with_them() -> None:
     """However many words it shares with the others; those tell nothing of it."""
     whole = tokenizer()
-    counts = vocabulary.used(whole, ["fed abc bead", "fed abc bead", "fed abc cab"])
-    labels, names = (0, 0, 1), ("beads", "cabs")
+    counts, names = vocabulary.used(whole, [["fed abc bead"] * 2, ["fed abc cab"]], 32), ("beads", "cabs")
     every = vocabulary.choose(whole, counts, len(vocabulary.least(whole)) + 4)
-    vocabulary.check_classes(whole, every, counts, labels, names)
+    vocabulary.check_classes(whole, every, counts, names)
     kept = vocabulary.choose(whole, counts, len(every) - 1)  # the least frequent one: two of its three pieces stay
     with pytest.raises(RecipeError, match=r"keeps 0% of what sets the class 'cabs' apart .*; it would lose 'cab'"):
-        vocabulary.check_classes(whole, kept, counts, labels, names)
+        vocabulary.check_classes(whole, kept, counts, names)
 
 
 def test_a_word_counts_for_a_class_as_far_as_others_do_without_it() -> None:
     whole = tokenizer()
     # "fed" is in every row of three of the four classes, "bead" and "cab" are one's own; the last one is ten times as
     # large, which makes nothing of its words.
-    texts = ["fed bead bead", "fed cab", "fed abc"] + ["abc"] * 10
-    counts, vocab = vocabulary.used(whole, texts), json.loads(whole)["model"]["vocab"]
-    labels, names = (0, 1, 2, *[3] * 10), ("beads", "cabs", "both", "abc")
+    texts = [["fed bead bead"], ["fed cab"], ["fed abc"], ["abc"] * 10]
+    counts, vocab = vocabulary.used(whole, texts, 32), json.loads(whole)["model"]["vocab"]
+    names = ("beads", "cabs", "both", "abc")
 
     def check(*gone: str) -> None:
         stay = [number for piece, number in vocab.items() if piece not in gone]
-        vocabulary.check_classes(whole, stay, counts, labels, names)
+        vocabulary.check_classes(whole, stay, counts, names)
 
     check("fed")
-    vocabulary.check_classes(whole, (), vocabulary.used(whole, ["fed cab"] * 3), (0, 1, 2), ("a", "b", "c"))
+    vocabulary.check_classes(whole, (), vocabulary.used(whole, [["fed cab"]] * 3, 32), ("a", "b", "c"))
     with pytest.raises(RecipeError, match=r"keeps \d% of what sets the class 'beads' apart .*'bead', 'fed'"):
         check("fed", "bead")
     with pytest.raises(RecipeError, match="'abc'"):

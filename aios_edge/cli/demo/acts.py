@@ -86,15 +86,18 @@ def _with_structured(workshop: Workshop, plan: Plan, out: Path, source: str) -> 
     )
     folder, kept = out / "structured", out / "export" / ".cache"
     options = ("--profile", workshop.profile, "--out", str(folder), "--cache", str(kept))
-    report = run_json("export", str(recipe), *options, show_progress=True)
+    report = run_json("export", str(recipe), *options, show_progress=True, may_refuse=True)
     return with_pruned(workshop, report, folder)
 
 
 def with_pruned(workshop: Workshop, report: Mapping[str, Any], folder: Path) -> Workshop:
     """The workshop with what the export with ``[prune]`` made in ``folder``, if that is a pruned network.
 
-    Else all stays as it was: that export allows a larger drop, which the whole network must not gain by.
+    Else all stays as it was: that export allows a larger drop, which the whole network must not gain by. So it does
+    where nothing was shipped, because a promise was broken after the choice (on the test split) or before it.
     """
+    if report.get("error") is not None:
+        return replace(workshop, not_pruned=report["error"])
     candidates: Sequence[Mapping[str, Any]] = report["profiles"][workshop.profile]["candidates"]
     if not any(c["chosen"] and c["structure"] for c in candidates):
         reasons = [f"{c['name']} {c['reason']}" for c in candidates if c["structure"]]

@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from aios_edge.client import Client
-from aios_edge.errors import AiosEdgeError, RemoteError
+from aios_edge.errors import AiosEdgeError, PromiseBroken, RemoteError
 
 CLI = (sys.executable, "-m", "aios_edge.cli.main")
 READY_TIMEOUT_S = 60.0
 
 
-def run_json(*arguments: str, show_progress: bool = False) -> Any:
+def run_json(*arguments: str, show_progress: bool = False, may_refuse: bool = False) -> Any:
     """Run ``aios-edge ARGUMENTS --json`` and return the document it printed.
 
     With ``show_progress`` its stderr goes to this terminal. Raises :class:`AiosEdgeError` with the command's own
-    words and its exit code if it failed.
+    words and its exit code if it failed; where it ``may_refuse``, a broken promise is an answer like any other: the
+    document's ``error`` names it.
     """
     process = subprocess.run(
         [*CLI, *arguments, "--json"],
@@ -34,7 +35,7 @@ def run_json(*arguments: str, show_progress: bool = False) -> Any:
         text=True,
         check=False,
     )
-    if process.returncode != 0:
+    if process.returncode not in ((0, PromiseBroken.exit_code) if may_refuse else (0,)):
         said = (process.stderr or "").strip()
         error = AiosEdgeError(said or "it failed; its message is above", where=f"aios-edge {arguments[0]}")
         error.exit_code = process.returncode if process.returncode > 0 else 1
