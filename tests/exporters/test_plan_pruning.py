@@ -79,7 +79,7 @@ def test_a_cut_tokenizer_is_estimated_in_proportion_and_not_low(workshop: Path, 
     whole = replace(pruning.shape.whole, vocabulary=len(words))
     sizes = {"tokenizer": len(source), "beside_pieces": vocabulary.beside_pieces(source)}
     shape = replace(pruning.shape, whole=whole, **sizes)
-    counts = vocabulary.used(source, load_data(recipe).in_use)
+    counts = vocabulary.used(source, load_data(recipe).by_class, recipe.finetune.max_length)
     for pieces in (80, len(words) - 5):
         cut = replace(whole, vocabulary=pieces)
         found = shape.shipped_bytes(cut, "dynamic-s8") - shape.size_bytes(cut, "dynamic-s8")
