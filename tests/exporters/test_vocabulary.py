@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,10 +84,17 @@ def test_what_is_cut_off_is_not_counted() -> None:
 
 
 def test_counting_holds_a_few_texts_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, texts = tokenizer(), [["bead fed", "cab", "abc fed", "cabface", "bead"]]
-    wanted = vocabulary.used(whole, texts, 32)
+    class Watched(list[str]):
+        def __getitem__(self, at: Any) -> Any:
+            found = super().__getitem__(at)
+            taken.append(len(found) if isinstance(at, slice) else 1)
+            return found
+
+    whole, texts, taken = tokenizer(), ["bead fed", "cab", "abc fed", "cabface", "bead"], list[int]()
+    wanted = vocabulary.used(whole, [texts], 32)
     monkeypatch.setattr(vocabulary, "_TEXTS_AT_ONCE", 2)
-    assert vocabulary.used(whole, texts, 32) == wanted
+    assert vocabulary.used(whole, [Watched(texts)], 32) == wanted
+    assert taken[-3:] == [2, 2, 1] and max(taken) == 2
 
 
 def test_a_piece_whose_letters_have_none_of_their_own_stays() -> None:
