@@ -1,7 +1,8 @@
 # make demo | make test | make check      each creates what it needs in a fresh clone
 # make demo FAST=1                        the demo's short form
 # make demo STRUCTURED=1                  the demo with a pruned network for this machine
-# make test-long                          the tests that take minutes: clean installs, every interpreter
+# make test-long                          the tests that take minutes: clean installs, every interpreter,
+#                                         the real neural-compressor
 
 PYTHON ?= python3
 VENV := .venv
@@ -39,6 +40,7 @@ test: $(VENV)/.dev
 	@$(BIN)/python -m pytest
 
 test-long: $(VENV)/.dev
+	@$(PIP) -e '.[demo,dev,neural-compressor]'
 	@$(BIN)/python -m pytest -m long --timeout 1800
 
 check: $(VENV)/.dev

@@ -37,8 +37,10 @@ def test_who_asks_and_where() -> None:
     assert names("jetson-orin-nano", tuned_static=True) == names("jetson-orin-nano")
 
 
-@pytest.mark.skipif(INSTALLED, reason="neural-compressor is installed")
-def test_not_installed_is_said_with_the_remedy(workshop: Path, tmp_path: Path) -> None:
+def test_not_installed_is_said_with_the_remedy(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inc, "_MODULES", ("no_such_module_of_it",))
     report = exporters.export(asked_for(workshop), ["x86-vnni"], tmp_path / "out", cache=workshop / ".inc-cache")
     profile = report.profiles["x86-vnni"]
     assert profile.bundle == "x86-vnni"
