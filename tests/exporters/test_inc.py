@@ -37,9 +37,7 @@ def test_who_asks_and_where() -> None:
     assert names("jetson-orin-nano", tuned_static=True) == names("jetson-orin-nano")
 
 
-def test_not_installed_is_said_with_the_remedy(
-    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_not_installed_is_said_with_the_remedy(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inc, "_MODULES", ("no_such_module_of_it",))
     report = exporters.export(asked_for(workshop), ["x86-vnni"], tmp_path / "out", cache=workshop / ".inc-cache")
     profile = report.profiles["x86-vnni"]
