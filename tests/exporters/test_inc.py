@@ -13,6 +13,7 @@ import exporters
 from aios_edge.errors import MissingExtra, PromiseBroken, RuntimeUnavailable
 from aios_edge.profile_files import load_profile
 from exporters import graph, inc, quantize
+from exporters.plans import STATIC, Plan, plans_for
 from exporters.recipe import ExportRecipe, SearchSection, load_recipe
 
 pytestmark = pytest.mark.export
@@ -28,13 +29,14 @@ def asked_for(workshop: Path) -> ExportRecipe:
 def test_who_asks_and_where() -> None:
     """A switch in the recipe for every profile that runs on the CPU first; TensorRT takes no such zero points."""
 
-    def names(profile: str, **asked: bool) -> list[str]:
-        return [plan.name for plan in quantize.plans_for(load_profile(profile), **asked)]
+    def names(profile: str, *, neural_compressor: bool = False) -> list[str]:
+        search = SearchSection(neural_compressor=neural_compressor)
+        return [plan.name for plan in plans_for(load_profile(profile), search)]
 
     assert "inc-static-s8" not in names("x86-vnni")
-    assert names("x86-vnni", tuned_static=True)[-1] == "inc-static-s8"
-    assert names("x86-gateway", tuned_static=True)[-1] == "inc-static-s8-r7"  # its products saturate in 8 bits
-    assert names("jetson-orin-nano", tuned_static=True) == names("jetson-orin-nano")
+    assert names("x86-vnni", neural_compressor=True)[-1] == "inc-static-s8"
+    assert names("x86-gateway", neural_compressor=True)[-1] == "inc-static-s8-r7"  # its products saturate in 8 bits
+    assert names("jetson-orin-nano", neural_compressor=True) == names("jetson-orin-nano")
 
 
 def test_not_installed_is_said_with_the_remedy(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,7 +57,7 @@ def test_where_nothing_else_is_preferred_its_absence_is_the_reason(
 ) -> None:
     monkeypatch.setattr(inc, "_MODULES", ("no_such_module_of_it",))
     recipe = load_recipe(workshop / "recipe.toml")
-    only = msgspec.structs.replace(load_profile("x86-vnni"), precision_preference=(quantize.STATIC,))
+    only = msgspec.structs.replace(load_profile("x86-vnni"), precision_preference=(STATIC,))
     with pytest.raises(PromiseBroken, match="inc-static-s8 is not available here") as caught:
         exporters.export(recipe, [only], tmp_path / "out", cache=workshop / ".inc-cache")
     assert "precision_preference" not in str(caught.value)
@@ -75,7 +77,7 @@ def test_a_failure_over_there_is_one_error_with_its_last_words(tmp_path: Path) -
         model=str(tmp_path / "nothing"), inputs=("input_ids",), accuracy=1.0, max_drop=0.0, levels=127, threads=1
     )
     row = {"input_ids": np.ones((1, 4), dtype=np.int64)}
-    plan = quantize.Plan(name="inc-static-s8", precision="static-s8")
+    plan = Plan(name="inc-static-s8", precision="static-s8")
     with pytest.raises(RuntimeUnavailable, match="neural-compressor: failed") as caught:
         inc.build(plan, job, [row], inc.Rows(samples=[row], labels=[0], reference=[0]), tmp_path)
     assert "nothing" in caught.value.what
