@@ -136,6 +136,7 @@ def _qdq_s8_sym(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     _compensate(model, list(quantized), rows.calibration, scheme)
     qdq.quantize(model, quantized, scheme, "qdq")
     graph.check_zero_points(model)
+    tables.halve_tables(model)
     graph.save(model, work)
     return Built(operators={}, session=_AT_LOAD, kept_float=kept)
 

@@ -43,7 +43,7 @@ _IN_8_BITS = _Stored(weight=1, entry=1, channel=9, nodes=8_000)
 _STORED = {
     "fp32": _Stored(weight=4, entry=4, channel=4, nodes=8_000),
     "fp16": _Stored(weight=2, entry=2, channel=2, nodes=30_000),  # not fused
-    "qdq-s8-sym": _Stored(weight=1, entry=4, channel=9, nodes=30_000),  # its tables stay in float
+    "qdq-s8-sym": _Stored(weight=1, entry=2, channel=9, nodes=30_000),
     "dynamic-s8": _IN_8_BITS,
     "qdq-u8s8": _IN_8_BITS,
 }

@@ -29,20 +29,9 @@ def quantize_tables(model: Any, counts: Mapping[str, NDArray[np.intp]] | None = 
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
-    tables = {
-        tensor.name: tensor
-        for tensor in graph.initializer
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2 and np.prod(tensor.dims) >= LEAST_ENTRIES
-    }
-
-    def looks_up(node: Any) -> bool:
-        return node.op_type == "Gather" and node.input[0] in tables and _axis(node) == 0
-
-    lookups = [node for node in graph.node if looks_up(node)]
-    looked_up = {node.input[0] for node in lookups}
-    # A table that is multiplied with as well stays whole.
-    looked_up -= {name for node in graph.node if not looks_up(node) for name in node.input}
-    arrays = {name: numpy_helper.to_array(tables[name]) for name in sorted(looked_up)}
+    tables = _looked_up(graph)
+    lookups = [node for node in graph.node if _looks_up(node, tables)]
+    arrays = {name: numpy_helper.to_array(tensor) for name, tensor in tables.items()}
     split = {}  # table -> its lookup's nodes
     for node in lookups:
         name, ids = node.input
@@ -56,7 +45,7 @@ def quantize_tables(model: Any, counts: Mapping[str, NDArray[np.intp]] | None = 
             graph.initializer.extend(constants)
     arranged = []
     for node in graph.node:
-        name = node.input[0] if looks_up(node) else ""
+        name = node.input[0] if _looks_up(node, tables) else ""
         if name in split:
             arranged += split[name]
             continue
@@ -72,14 +61,61 @@ def quantize_tables(model: Any, counts: Mapping[str, NDArray[np.intp]] | None = 
         entries, scale = rare_rows.in_s8(table)
         tables[name].CopyFrom(numpy_helper.from_array(entries, name))
         graph.initializer.append(numpy_helper.from_array(scale, f"{name}/scale"))
-    copies = [type(node).FromString(node.SerializeToString()) for node in arranged]  # they live in what is emptied
-    del graph.node[:]
-    graph.node.extend(copies)
+    _arrange(graph, arranged)
     for index in reversed(range(len(graph.initializer))):
         if graph.initializer[index].name in split:
             del graph.initializer[index]
     return len(arrays) + len(split), len(split)
 
 
+def halve_tables(model: Any) -> int:
+    """Turn every lookup in a float table into one in fp16 and a cast, in place; how many tables. For who takes standard
+    operators only, and has no use for integers that nothing multiplies: TensorRT."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = model.graph
+    tables = {
+        name: tensor
+        for name, tensor in _looked_up(graph).items()
+        if np.abs(numpy_helper.to_array(tensor)).max() <= np.finfo(np.float16).max
+    }
+    arranged = []
+    for node in graph.node:
+        arranged.append(node)
+        if _looks_up(node, tables):
+            output, half = node.output[0], f"{node.output[0]}/half"
+            arranged.append(helper.make_node("Cast", [half], [output], name=output, to=TensorProto.FLOAT))
+            node.output[0] = half
+    for name, tensor in tables.items():
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), name))
+    _arrange(graph, arranged)
+    return len(tables)
+
+
+def _looked_up(graph: Any) -> dict[str, Any]:
+    """The float tables large enough to save something that are looked up by row, and nothing else; by name."""
+    from onnx import TensorProto
+
+    tables = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) == 2 and np.prod(tensor.dims) >= LEAST_ENTRIES
+    }
+    found = {node.input[0] for node in graph.node if _looks_up(node, tables)}
+    # A table that is multiplied with as well stays whole.
+    found -= {name for node in graph.node if not _looks_up(node, tables) for name in node.input}
+    return {name: tables[name] for name in sorted(found)}
+
+
+def _looks_up(node: Any, tables: Mapping[str, Any]) -> bool:
+    return node.op_type == "Gather" and node.input[0] in tables and _axis(node) == 0
+
+
 def _axis(node: Any) -> int:
     return next((int(attribute.i) for attribute in node.attribute if attribute.name == "axis"), 0)
+
+
+def _arrange(graph: Any, nodes: list[Any]) -> None:
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]  # they live in what is emptied
+    del graph.node[:]
+    graph.node.extend(copies)

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from exporters.tables import quantize_tables
+from exporters.tables import halve_tables, quantize_tables
 
 pytestmark = pytest.mark.export
 
@@ -62,3 +62,21 @@ def test_what_is_no_lookup_of_rows_alone_stays(rows: int, options: dict[str, Any
     before = made.SerializeToString()
     assert quantize_tables(made) == (0, 0)
     assert made.SerializeToString() == before
+
+
+def test_half_the_bits_in_standard_operators() -> None:
+    table = np.random.default_rng(0).standard_normal((300, 32)).astype(np.float32)
+    made = model(table)
+    assert halve_tables(made) == 1
+    assert [node.op_type for node in made.graph.node] == ["Gather", "Cast"]
+    np.testing.assert_array_equal(found(made, [0, 7, 299]), table[[0, 7, 299]].astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [model(np.ones((300, 32), np.float32), multiplied=True), model(np.full((300, 32), 7e4, np.float32))],
+    ids=["multiplied", "beyond fp16"],
+)
+def test_what_fp16_cannot_be_stays(made: Any) -> None:
+    assert halve_tables(made) == 0
+    assert {tensor.data_type for tensor in made.graph.initializer} == {TensorProto.FLOAT}
