@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from exporters import (
     convert,
     evaluate,
     first_token,
+    graph,
     measure,
     observe,
     ort,
@@ -32,6 +34,7 @@ from exporters import (
     quantize,
     sensitivity,
     stages,
+    steps,
     verify,
 )
 from exporters.encode import Sample
@@ -242,6 +245,45 @@ def test_a_graph_that_lost_its_fused_layers(bench: Workbench, monkeypatch: pytes
     monkeypatch.setattr(quantize, "_best_graph", lambda folder: folder / convert.STANDARD)
     with pytest.raises(PromiseBroken, match="quantize: the graph optimizer fused attention 0 of 2") as caught:
         bench.export()
+    assert (caught.value.promise, caught.value.exit_code, bench.shipped) == ("fusion", 3, [])
+    assert all(f"layer.{layer}/attention/self/Softmax' (layer {layer})" in str(caught.value) for layer in (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("piece", "lost"),
+    [
+        ("/model/bert/encoder/layer.1/attention/self/Softmax", "attention 1 of 2"),
+        ("/model/bert/encoder/layer.0/intermediate/intermediate_act_fn/Erf", "GELU 1 of 2"),
+    ],
+)
+@pytest.mark.parametrize("step", ["convert", "quantize"])
+def test_a_layer_that_was_not_fused_is_named(
+    bench: Workbench, monkeypatch: pytest.MonkeyPatch, step: str, piece: str, lost: str
+) -> None:
+    """Its node is read by one that no pattern knows; the answers are the same."""
+    from onnx import helper
+
+    real = ort.fuse_bert
+
+    def hampered(source: Path, out: Path, **more: Any) -> None:
+        model = graph.load(source)
+        at, node = next((at, node) for at, node in enumerate(model.graph.node) if node.name == piece)
+        output, node.output[0] = node.output[0], "apart"
+        model.graph.node.insert(at + 1, helper.make_node("Neg", ["apart"], ["negative"]))
+        model.graph.node.insert(at + 2, helper.make_node("Neg", ["negative"], [output]))
+        steps.save(model, out.with_name("hampered.onnx"))
+        real(out.with_name("hampered.onnx"), out, **more)
+
+    monkeypatch.setattr(ort, "fuse_bert", hampered)
+    if step == "quantize":  # the first check is dead
+        check = graph.check_fusion
+        monkeypatch.setattr(graph, "check_fusion", lambda m, **more: more["where"] == "convert" or check(m, **more))
+    bench.forget("convert", "quantize", "evaluate")
+    layer = re.search(r"layer\.(\d)", piece)
+    assert layer
+    with pytest.raises(PromiseBroken) as caught:
+        bench.export()
+    assert f"{step}: the graph optimizer fused {lost}; left: '{piece}' (layer {layer[1]})." in str(caught.value)
     assert (caught.value.promise, caught.value.exit_code, bench.shipped) == ("fusion", 3, [])
 
 
