@@ -18,7 +18,8 @@ from aios_edge.errors import PromiseBroken
 #: An answer stands for another label when that is the truth of so many of its rows, of which there are so many.
 _MEANS_ANOTHER, _ROWS_OF_ANOTHER = 2 / 3, 5
 #: What is less probable is no luck. Classes that a model can't tell apart get each other's answers by the toss of a
-#: coin; two of them are then taken for exchanged once in 3,000 times at most (however many rows there are; 14 decide).
+#: coin: the chance of each answer's rows is a binomial tail, and that of a cycle their product. Two such classes are
+#: refused once in 3,000 times at most, whatever their numbers of rows; 14 rows, all exchanged, are enough.
 LUCK = 1e-4
 _NAMED = 5
 _REMEDY = (
