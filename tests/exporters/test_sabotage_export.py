@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -19,7 +17,6 @@ import pytest
 
 import exporters
 from aios_edge.bundle.read import open_bundle
-from aios_edge.cli.main import main
 from aios_edge.errors import AiosEdgeError, PromiseBroken
 from aios_edge.profile import DeviceProfile
 from aios_edge.profile_files import load_profile
@@ -316,80 +313,6 @@ def test_a_zero_point_that_the_device_refuses(bench: Workbench, monkeypatch: pyt
     with pytest.raises(PromiseBroken, match="has a zero point other than 0, which TensorRT refuses") as caught:
         bench.export("jetson-orin-nano")
     assert (caught.value.promise, caught.value.exit_code, bench.shipped) == ("symmetric", 3, [])
-
-
-# Labels
-
-
-def exchange_labels(path: Path) -> None:
-    other = {"negative": "positive", "positive": "negative"}
-    with path.open(encoding="utf-8", newline="") as stream:
-        header, *rows = csv.reader(stream)
-    with path.open("w", encoding="utf-8", newline="") as stream:
-        csv.writer(stream).writerows([header, *([text, other[label]] for text, label in rows)])
-
-
-EXCHANGED = "the model answers 'negative' for 'positive', 'positive' for 'negative'"
-
-
-def test_labels_that_are_exchanged_in_the_test_split(bench: Workbench) -> None:
-    exchange_labels(bench.folder / "test.csv")
-    with pytest.raises(PromiseBroken, match=f"test rows: labels are exchanged: {EXCHANGED}") as caught:
-        bench.export()
-    assert (caught.value.promise, caught.value.exit_code, bench.shipped) == ("labels", 3, [])
-    assert EXCHANGED in json.loads((bench.out / "report.json").read_bytes())["error"]
-    assert "labels are exchanged" in (bench.out / "report.html").read_text(encoding="utf-8")
-
-
-def test_labels_that_look_exchanged_on_too_few_rows_are_a_warning(bench: Workbench) -> None:
-    path = bench.folder / "test.csv"
-    path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:11]), encoding="utf-8")
-    exchange_labels(path)
-    constant, exchanged = bench.export().warnings
-    assert constant.startswith("the fine-tuned model is no better than a constant: it is right on 0.0")
-    assert exchanged.startswith(f"labels look exchanged, which may be luck: on the test split {EXCHANGED}, on 10 of 10")
-    assert "labels look exchanged" in (bench.out / "report.html").read_text(encoding="utf-8")
-    assert bench.shipped == [RPI5]
-
-
-def test_labels_that_are_exchanged_in_the_validation_split(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The epoch that learnt least is the best on such rows, and answers all alike; the last one tells."""
-    exchange_labels(bench.folder / "val.csv")
-    where = ["--profile", RPI5, "--out", str(bench.out), "--cache", str(bench.cache)]
-    monkeypatch.setattr(sys, "argv", ["aios-edge", "export", str(bench.folder / "recipe.toml"), *where])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    assert caught.value.code == 3
-    assert f"[labels] validation rows, last epoch: labels are exchanged: {EXCHANGED}" in capsys.readouterr().err
-    assert bench.shipped == []
-
-
-def test_a_model_that_was_fine_tuned_with_its_labels_in_another_order(
-    bench: Workbench, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nothing is trained, and every candidate agrees with it; no candidate is built."""
-    shutil.rmtree(bench.folder / "tiny")
-    (trained,) = bench.cache.glob("finetune/*/model")
-    shutil.copytree(trained, bench.folder / "tiny")
-    shutil.copy(next(bench.cache.glob("tokenizer/*/tokenizer.json")), bench.folder / "tiny")
-    recipe = bench.folder / "recipe.toml"
-    recipe.write_text(recipe.read_text(encoding="utf-8").replace('method = "full"', 'method = "none"'), "utf-8")
-    path = bench.folder / "tiny/config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    monkeypatch.setattr(quantize, "build", lambda *_: pytest.fail("a candidate was built"))
-    for names in (("positive", "negative"), ("LABEL_0", "LABEL_1")):
-        config["id2label"] = dict(enumerate(names))
-        config["label2id"] = {name: number for number, name in enumerate(names)}
-        path.write_text(json.dumps(config), encoding="utf-8")
-        if names[0] == "LABEL_0":  # nothing says what they are: the data's, by alphabet
-            for name in ("train.csv", "val.csv", "test.csv"):
-                exchange_labels(bench.folder / name)
-        with pytest.raises(PromiseBroken, match="validation rows: labels are exchanged: the model answers") as caught:
-            bench.export()
-        assert "'negative' for 'positive'" in str(caught.value) and "on 200 of 200 rows" in str(caught.value)
-        assert (caught.value.promise, bench.shipped) == ("labels", [])
 
 
 # Calibration
