@@ -48,19 +48,19 @@ def convert(model: Any, inputs: tuple[str, ...], work: Path) -> Converted:
     _export(model, signature, work / RAW)
     fused = config.model_type in FUSED_TYPES
     gelu = "gelu" in str(getattr(config, "hidden_act", ""))
-    first_token.rewrite(work / RAW, work / STANDARD)
-    counts = graph.operator_counts(work / STANDARD)
+    best = work / STANDARD
+    first_token.rewrite(work / RAW, best)
     if fused:
-        ort.fuse_bert(work / RAW, work / FUSED, heads=prune.heads_kept(config), hidden=config.hidden_size)
-        first_token.rewrite(work / FUSED, work / FUSED)  # after the fusion, which knows only whole layers
-        counts = graph.operator_counts(work / FUSED)
-        graph.check_fusion(counts, layers=config.num_hidden_layers, where="convert", gelu=gelu)
+        best = work / FUSED
+        ort.fuse_bert(work / RAW, best, heads=prune.heads_kept(config), hidden=config.hidden_size)
+        first_token.rewrite(best, best)  # after the fusion, which knows only whole layers
+        graph.check_fusion(graph.outline(best), layers=config.num_hidden_layers, where="convert", gelu=gelu)
     return Converted(
         inputs=inputs,
         layers=int(getattr(config, "num_hidden_layers", 0)),
         fused=fused,
         gelu=gelu,
-        operators=dict(counts),
+        operators=dict(graph.operator_counts(best)),
         signature=signature.origin,
     )
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.data import Data, Labelled, leaks
+from exporters.label_order import LUCK, exchanges
 from exporters.plans import Plan
 from exporters.quantize import CALIBRATION_SAMPLES
 from exporters.tokenizer_fit import UNKNOWN_WARNED, Coverage
@@ -16,9 +17,6 @@ from exporters.variants import Pruning
 
 #: Fewer different texts than this show too little of what activations can be.
 _CALIBRATION_TEXTS = 16
-#: An answer stands for another label when that is the truth of so many of its rows, of which there are so many.
-_MEANS_ANOTHER, _ROWS_OF_ANOTHER = 2 / 3, 5
-_LABELS_NAMED = 5
 
 
 def of_data(data: Data, plans: Sequence[Plan], found: Coverage) -> tuple[str, ...]:
@@ -53,7 +51,7 @@ def of_pruning(prunings: Mapping[str, Pruning]) -> tuple[str, ...]:
 
 
 def of_answers(split: str, answer: NDArray[Any], rows: Labelled, data: Data) -> tuple[str, ...]:
-    """After the training: a model that has learnt nothing, or another order of labels."""
+    """After the training: a model that has learnt nothing, or labels that may be exchanged, on few rows."""
     truth = np.asarray(rows.labels)
     right = float(np.mean(answer == truth))
     most = int(np.bincount(np.asarray(data.train.labels)).argmax())
@@ -64,25 +62,9 @@ def of_answers(split: str, answer: NDArray[Any], rows: Labelled, data: Data) -> 
             f"the fine-tuned model is no better than a constant: it is right on {right:.4f} of the {split} rows,"
             f" always answering '{data.labels[most]}' on {always:.4f}"
         )
-    if moved := permuted(answer, truth, len(data.labels)):
-        pairs = [f"'{data.labels[a]}' for '{data.labels[b]}'" for a, b in sorted(moved.items())]
-        more = " …" if len(pairs) > _LABELS_NAMED else ""
-        named = ", ".join(pairs[:_LABELS_NAMED]) + more
-        said.append(f"labels look exchanged: on {split} rows the model answers {named}; check the data's labels")
+    said += [
+        f"labels look exchanged, which may be luck: on the {split} split the model answers {found.told(data.labels)}"
+        for found in exchanges(answer, truth, len(data.labels))
+        if found.luck > LUCK
+    ]
     return tuple(said)
-
-
-def permuted(answer: NDArray[Any], truth: NDArray[Any], classes: int) -> dict[int, int]:
-    """Answer -> the label that it really stands for, of labels that are exchanged among each other; mostly none."""
-    table = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(table, (answer, truth), 1)
-    means = table.argmax(axis=1)
-    moved = {
-        a: int(means[a])
-        for a in range(classes)
-        if means[a] != a and table[a, means[a]] >= max(_ROWS_OF_ANOTHER, _MEANS_ANOTHER * table[a].sum())
-    }
-    while set(moved) != set(moved.values()):  # what isn't part of a cycle is only confused
-        both = set(moved) & set(moved.values())
-        moved = {a: b for a, b in moved.items() if a in both and b in both}
-    return moved

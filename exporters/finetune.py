@@ -13,9 +13,10 @@ import numpy as np
 from aios_edge.errors import RecipeError
 from exporters.data import Labelled
 from exporters.encode import Encoder
+from exporters.label_order import broken_order
 from exporters.progress import Progress
 from exporters.recipe import FinetuneSection
-from exporters.training import Epoch, Examples, Settings, precision, train
+from exporters.training import Epoch, Examples, Settings, precision, torch_logits, train
 
 #: Where nothing is said. A head alone takes large steps; whole small encoders take 5e-5 to 1e-4.
 LEARNING_RATES = {"full": 5e-5, "last-n": 1e-4, "head": 1e-3}
@@ -45,7 +46,7 @@ def finetune(
 ) -> Tuned:
     """Train ``model`` and save its best epoch to ``work/model``; resumes from ``work``'s checkpoint.
 
-    Raises :class:`LossNotFinite`.
+    Raises :class:`LossNotFinite`, and :class:`PromiseBroken` (``labels``) where training ends with exchanged ones.
     """
     import torch
 
@@ -72,7 +73,13 @@ def finetune(
     examples = Examples(encoder.samples(rows.texts), rows.labels)
     held_out = Examples(encoder.samples(validation.texts), validation.labels)
     epochs = train(model, trained, settings, examples, held_out, encoder, loss_of, work, progress)
-    return tuned_of(section.method, epochs, trained)
+    tuned = tuned_of(section.method, epochs, trained)
+    if tuned.best_epoch != tuned.epochs:  # where labels are exchanged, the epoch that has learnt least is kept
+        answer = torch_logits(model, held_out.samples, encoder).argmax(axis=1)
+        names = [model.config.id2label[number] for number in range(model.config.num_labels)]
+        if problem := broken_order(answer, validation.labels, names, where="validation rows, last epoch"):
+            raise problem
+    return tuned
 
 
 def tuned_of(method: str, epochs: Sequence[Epoch], trained: list[Any]) -> Tuned:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,9 +19,13 @@ EXTERNAL = "model.onnx.data"
 MAX_IR = 11
 MAX_OPSET = 20
 _EXTERNAL_FROM_BYTES = 1024
-_GELU = ("BiasGelu", "Gelu", "FastGelu")
-_ATTENTION = ("Attention", "QAttention")
-_NORM = ("LayerNormalization", "SkipLayerNormalization")
+#: What is fused -> the operators that it becomes, and one that shows where it didn't: there it keeps torch's name.
+_FUSED = {
+    "attention": (("Attention", "QAttention"), ("Softmax",)),
+    "GELU": (("BiasGelu", "Gelu", "FastGelu"), ("Erf", "Tanh")),
+    "layer norm": (("LayerNormalization", "SkipLayerNormalization"), ("ReduceMean",)),
+}
+_LAYER = re.compile(r"\blayer\.(\d+)\b")  # as torch's names have it
 #: Operators that take integers and give floats at once; what onnxruntime's CPU provider has fast kernels for.
 _INTEGER = ("QAttention", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
 _QUANTIZED = "_quant"  # what onnxruntime's quantizer puts behind a name
@@ -69,31 +74,60 @@ def model_files(folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in (MODEL, EXTERNAL) if (folder / name).is_file()}
 
 
-def operator_counts(path: Path) -> Counter[str]:
-    """How often each operator occurs."""
+def outline(path: Path) -> Any:
+    """The model without the weights that lie beside it."""
     import onnx
 
-    return Counter(node.op_type for node in onnx.load(str(path), load_external_data=False).graph.node)
+    return onnx.load(str(path), load_external_data=False)
 
 
-def check_fusion(counts: Counter[str], *, layers: int, where: str, gelu: bool = True) -> None:
-    """Raise :class:`PromiseBroken` (``fusion``) unless every layer of a BERT-class encoder was fused.
+def operator_counts(path: Path) -> Counter[str]:
+    """How often each operator occurs."""
+    return Counter(node.op_type for node in outline(path).graph.node)
+
+
+def check_fusion(model: Any, *, layers: int, where: str, gelu: bool = True) -> None:
+    """Raise :class:`PromiseBroken` (``fusion``) unless every layer of a BERT-class encoder was fused; what was not is
+    named by a node that is left of it.
 
     Lost fusion is silent otherwise: the model stays right and becomes slow. ``gelu``: it has GELUs at all.
     """
-    found = {
-        "attention": (sum(counts[name] for name in _ATTENTION), layers),
-        "GELU": (sum(counts[name] for name in _GELU), layers if gelu else 0),
-        "layer norm": (sum(counts[name] for name in _NORM), 2 * layers),
-    }
-    lost = [f"{name} {seen} of {wanted}" for name, (seen, wanted) in found.items() if seen < wanted]
+    counts = Counter(node.op_type for node in model.graph.node)
+    least = {"attention": layers, "GELU": layers if gelu else 0, "layer norm": 2 * layers}
+    lost, told, untold = [], [], 0
+    for kind, (fused, pieces) in _FUSED.items():
+        left = _left(model, pieces) if least[kind] else []
+        seen = sum(counts[name] for name in fused)
+        wanted = max(least[kind], seen + len(left))  # head and embeddings may have one more, which would hide a loss
+        if seen < wanted:
+            lost.append(f"{kind} {seen} of {wanted}")
+            told += left
+            untold += wanted - seen - len(left)
     if lost:
+        names = f"; left: {_listed(told)}" if told else ""
+        silent = f"; of {untold} no node tells where" if untold else ""
         raise PromiseBroken(
             "fusion",
-            f"the graph optimizer fused {', '.join(lost)}",
+            f"the graph optimizer fused {', '.join(lost)}{names}{silent}",
             where=where,
             remedy="Use the versions of torch, transformers and onnxruntime in constraints.txt",
         )
+
+
+def _left(model: Any, pieces: Sequence[str]) -> list[str]:
+    """Nodes of these operators with their layer, one of each module."""
+    found: dict[str, str] = {}
+    for node in model.graph.node:
+        name = node.name or node.output[0]
+        layer = _LAYER.search(name)
+        if node.op_type in pieces and (layer or node.op_type != "Tanh"):  # a pooler's own Tanh stays one
+            told = f"'{name}' (layer {layer[1]})" if layer else f"'{name}'"
+            found.setdefault(name.rpartition("/")[0], told)
+    return list(found.values())
+
+
+def _listed(told: Sequence[str]) -> str:
+    return ", ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
 
 
 def products(model: Any) -> list[str]:
@@ -119,10 +153,10 @@ def check_products(model: Any, wanted: Sequence[str], *, where: str) -> None:
         return
     left = {name: operator for name, operator in names if operator not in _INTEGER}
     told = [f"'{name}' ({left.get(name, 'gone')})" for name in lost.elements()]
-    shown = ", ".join(told[:_SHOWN]) + (f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else "")
+    done = f"{len(wanted) - len(told)} of {len(wanted)} products run on 8-bit integers in one operator"
     raise PromiseBroken(
         "fusion",
-        f"{len(wanted) - len(told)} of {len(wanted)} products run on 8-bit integers in one operator; not {shown}",
+        f"{done}; not {_listed(told)}",
         where=where,
         remedy="Use the version of onnxruntime in constraints.txt",
     )

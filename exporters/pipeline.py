@@ -24,6 +24,7 @@ from exporters.contest import Contest, hold, latency_of, report_of, shapes_withi
 from exporters.data import Data, Labelled, leaks, load_data, training_leaks
 from exporters.encode import TOKENIZER
 from exporters.evaluate import metrics
+from exporters.label_order import broken_order
 from exporters.measure import Measured
 from exporters.plans import plans_for
 from exporters.progress import Progress
@@ -94,6 +95,15 @@ def run(
     tuned_folder, tuned = stages.finetune(source, data, encoder)
     variants = Variants(stages, data, identity, tokenizer, tuned_folder)
     whole = variants.whole
+    answer, truth = whole.reference.argmax(axis=1), np.asarray(data.validation.labels)
+    as_fp32 = metrics(answer, truth, data.labels)
+    check_same_accuracy(tuned.validation_accuracy, as_fp32.accuracy, len(data.validation))
+    if problem := broken_order(answer, truth, data.labels, where="validation rows"):
+        raise problem
+    found = doubts.of_answers("validation", answer, data.validation, data)
+    _warn(found, progress)
+    warnings += found
+
     shapes = shapes_within(source.max_length, exhaustive=recipe.search.exhaustive)
     cost = stages.measured(whole.fp32, whole.fp32, shapes[:1])
     common = Common(
@@ -110,12 +120,6 @@ def run(
     for contest in contests:
         progress.message(f"{contest.profile.name}: {contest.choice.chosen or 'no candidate is left'}")
 
-    answer = whole.reference.argmax(axis=1)
-    as_fp32 = metrics(answer, np.asarray(data.validation.labels), data.labels)
-    check_same_accuracy(tuned.validation_accuracy, as_fp32.accuracy, len(data.validation))
-    found = doubts.of_answers("validation", answer, data.validation, data)
-    _warn(found, progress)
-    warnings += found
     report = ExportReport(
         schema=REPORT_SCHEMA,
         name=identity.name,
@@ -173,7 +177,8 @@ def run(
     found = _shared(data, test) + doubts.of_answers("test", trial.answer, test, data)
     _warn(found, progress)
     report = _with_trial(report, trial, found)
-    if problem := ship.broken_promise(trial, contests):
+    exchanged = broken_order(trial.answer, test.labels, data.labels, where="test rows")
+    if problem := exchanged or ship.broken_promise(trial, contests):
         raise refused(problem, report)
 
     progress.stage("bundle", str(out))

@@ -166,11 +166,10 @@ def _offline(converted: Path, model: Path, work: Path, products: Sequence[str] =
     ort.optimize_offline(model, optimized)
     finished = graph.load(optimized)
     graph.check_products(finished, products, where="quantize")
-    graph.save(finished, work)
     facts = convert.load_converted(converted)
     if facts.fused:
-        counts = graph.operator_counts(work / graph.MODEL)
-        graph.check_fusion(counts, layers=facts.layers, where="quantize", gelu=facts.gelu)
+        graph.check_fusion(finished, layers=facts.layers, where="quantize", gelu=facts.gelu)
+    graph.save(finished, work)
     return Built(operators={}, session=_OFFLINE)
 
 

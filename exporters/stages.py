@@ -26,6 +26,7 @@ from exporters import (
     finetune,
     first_token,
     graph,
+    label_order,
     measure,
     measure_rss,
     observe,
@@ -148,7 +149,7 @@ class Stages:
             "labels": data.labels,
             "finetune": {**msgspec.to_builtins(section), "threads": None},
             "tools": self.tools,
-            "code": code_digest(finetune, training, source, encode, self.task),
+            "code": code_digest(finetune, training, label_order, source, encode, self.task),
         }
 
         def build(work: Path) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
 
 from exporters.data import Data, Labelled, TestSplit
-from exporters.doubts import of_answers, of_data, of_pruning, permuted
+from exporters.doubts import of_answers, of_data, of_pruning
 from exporters.plans import Plan
 from exporters.structure import Shape, Structure, ladder
 from exporters.tokenizer_fit import Coverage
@@ -54,32 +52,19 @@ def test_a_model_no_better_than_a_constant_is_told_from_one_that_is() -> None:
     assert of_answers("test", np.array([0, 0, 0, 0, 1, 1]), rows, found) == ()
 
 
-def test_exchanged_labels_are_named() -> None:
-    truth = np.array([0] * 20 + [1] * 20 + [2] * 20)
-    rows = labelled(*truth)
-    (constant, said) = of_answers("test", np.array([1] * 20 + [0] * 19 + [2] * 21), rows, data(rows, rows))
+def test_labels_that_look_exchanged_on_few_rows_are_named() -> None:
+    rows = labelled(*[0] * 6 + [1] * 7 + [2] * 20)
+    constant, said = of_answers("test", np.array([1] * 6 + [0] * 7 + [2] * 20), rows, data(rows, rows))
     assert "no better than a constant" in constant
-    assert (
-        said
-        == "labels look exchanged: on test rows the model answers 'a' for 'b', 'b' for 'a'; check the data's labels"
+    assert said == (
+        "labels look exchanged, which may be luck: on the test split the model answers "
+        "'a' for 'b', 'b' for 'a', on 13 of 13 rows with these answers"
     )
-
-
-@given(st.permutations(range(6)), st.integers(6, 30))
-def test_any_exchange_is_found_and_only_that(order: list[int], rows: int) -> None:
-    truth = np.repeat(np.arange(6), rows)
-    means = {answer: label for label, answer in enumerate(order) if answer != label}
-    assert permuted(np.array(order)[truth], truth, 6) == means
-
-
-@given(st.integers(0, 2**32), st.integers(2, 8))
-def test_confusion_is_no_exchange(seed: int, classes: int) -> None:
-    chance = np.random.default_rng(seed)
-    truth = chance.integers(0, classes, 400)
-    wrong = chance.random(400) < 0.45
-    answer = np.where(wrong, (truth + 1) % classes, truth)
-    assert permuted(answer, truth, classes) == {}
-    assert permuted(np.zeros_like(truth), truth, classes) == {}
+    rows = labelled(*[0] * 7 + [1] * 7 + [2] * 20)  # no luck: that is refused, not warned of
+    assert of_answers("test", np.array([1] * 7 + [0] * 7 + [2] * 20), rows, data(rows, rows)) == (
+        "the fine-tuned model is no better than a constant: it is right on 0.5882 of the test rows, "
+        "always answering 'c' on 0.5882",
+    )
 
 
 def test_rows_of_training_in_validation_unknown_tokens_and_little_to_calibrate_with() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from onnx import helper
 
 from aios_edge.errors import PromiseBroken
 from aios_edge.manifest import SessionSpec
@@ -63,11 +66,47 @@ def test_lost_fusion_stops_the_export(model: Any, monkeypatch: pytest.MonkeyPatc
     assert (caught.value.promise, caught.value.exit_code) == ("fusion", 3)
 
 
-def test_fusion_lost_in_one_layer_is_found() -> None:
-    whole = Counter({"Attention": 6, "BiasGelu": 6, "LayerNormalization": 12})
-    graph.check_fusion(whole, layers=6, where="t")
-    with pytest.raises(PromiseBroken, match="attention 5 of 6"):
-        graph.check_fusion(whole - Counter(Attention=1), layers=6, where="t")
+def of_six_layers(*lost: str, left: Sequence[tuple[str, str]] = ()) -> Any:
+    """A fused graph as it is counted, without the operators ``lost`` and with (operator, name) that are ``left``."""
+    counts = Counter({"Attention": 6, "BiasGelu": 6, "LayerNormalization": 13}) - Counter(lost)
+    nodes = [(operator, f"{operator}_{number}") for number, operator in enumerate(counts.elements())]
+    made = [helper.make_node(operator, [], ["out"], name=name) for operator, name in [*nodes, *left]]
+    return helper.make_model(helper.make_graph(made, "g", [], []))
+
+
+POOLER = ("Tanh", "/bert/pooler/activation/Tanh")
+NORM = "/bert/encoder/layer.4/output/LayerNorm"
+
+
+@pytest.mark.parametrize(
+    ("lost", "left", "told"),
+    [
+        (["Attention"], [("Softmax", "/layer.3/Softmax")], "attention 5 of 6; left: '/layer.3/Softmax' (layer 3)"),
+        (["BiasGelu"], [("Tanh", "/layer.11/act/Tanh")], "GELU 5 of 6; left: '/layer.11/act/Tanh' (layer 11)"),
+        (  # that of the embeddings makes up the number
+            ["LayerNormalization"],
+            [("ReduceMean", f"{NORM}/ReduceMean"), ("ReduceMean", f"{NORM}/ReduceMean_1")],
+            f"layer norm 12 of 13; left: '{NORM}/ReduceMean' (layer 4)",
+        ),
+        ([], [("Erf", "/electra/classifier/Erf")], "GELU 6 of 7; left: '/electra/classifier/Erf'"),
+        (["Attention"], [], "attention 5 of 6; of 1 no node tells where"),
+        (
+            ["Attention"] * 6,
+            [("Softmax", f"/layer.{layer}/Softmax") for layer in range(5)],
+            "attention 0 of 6; left: '/layer.0/Softmax' (layer 0), '/layer.1/Softmax' (layer 1), "
+            "'/layer.2/Softmax' (layer 2) and 2 more; of 1 no node tells where",
+        ),
+    ],
+)  # fmt: skip
+def test_what_was_not_fused_is_named(lost: list[str], left: list[tuple[str, str]], told: str) -> None:
+    graph.check_fusion(of_six_layers(left=[POOLER]), layers=6, where="t")
+    with pytest.raises(PromiseBroken, match=re.escape(f"fused {told}. Use")):
+        graph.check_fusion(of_six_layers(*lost, left=[*left, POOLER]), layers=6, where="t")
+
+
+def test_what_an_encoder_without_gelu_has_instead_is_nothing_lost() -> None:
+    relu = of_six_layers(*["BiasGelu"] * 6, left=[("Tanh", "/layer.0/act/Tanh")])
+    graph.check_fusion(relu, layers=6, where="t", gelu=False)
 
 
 def test_permuted_labels_break_parity_and_the_row_is_named(model: Any, converted: Path) -> None:
