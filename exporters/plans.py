@@ -21,6 +21,7 @@ _NAMES: dict[str, str] = {STATIC: "inc-static-s8"}  # named after who makes it
 _RARE_ROW_BITS = {"dynamic-s8-e4": 4, "dynamic-s8-e2": 2}
 #: u8 activations x s8 weights, by operators that onnxruntime's CPU provider alone has.
 _U8_S8 = ("dynamic-s8", "qdq-u8s8", STATIC)
+_MIXED = "qdq-u8s8-mixed"
 _FIXED_RANGES = ("qdq-u8s8", "qdq-s8-sym")
 _NO_WISHES = SearchSection()
 _CPU = "CPUExecutionProvider"
@@ -30,12 +31,13 @@ _CPU = "CPUExecutionProvider"
 class Plan:
     """A candidate to build. ``name`` tells variants of one precision apart: ``dynamic-s8-r7`` has 7-bit weights
     (``reduce_range``), ``dynamic-s8-e4`` and ``-e2`` fewer bits for the embeddings of words that training didn't see
-    (``rare_row_bits``)."""
+    (``rare_row_bits``), ``qdq-u8s8-mixed`` the most harmful products in float (``mixed``)."""
 
     name: str
     precision: Precision
     reduce_range: bool = False
     rare_row_bits: int = 8
+    mixed: bool = False
 
     @property
     def counts_rows(self) -> bool:
@@ -87,7 +89,13 @@ def _plan(wanted: str, profile: DeviceProfile) -> Plan:
     precision = _precision(wanted)
     narrow = precision in _U8_S8 and profile.weights_in_7_bits
     name, bits = _NAMES.get(wanted, wanted), _RARE_ROW_BITS.get(wanted, 8)
-    return Plan(name=f"{name}-r7" if narrow else name, precision=precision, reduce_range=narrow, rare_row_bits=bits)
+    return Plan(
+        name=f"{name}-r7" if narrow else name,
+        precision=precision,
+        reduce_range=narrow,
+        rare_row_bits=bits,
+        mixed=wanted == _MIXED,
+    )
 
 
 def _precision(wanted: str) -> Precision:

@@ -111,13 +111,15 @@ def _qdq_u8s8(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:
     model, quantized = graph.load(_best_graph(converted)), work / "quantized.onnx"
     _equalize(model, rows.calibration, scheme)
     found = observe.ranges_of(model, rows.calibration, scheme)
-    _compensate(model, list(found), rows.calibration, scheme)
-    own = {node.name for nodes in equalize.products(model).values() for node in nodes}
+    kept = sensitivity.most_harmful(model, found, scheme, rows.trial, least=1) if plan.mixed else ()
+    fixed = {name: entry for name, entry in found.items() if name not in kept}
+    _compensate(model, list(fixed), rows.calibration, scheme)
+    own = {node.name for name, nodes in equalize.products(model).items() if name in fixed for node in nodes}
     wanted = [name for name in graph.products(model) if name in own]
-    qdq.quantize(model, found, scheme, "integer")
+    qdq.quantize(model, fixed, scheme, "integer")
     tables.quantize_tables(model)
     steps.save(model, quantized)
-    return _offline(converted, quantized, work, wanted)
+    return msgspec.structs.replace(_offline(converted, quantized, work, wanted), kept_float=kept)
 
 
 def _fp16(plan: Plan, converted: Path, rows: Rows, work: Path) -> Built:

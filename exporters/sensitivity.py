@@ -46,11 +46,11 @@ def agreement_of(reference: Logits, logits: Logits) -> float:
     return float(np.mean(reference.argmax(axis=1) == logits.argmax(axis=1))) if np.isfinite(logits).all() else 0.0
 
 
-def fewest(order: Sequence[str], agreement: Callable[[tuple[str, ...]], float]) -> tuple[str, ...]:
-    """The shortest head of ``order`` (at most :data:`MOST`) that reaches :data:`GOAL` when kept in float; where none
-    does, the one that agrees best."""
+def fewest(order: Sequence[str], agreement: Callable[[tuple[str, ...]], float], least: int = 0) -> tuple[str, ...]:
+    """The shortest head of ``order`` (``least`` to :data:`MOST`) that reaches :data:`GOAL` when kept in float; where
+    none does, the one that agrees best."""
     seen: list[tuple[float, int]] = []
-    for count in range(min(MOST, len(order)) + 1):
+    for count in range(min(least, len(order)), min(MOST, len(order)) + 1):
         found = agreement(tuple(order[:count]))
         if found >= GOAL:
             return tuple(order[:count])
@@ -58,8 +58,11 @@ def fewest(order: Sequence[str], agreement: Callable[[tuple[str, ...]], float]) 
     return tuple(order[: -max(seen)[1]])
 
 
-def most_harmful(model: Any, ranges: Mapping[str, Range], scheme: Scheme, samples: Sequence[Sample]) -> tuple[str, ...]:
-    """The activations of ``ranges`` whose products should stay in float; the model is left as it is."""
+def most_harmful(
+    model: Any, ranges: Mapping[str, Range], scheme: Scheme, samples: Sequence[Sample], *, least: int = 0
+) -> tuple[str, ...]:
+    """The activations of ``ranges`` whose products should stay in float, ``least`` or more; the model is left as it
+    is."""
     rows = spliced(samples, TRIAL_ROWS)
     reference = ort.answers(model, rows)
 
@@ -74,7 +77,7 @@ def most_harmful(model: Any, ranges: Mapping[str, Range], scheme: Scheme, sample
     def agreement(kept: tuple[str, ...]) -> float:
         return agreement_of(reference, answers(ranges.keys() - set(kept), TRIAL_ROWS))
 
-    return fewest(ranked(harm), agreement)
+    return fewest(ranked(harm), agreement, least)
 
 
 def spliced(samples: Sequence[Sample], count: int) -> list[Sample]:

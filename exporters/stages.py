@@ -200,7 +200,7 @@ class Stages:
         picked, trial = picked_texts(data.train)
         ingredients = {
             "convert": converted.name,
-            "plan": [plan.name, plan.precision, plan.reduce_range, plan.rare_row_bits],
+            "plan": [plan.name, plan.precision, plan.reduce_range, plan.rare_row_bits, plan.mixed],
             "tools": self.tools,
             "code": code_digest(*_QUANTIZING, encode, self.task),
             "calibration": [picked, trial],

@@ -281,6 +281,17 @@ def test_rows_of_words_that_training_saw_are_counted_for_the_small_candidate(
     assert counts["input_ids"][2] == 600  # one [CLS] in each of the training rows
 
 
+def test_a_recipe_may_ask_for_more_candidates(whole: Run, workshop: Path, tmp_path: Path) -> None:
+    recipe = workshop / "more.toml"
+    more = '\n[search]\ncandidates = ["qdq-u8s8-mixed", "dynamic-s8-e2"]\n'
+    recipe.write_text((workshop / "recipe.toml").read_text() + more)
+    report = exporters.export(recipe, "rpi5", tmp_path, cache=whole.out / ".cache")
+    found = report.profiles["rpi5"].candidates
+    assert [c.name for c in found] == ["dynamic-s8", "fp32", "qdq-u8s8-mixed", "dynamic-s8-e2"]
+    assert found[2].kept_float and found[2].precision == "qdq-u8s8"
+    assert found[0].chosen  # where preference decides, what was asked for comes last
+
+
 def test_a_profile_may_ask_for_fixed_scales(whole: Run, workshop: Path, tmp_path: Path) -> None:
     profile = msgspec.structs.replace(load_profile("x86-gateway"), precision_preference=("qdq-u8s8",))
     recipe = workshop / "fixed.toml"

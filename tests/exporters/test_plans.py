@@ -42,6 +42,7 @@ def test_cpu_flags_decide_how_many_bits_a_weight_may_have(arch: str, flags: tupl
 def test_a_recipe_asks_for_more_than_a_profile_prefers() -> None:
     assert names("x86-vnni", "qdq-u8s8", "dynamic-s8-e2") == ["dynamic-s8", "fp32", "qdq-u8s8", "dynamic-s8-e2"]
     assert names("x86-gateway", "qdq-u8s8")[-1] == "qdq-u8s8-r7"
+    assert names("x86-gateway", "qdq-u8s8-mixed")[-1] == "qdq-u8s8-mixed-r7"
     assert names("arm64-gateway", "dynamic-s8-e4") == names("arm64-gateway")  # preferred already
     assert names("jetson-nano", "qdq-s8-sym", "qdq-u8s8") == ["fp16", "fp32", "qdq-s8-sym"]  # zero points for TensorRT
 

@@ -12,7 +12,7 @@ import onnxruntime.quantization
 import pytest
 
 from aios_edge.errors import PromiseBroken
-from exporters import convert, graph, ort, prune, qdq, quantize, tables
+from exporters import convert, graph, ort, prune, qdq, quantize, sensitivity, tables
 from exporters.plans import Plan
 from exporters.prune import Importance
 from exporters.quantize import Built, Rows
@@ -28,6 +28,7 @@ PLANS = {
     "dynamic-s8-e2": Plan(name="dynamic-s8-e2", precision="dynamic-s8", rare_row_bits=2),
     "qdq-u8s8": Plan(name="qdq-u8s8", precision="qdq-u8s8"),
 }
+MIXED = Plan(name="qdq-u8s8-mixed", precision="qdq-u8s8", mixed=True)
 PRODUCTS = 2 * 4 + 2  # the fused attention and three more of each layer, pooler and classifier
 OUTPUT = "/model/bert/encoder/layer.0/output/dense/MatMul"
 
@@ -56,7 +57,8 @@ def build(token_rows: TokenRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     counts = {"input_ids": np.bincount(np.concatenate([row["input_ids"][0] for row in rows]), minlength=46)}
 
     def made(name: str, folder: Path) -> Built:
-        return quantize.build(PLANS[name], folder, Rows(calibration=rows, trial=rows, counts=counts), tmp_path)
+        plan = PLANS.get(name, MIXED)
+        return quantize.build(plan, folder, Rows(calibration=rows, trial=rows, counts=counts), tmp_path)
 
     return made
 
@@ -70,6 +72,15 @@ def test_all_products_run_on_integers(name: str, network: Path, build: Callable[
     assert not {"MatMul", "Gemm", "Attention", "MatMulInteger"} & found.keys()
     if name in ("dynamic-s8-e4", "dynamic-s8-e2"):
         assert ("BitShift" in found) == (name == "dynamic-s8-e4")
+
+
+def test_the_most_harmful_products_stay_in_float_where_that_is_asked_for(
+    network: Path, build: Callable[[str, Path], Built]
+) -> None:
+    found = build("qdq-u8s8-mixed", network)
+    floats = sum(found.operators.get(operator, 0) for operator in ("MatMul", "Gemm", "FusedGemm", "Attention"))
+    assert 1 <= len(found.kept_float) <= sensitivity.MOST and floats >= len(found.kept_float)
+    assert sum(found.operators.get(operator, 0) for operator in graph._INTEGER) == PRODUCTS - floats
 
 
 @pytest.mark.parametrize("name", PLANS)

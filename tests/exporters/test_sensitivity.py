@@ -43,6 +43,7 @@ def test_a_shift_of_all_logits_is_no_harm() -> None:
 def test_no_more_is_kept_than_the_goal_needs(agreements: list[float], kept: int) -> None:
     order = ("a", "b", "c", "d", "e", "f")
     assert sensitivity.fewest(order, lambda names: agreements[len(names)]) == order[:kept]
+    assert sensitivity.fewest(order, lambda names: agreements[len(names)], least=1) == order[: max(1, kept)]
 
 
 def test_spliced_rows_are_made_of_two_texts(token_rows: TokenRows) -> None:
