@@ -19,7 +19,11 @@ Purpose = Literal["serve", "measure"]
 #: Precisions name the candidates of the exporter: see ``exporters/quantize.py``.
 Precision = Literal["fp32", "fp16", "dynamic-s8", "static-s8", "qdq-u8s8", "qdq-s8-sym"]
 #: Variants that a profile may prefer by name; their bundles have the precision they are a variant of.
-VARIANTS: dict[str, Precision] = {"dynamic-s8-e4": "dynamic-s8", "dynamic-s8-e2": "dynamic-s8"}
+VARIANTS: dict[str, Precision] = {
+    "dynamic-s8-e4": "dynamic-s8",
+    "dynamic-s8-e2": "dynamic-s8",
+    "tuned-s8": "static-s8",
+}
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

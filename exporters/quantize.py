@@ -23,7 +23,8 @@ TRIAL_SAMPLES = 128
 _DYNAMIC_OPERATORS = ("MatMul", "Attention")
 #: Not built here: it starts from torch and needs a package that may not be there (:mod:`exporters.inc`).
 STATIC: Precision = "static-s8"
-_NAMES: dict[str, str] = {STATIC: "inc-static-s8"}  # named after who makes it
+TUNED = "tuned-s8"  # the same, its configuration chosen on validation rows
+_NAMES: dict[str, str] = {STATIC: "inc-static-s8", TUNED: "inc-tuned-s8"}  # named after who makes them
 #: Bits of a table's rows that training didn't look up, the most first.
 _RARE_ROW_BITS = {"dynamic-s8-e4": 4, "dynamic-s8-e2": 2}
 _NARROW = ("dynamic-s8", "qdq-u8s8", STATIC)  # what a CPU runs, and so what reduce_range speaks of
@@ -36,12 +37,13 @@ _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.
 class Plan:
     """A candidate to build. ``name`` tells variants of one precision apart: ``dynamic-s8-r7`` has 7-bit weights
     (``reduce_range``), ``dynamic-s8-e4`` and ``-e2`` fewer bits for the embeddings of words that training didn't see
-    (``rare_row_bits``)."""
+    (``rare_row_bits``), ``inc-tuned-s8`` a configuration that was looked for (``tuned``)."""
 
     name: str
     precision: Precision
     reduce_range: bool = False
     rare_row_bits: int = 8
+    tuned: bool = False
 
     @property
     def counts_rows(self) -> bool:
@@ -66,7 +68,8 @@ class Rows:
 
 
 class Tuned(msgspec.Struct, frozen=True, kw_only=True):
-    """One trial of an accuracy-aware search, on that many validation rows; ``kept`` is the one that was built."""
+    """One trial of an accuracy-aware search, on that many validation rows; ``kept`` is the one that became the
+    candidate."""
 
     configuration: str
     accuracy: float
@@ -93,7 +96,8 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
 def plans_for(profile: DeviceProfile, *, tuned_static: bool = False) -> tuple[Plan, ...]:
     """The candidates of a profile in its order of preference; raises :class:`ProfileError` for an unknown one.
 
-    ``tuned_static``: neural-compressor's as well, last, where the first provider is the CPU (its zero points aren't 0).
+    ``tuned_static``: neural-compressor's two as well, last, where the first provider is the CPU (their zero points
+    aren't 0).
     """
     plans = []
     for wanted in profile.precision_preference:
@@ -103,16 +107,22 @@ def plans_for(profile: DeviceProfile, *, tuned_static: bool = False) -> tuple[Pl
             raise ProfileError(f"unknown precision '{wanted}'", where=f"profile {profile.name}", remedy=remedy)
         plans.append(_plan(wanted, precision, profile))
     on_cpu = bool(profile.providers) and profile.providers[0].name == "CPUExecutionProvider"
-    if tuned_static and on_cpu and STATIC not in profile.precision_preference:
-        plans.append(_plan(STATIC, STATIC, profile))
+    if tuned_static and on_cpu:
+        added = [wanted for wanted in (STATIC, TUNED) if wanted not in profile.precision_preference]
+        plans += [_plan(wanted, STATIC, profile) for wanted in added]
     return tuple(plans)
 
 
 def _plan(wanted: str, precision: Precision, profile: DeviceProfile) -> Plan:
     narrow = precision in _NARROW and profile.reduce_range
     name = _NAMES.get(wanted, wanted)
-    bits = _RARE_ROW_BITS.get(wanted, 8)
-    return Plan(name=f"{name}-r7" if narrow else name, precision=precision, reduce_range=narrow, rare_row_bits=bits)
+    return Plan(
+        name=f"{name}-r7" if narrow else name,
+        precision=precision,
+        reduce_range=narrow,
+        rare_row_bits=_RARE_ROW_BITS.get(wanted, 8),
+        tuned=wanted == TUNED,
+    )
 
 
 def of_pruned(plans: Sequence[Plan]) -> tuple[Plan, ...]:

@@ -105,7 +105,7 @@ class SearchSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     after the first one that keeps its promises can't win and aren't built, and only one shape is timed. ``structures``:
     at most so many pruned networks are trained for a profile. ``trials``: short trainings that look for the
     hyper-parameters of each one's recovery (by Optuna); 0 takes those of ``[distill]``. ``neural_compressor``: its
-    static int8 is one more candidate of every profile that runs on the CPU first."""
+    static int8, at its defaults and tuned, are two more candidates of every profile that runs on the CPU first."""
 
     exhaustive: bool = True
     structures: int = 2
