@@ -52,7 +52,7 @@ class Promise(msgspec.Struct, frozen=True, kw_only=True):
 
     def kept_by(self, trial: Tuned) -> bool:
         """Whether that trial ends the tuning."""
-        return trial.accuracy >= self.accuracy - self.max_drop - 1e-12
+        return trial.accuracy >= self.accuracy - self.max_drop
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):

@@ -229,7 +229,7 @@ def test_the_first_that_keeps_the_promise_else_the_most_accurate() -> None:
         return inc.best_of(trials, inc.Promise(accuracy=0.95, max_drop=0.02))
 
     assert best(0.94, 0.96) == 0
-    assert best(0.90, 0.93, 0.95) == 1  # exactly max_drop, whatever floats make of it
+    assert best(0.90, 0.93, 0.95) == 1  # exactly max_drop
     assert best(0.90, 0.92, 0.91) == 1
     assert best(0.92, 0.90, 0.92) == 0
 
