@@ -6,7 +6,7 @@ The bundle's id is the sha256 of the canonical form of the document as it lies o
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
@@ -16,7 +16,7 @@ Scalar = str | int | float | bool
 #: ``serve``: made to go live. ``measure``: a candidate to be timed on its target; its accuracy was seen on validation
 #: rows only, and an agent doesn't serve it.
 Purpose = Literal["serve", "measure"]
-#: Precisions name the candidates of the exporter: see ``exporters/quantize.py``.
+#: Precisions name the candidates of the exporter: see ``exporters/plans.py``.
 Precision = Literal["fp32", "fp16", "dynamic-s8", "static-s8", "qdq-u8s8", "qdq-s8-sym"]
 #: Variants that a profile may prefer by name; their bundles have the precision they are a variant of.
 VARIANTS: dict[str, Precision] = {
@@ -24,6 +24,8 @@ VARIANTS: dict[str, Precision] = {
     "dynamic-s8-e2": "dynamic-s8",
     "tuned-s8": "static-s8",
 }
+#: All that a profile may prefer and a recipe ask for.
+CANDIDATES: tuple[str, ...] = (*get_args(Precision), *VARIANTS)
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,9 @@ import msgspec
 
 Isolation = Literal["process", "thread"]
 Scalar = str | int | float | bool
+#: x86 with any of these adds four u8 x s8 products in 32 bits; without, two in 16, which saturate (vpmaddubsw).
+_WIDE_SUMS = frozenset({"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"})
+_ADDS_WIDE = ("aarch64", "armv7l")  # with or without dot products: NEON widens before it adds
 
 
 class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -82,8 +85,8 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """A class of devices. ``precision_preference`` ranks the candidates that are built for it, best first.
 
     ``quantization`` is the scheme the hardware runs fast: ``dynamic-s8`` (u8 activations x s8 weights),
-    ``symmetric-s8`` (TensorRT: every zero point 0), ``none``. ``reduce_range``: weights in 7 bits, because
-    8-bit products saturate on x86 without VNNI. ``cpu_flags`` must all be present on a host that matches.
+    ``symmetric-s8`` (TensorRT: every zero point 0), ``none``. ``cpu_flags`` must all be present on a host that matches.
+    ``reduce_range``: whether weights keep to 7 bits; None leaves it to them (:attr:`weights_in_7_bits`).
     """
 
     schema: str
@@ -93,7 +96,7 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     providers: tuple[Provider, ...]
     precision_preference: tuple[str, ...]
     quantization: Literal["dynamic-s8", "symmetric-s8", "none"]
-    reduce_range: bool = False
+    reduce_range: bool | None = None
     cpu_flags: tuple[str, ...] = ()
     isolation: Isolation = "process"
     strict_providers: bool = False
@@ -101,3 +104,12 @@ class DeviceProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     power: Power = Power()
     budgets: Budgets = Budgets()
     match: Match = Match()
+
+    @property
+    def weights_in_7_bits(self) -> bool:
+        """Whether 8-bit weights could overflow on the class's CPUs: unless the profile says it, on all that aren't ARM
+        and whose flags don't promise sums of 32 bits."""
+        if self.reduce_range is not None:
+            return self.reduce_range
+        promised = any(set(flags.split("|")) <= _WIDE_SUMS for flags in self.cpu_flags)
+        return self.arch not in _ADDS_WIDE and not promised

@@ -69,7 +69,7 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
         profile=profile,
         max_drop=profile.budgets.max_drop if asked is None else min(asked, profile.budgets.max_drop),
         on_target=on_target,
-        brought=tuple(each.found.candidate for each in brought),
+        brought=brought,
         longest=longest,
         shapes=shapes,
     )

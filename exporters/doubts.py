@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporters.data import Data, Labelled, leaks
-from exporters.quantize import CALIBRATION_SAMPLES, Plan
+from exporters.plans import Plan
+from exporters.quantize import CALIBRATION_SAMPLES
 from exporters.tokenizer_fit import UNKNOWN_WARNED, Coverage
 from exporters.variants import Pruning
 

@@ -26,7 +26,8 @@ from aios_edge.manifest import SessionSpec
 from exporters import first_token, graph, ort, steps, tables
 from exporters.encode import Sample
 from exporters.fold_weights import fold_weights, integer_products
-from exporters.quantize import Built, Plan, Tuned
+from exporters.plans import Plan
+from exporters.quantize import Built, Tuned
 
 EXTRA = "neural-compressor"
 WORKER = ("-m", "exporters.inc_worker")

@@ -14,20 +14,21 @@ from aios_edge.errors import UsageError
 from aios_edge.profile import DeviceProfile
 from exporters.calibration import fit_temperature
 from exporters.contest import Contest
-from exporters.quantize import plans_for
+from exporters.plans import plans_for
+from exporters.recipe import SearchSection
 from exporters.ship import Making, Seen, assemble
 from exporters.variants import Pruning
 
 FOLDER = "candidates"
 
 
-def check_measuring_places(profiles: Sequence[DeviceProfile], out: Path, *, tuned_static: bool = False) -> None:
+def check_measuring_places(profiles: Sequence[DeviceProfile], out: Path, search: SearchSection) -> None:
     """Fail before the training where a bundle would meet somebody's files. Raises :class:`UsageError`."""
     for profile in profiles:
         if profile.name == FOLDER:
             what = f"has the name of the folder that --{FOLDER} writes"
             raise UsageError(what, where=f"profile {profile.name}", remedy="Rename the profile")
-        for plan in plans_for(profile, tuned_static=tuned_static):
+        for plan in plans_for(profile, search):
             check_replaceable((out / FOLDER / profile.name / plan.name).absolute())
 
 

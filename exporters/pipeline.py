@@ -17,7 +17,7 @@ from aios_edge.bundle.write import check_replaceable
 from aios_edge.errors import PromiseBroken, ResourceError, UsageError
 from aios_edge.host import inspect_host
 from aios_edge.profile import DeviceProfile
-from exporters import convert, doubts, measuring, memory, quantize, ship, steps
+from exporters import convert, doubts, measuring, memory, ship, steps
 from exporters.brought import read_measurements
 from exporters.cache import StageCache
 from exporters.contest import Contest, hold, latency_of, report_of, shapes_within
@@ -25,6 +25,7 @@ from exporters.data import Data, Labelled, leaks, load_data, training_leaks
 from exporters.encode import TOKENIZER
 from exporters.evaluate import metrics
 from exporters.measure import Measured
+from exporters.plans import plans_for
 from exporters.progress import Progress
 from exporters.recipe import ExportRecipe
 from exporters.rehearse import rehearse
@@ -65,7 +66,7 @@ def run(
     _check_profiles(profiles)
     _check_places(profiles, out)
     if candidates:
-        measuring.check_measuring_places(profiles, out, tuned_static=recipe.search.neural_compressor)
+        measuring.check_measuring_places(profiles, out, recipe.search)
     brought = read_measurements(measured, profiles)
     store, machine = StageCache(cache, say=progress.message), inspect_host()
     stages = Stages(recipe, store, machine, progress)
@@ -86,8 +87,7 @@ def run(
     encoder = stages.encoder(identity, tokenizer)
     known = coverage(encoder.samples(data.validation.texts), tokenizer / TOKENIZER)
     check_coverage(known, source)
-    tuned_static = recipe.search.neural_compressor
-    plans = [plan for profile in profiles for plan in quantize.plans_for(profile, tuned_static=tuned_static)]
+    plans = [plan for profile in profiles for plan in plans_for(profile, recipe.search)]
     warnings = [*warnings_of(recipe, data), *doubts.of_data(data, plans, known), *doubts.of_pruning(prunings)]
     _warn(warnings, progress)
 
@@ -197,7 +197,7 @@ def _check_profiles(profiles: Sequence[DeviceProfile]) -> None:
     if not names or len(set(names)) != len(names):
         raise UsageError("needs at least one profile, each once", where="export", remedy="Use --profile NAME[,NAME…]")
     for profile in profiles:
-        if not quantize.plans_for(profile):
+        if not plans_for(profile):
             raise UsageError("has an empty precision_preference", where=f"profile {profile.name}")
 
 

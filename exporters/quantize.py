@@ -1,59 +1,27 @@
-"""The candidates: which ones a profile asks for, and how each is made. One entry in ``BUILDERS`` each."""
+"""The candidates: how each is made (which ones: :mod:`exporters.plans`). One entry in ``BUILDERS`` each."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from aios_edge.errors import ProfileError
-from aios_edge.manifest import VARIANTS, Precision, SessionSpec
-from aios_edge.profile import DeviceProfile
+from aios_edge.manifest import SessionSpec
 from exporters import convert, equalize, graph, observe, ort, qdq, rounding, sensitivity, steps, tables
 from exporters.encode import Sample
+from exporters.plans import Plan
 from exporters.scheme import LEVELS, REDUCED_LEVELS, Scheme
 
 CALIBRATION_SAMPLES = 128
 TRIAL_SAMPLES = 128
 _DYNAMIC_OPERATORS = ("MatMul", "Attention")
-#: Not built here: it starts from torch and needs a package that may not be there (:mod:`exporters.inc`).
-STATIC: Precision = "static-s8"
-TUNED = "tuned-s8"  # the same, its configuration chosen on validation rows
-_NAMES: dict[str, str] = {STATIC: "inc-static-s8", TUNED: "inc-tuned-s8"}  # named after who makes them
-#: Bits of a table's rows that training didn't look up, the most first.
-_RARE_ROW_BITS = {"dynamic-s8-e4": 4, "dynamic-s8-e2": 2}
-_NARROW = ("dynamic-s8", "qdq-u8s8", STATIC)  # what a CPU runs, and so what reduce_range speaks of
-_FIXED_RANGES = ("qdq-u8s8", "qdq-s8-sym")
 _OFFLINE = SessionSpec(graph_optimization_level="basic")
 _AT_LOAD = SessionSpec(graph_optimization_level="all", disabled_optimizers=(ort.SKIP_FUSION,))
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A candidate to build. ``name`` tells variants of one precision apart: ``dynamic-s8-r7`` has 7-bit weights
-    (``reduce_range``), ``dynamic-s8-e4`` and ``-e2`` fewer bits for the embeddings of words that training didn't see
-    (``rare_row_bits``), ``inc-tuned-s8`` a configuration that was looked for (``tuned``)."""
-
-    name: str
-    precision: Precision
-    reduce_range: bool = False
-    rare_row_bits: int = 8
-    tuned: bool = False
-
-    @property
-    def counts_rows(self) -> bool:
-        """Whether it matters which words occur in training."""
-        return self.rare_row_bits < 8
-
-    @property
-    def fixes_ranges(self) -> bool:
-        """Whether calibration decides for good how far activations reach."""
-        return self.precision in _FIXED_RANGES
 
 
 @dataclass(frozen=True)
@@ -91,49 +59,6 @@ class Built(msgspec.Struct, frozen=True, kw_only=True):
     kept_float: tuple[str, ...] = ()
     tuning: tuple[Tuned, ...] = ()
     rare_row_bits: int = 8
-
-
-def plans_for(profile: DeviceProfile, *, tuned_static: bool = False) -> tuple[Plan, ...]:
-    """The candidates of a profile in its order of preference; raises :class:`ProfileError` for an unknown one.
-
-    ``tuned_static``: neural-compressor's two as well, last, where the first provider is the CPU (their zero points
-    aren't 0).
-    """
-    plans = []
-    for wanted in profile.precision_preference:
-        precision = VARIANTS.get(wanted, cast(Precision, wanted))
-        if precision not in (*BUILDERS, STATIC):
-            remedy = f"Known are: {', '.join((*get_args(Precision), *VARIANTS))}"
-            raise ProfileError(f"unknown precision '{wanted}'", where=f"profile {profile.name}", remedy=remedy)
-        plans.append(_plan(wanted, precision, profile))
-    on_cpu = bool(profile.providers) and profile.providers[0].name == "CPUExecutionProvider"
-    if tuned_static and on_cpu:
-        added = [wanted for wanted in (STATIC, TUNED) if wanted not in profile.precision_preference]
-        plans += [_plan(wanted, STATIC, profile) for wanted in added]
-    return tuple(plans)
-
-
-def _plan(wanted: str, precision: Precision, profile: DeviceProfile) -> Plan:
-    narrow = precision in _NARROW and profile.reduce_range
-    name = _NAMES.get(wanted, wanted)
-    return Plan(
-        name=f"{name}-r7" if narrow else name,
-        precision=precision,
-        reduce_range=narrow,
-        rare_row_bits=_RARE_ROW_BITS.get(wanted, 8),
-        tuned=wanted == TUNED,
-    )
-
-
-def of_pruned(plans: Sequence[Plan]) -> tuple[Plan, ...]:
-    """What can be built of a pruned network, the largest first: the profile's first choice that can be. Who prunes
-    wants it small, so rare rows take 4 bits, or 2."""
-    first = next((plan for plan in plans if plan.precision != STATIC), None)
-    if first is None or first.precision != "dynamic-s8":
-        return () if first is None else (first,)
-    suffix = "-r7" if first.reduce_range else ""
-    smaller = {bits: name for name, bits in _RARE_ROW_BITS.items() if bits <= first.rare_row_bits}
-    return tuple(replace(first, name=name + suffix, rare_row_bits=bits) for bits, name in smaller.items())
 
 
 def check_calibration(plan: Plan, calibration: Sequence[Sample]) -> None:

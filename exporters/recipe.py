@@ -6,12 +6,14 @@ import difflib
 import math
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import msgspec
 
 from aios_edge.errors import RecipeError
+from aios_edge.manifest import CANDIDATES
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -104,12 +106,14 @@ class SearchSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """``exhaustive`` false: where the profile's preference decides (its latency can't be measured here), candidates
     after the first one that keeps its promises can't win and aren't built, and only one shape is timed. ``structures``:
     at most so many pruned networks are trained for a profile. ``trials``: short trainings that look for the
-    hyper-parameters of each one's recovery (by Optuna); 0 takes those of ``[distill]``. ``neural_compressor``: its
-    static int8, at its defaults and tuned, are two more candidates of every profile that runs on the CPU first."""
+    hyper-parameters of each one's recovery (by Optuna); 0 takes those of ``[distill]``. ``candidates``: more of them
+    than a profile prefers, for every profile whose first provider can run them. ``neural_compressor``: its static int8,
+    at its defaults and tuned, are two more, where that is the CPU."""
 
     exhaustive: bool = True
     structures: int = 2
     trials: int = 0
+    candidates: tuple[str, ...] = ()
     neural_compressor: bool = False
 
 
@@ -195,9 +199,12 @@ def struct_of(kind: Any) -> Any:
 
 
 def _unknown(key: str, known: list[str], where: str) -> RecipeError:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    remedy = f"Did you mean '{near[0]}'?" if near else f"Known are: {', '.join(known)}"
-    return RecipeError(f"unknown key '{key}'", where=where, remedy=remedy)
+    return RecipeError(f"unknown key '{key}'", where=where, remedy=_nearest(key, known))
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"Did you mean '{near[0]}'?" if near else f"Known are: {', '.join(known)}"
 
 
 def _check_values(recipe: ExportRecipe, where: str) -> None:
@@ -224,6 +231,10 @@ def _check_values(recipe: ExportRecipe, where: str) -> None:
     if drop is not None and not 0 <= drop < 1:
         remedy = "It is a share: 0.01 is one point"
         raise RecipeError(f"max_drop = {drop} is not in 0 … 1", where=f"{where}: [accuracy]", remedy=remedy)
+    for name in recipe.search.candidates:
+        if name not in CANDIDATES:
+            near = _nearest(name, CANDIDATES)
+            raise RecipeError(f"unknown candidate '{name}'", where=f"{where}: [search] candidates", remedy=near)
     _check_pruning(recipe, where)
     if not _NAME.fullmatch(recipe.name):
         what = f"name '{recipe.name}' is not letters, digits, '.', '_', '-'"

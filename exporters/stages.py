@@ -52,8 +52,9 @@ from exporters.data import Data, Labelled
 from exporters.encode import Encoder, Sample
 from exporters.evaluate import Logits
 from exporters.finetune import Tuned
+from exporters.plans import Plan
 from exporters.progress import Progress
-from exporters.quantize import Built, Plan, Rows
+from exporters.quantize import Built, Rows
 from exporters.recipe import ExportRecipe
 from exporters.source import Source
 

@@ -161,10 +161,15 @@ def beginning(rungs: Sequence[Structure]) -> int:
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What came of a rung. ``costly``: larger or slower than the budget allows, which a narrower one may mend;
-    ``inaccurate``: what a wider one may. Neither: it kept its promises."""
+    ``inaccurate``: what a wider one may."""
 
     costly: bool
     inaccurate: bool
+
+    @property
+    def kept(self) -> bool:
+        """Whether it kept its promises."""
+        return not self.costly and not self.inaccurate
 
 
 def following(rungs: Sequence[Structure], tried: Mapping[Structure, Outcome], fits: Sequence[bool]) -> Structure | None:

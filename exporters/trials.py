@@ -10,14 +10,16 @@ from aios_edge.errors import DataError
 from aios_edge.host import Host as Machine
 from aios_edge.profile import DeviceProfile, Threads
 from exporters import graph, tuned_static
-from exporters.brought import Brought
+from exporters.brought import Brought, assign, targets_of
+from exporters.budget_fit import Whole, is_fast, is_light, with_room
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.class_drop import ClassDrop, class_drops, class_misses
 from exporters.data import Data
 from exporters.evaluate import Logits, Quality, quality
 from exporters.measure import Measured, Timing
 from exporters.output_range import output_misses
-from exporters.quantize import CALIBRATION_SAMPLES, STATIC, Plan, check_calibration, of_pruned, plans_for
+from exporters.plans import STATIC, Plan, by_precision, of_pruned, on_cpu, plans_for
+from exporters.quantize import CALIBRATION_SAMPLES, check_calibration
 from exporters.recipe import ExportRecipe
 from exporters.report import Target
 from exporters.select import SPEEDUP, Choice, Figures, Miss, misses, select
@@ -97,13 +99,13 @@ class Twin:
 @dataclass(frozen=True, kw_only=True)
 class Terms:
     """What a profile's candidates are held to. ``on_target``: this machine's own figures count for the profile;
-    ``brought``: the candidates that a device's figures are of; ``longest``: tokens of the longest input; ``shapes``:
-    what is timed."""
+    ``brought``: a device's figures, which count instead; ``longest``: tokens of the longest input; ``shapes``: what is
+    timed."""
 
     profile: DeviceProfile
     max_drop: float
     on_target: bool
-    brought: tuple[str, ...]
+    brought: tuple[Brought, ...]
     longest: int
     shapes: tuple[TimedAt, ...]
 
@@ -118,7 +120,7 @@ class Trials:
         self.absent: list[Absent] = []
         self.twins: list[Twin] = []
         self._too_few: DataError | None = None
-        self._plans = self._calibrated(plans_for(terms.profile, tuned_static=common.recipe.search.neural_compressor))
+        self._plans = self._calibrated(plans_for(terms.profile, common.recipe.search))
 
     def run(self) -> None:
         """All candidates that may win, or all there are where the recipe or the caller wants to see them.
@@ -156,11 +158,15 @@ class Trials:
                 self.absent.append(Absent(plan=plan, reason=f"could not be built: {error}"))
         return tuple(kept)
 
+    @property
+    def _preference_decides(self) -> bool:
+        """Whether nothing can win that comes after a candidate which keeps its promises."""
+        return not self._terms.on_target and not self._terms.brought and not self._common.all_candidates
+
     def _try_whole(self) -> None:
         terms, common = self._terms, self._common
-        preference_decides = not terms.on_target and not terms.brought and not common.all_candidates
         for plan in self._plans:
-            if self.tried and preference_decides and self.choose({}).chosen:
+            if self.tried and self._preference_decides and self.choose({}).chosen:
                 break  # the rest comes after the one that keeps its promises
             if plan.precision != STATIC:
                 self.tried.append(self._try(common.whole, self._made(common.whole, plan)))
@@ -174,41 +180,64 @@ class Trials:
                 self.tried.append(self._try(common.whole, made))
 
     def _try_smaller(self, pruning: Pruning, plans: tuple[Plan, ...]) -> None:
-        """Pruned networks, one after the other, each as the first of ``plans`` that the budgets have room for."""
-        common, whole = self._common, list(self.tried)
+        """Pruned networks, one after the other, each in the precisions of ``plans`` that the budgets have room for."""
+        common, budgets, whole = self._common, self._terms.profile.budgets, list(self.tried)
+        shape, rungs = pruning.shape, pruning.rungs
         pruned: dict[Structure, list[Tried]] = {}
         outcomes: dict[Structure, Outcome] = {}
-        rooms = {rung: [p for p in plans if self._has_room(rung, p, pruning)] for rung in pruning.rungs}
+        rooms = {rung: with_room(rung, plans, shape, budgets) for rung in rungs}
         # Of the same precision: another one's latency, of neural-compressor's say, tells little.
         twin = next((tried for tried in whole if tried.made.plan.precision == plans[0].precision), whole[0])
-        fits = [bool(rooms[rung]) and self._is_fast(rung, pruning, twin) for rung in pruning.rungs]
-        measured = [rung for rung in pruning.rungs if self._was_measured(rung)]
+        known = self._known_of(twin)
+        fits = [
+            is_fast(rung, shape, budgets, known) and any(is_light(rung, p, shape, budgets, known) for p in rooms[rung])
+            for rung in rungs
+        ]
+        measured = [rung for rung in rungs if self._was_measured(rung)]
         most = max(common.recipe.search.structures, len(measured))
         while len(outcomes) < most:
             # Who gave them out may have gone another way, by latencies of its own.
             waiting = (rung for rung in measured if rung not in outcomes)
-            if (rung := next(waiting, None) or following(pruning.rungs, outcomes, fits)) is None:
+            if (rung := next(waiting, None) or following(rungs, outcomes, fits)) is None:
                 break
             variant = common.variants.pruned(rung, pruning)
-            first = plans.index((*rooms[rung], plans[-1])[0])
-            tried, outcomes[rung] = self._try_plans(variant, plans[first:])
-            if common.for_measuring or self._terms.brought:  # what was given out may be what was measured
-                done = [each.made.plan for each in tried]
-                tried += [self._try(variant, self._made(variant, plan)) for plan in plans if plan not in done]
-            before = self._before(variant, pruning.shape.whole)
+            tried, outcomes[rung] = self._try_precisions(variant, plans, rooms[rung])
+            before = self._before(variant, shape.whole)
             pruned[rung] = [replace(each, before=before) for each in tried]
             # Who asks for pruning prefers the narrower of those that keep their promises.
-            narrowest = sorted(pruned, key=pruning.shape.products)
+            narrowest = sorted(pruned, key=shape.products)
             self.tried = [each for rung in narrowest for each in pruned[rung]] + whole
 
-    def _try_plans(self, variant: Variant, plans: tuple[Plan, ...]) -> tuple[list[Tried], Outcome]:
+    def _try_precisions(
+        self, variant: Variant, plans: tuple[Plan, ...], room: tuple[Plan, ...]
+    ) -> tuple[list[Tried], Outcome]:
+        """One network in each precision that there is ``room`` for, or the first; what came of the first that kept its
+        promises, or of the first."""
+        tried, outcomes = list[Tried](), list[Outcome]()
+        groups = by_precision(plans)
+        for alike in [group for group in groups if set(group) & set(room)] or groups[:1]:
+            if self._preference_decides and any(outcome.kept for outcome in outcomes):
+                break
+            first = next((number for number, plan in enumerate(alike) if plan in room), len(alike) - 1)
+            found, outcome = self._try_sizes(variant, alike[first:])
+            tried += found
+            outcomes.append(outcome)
+        if self._common.for_measuring or self._terms.brought:  # what was given out may be what was measured
+            done = [each.made.plan for each in tried]
+            tried += [self._try(variant, self._made(variant, plan)) for plan in plans if plan not in done]
+        return tried, next((outcome for outcome in outcomes if outcome.kept), outcomes[0])
+
+    def _try_sizes(self, variant: Variant, plans: tuple[Plan, ...]) -> tuple[list[Tried], Outcome]:
         """One network as the first of ``plans``, and while that is too large, which an estimate may not have foreseen,
         as the next; what came of the last."""
         terms, found, broken = self._terms, list[Tried](), set[str]()
         for plan in plans:
             found.append(self._try(variant, self._made(variant, plan)))
-            figures, budgets = self._figures(found[-1]), terms.profile.budgets
-            missed = misses(figures, budgets, max_drop=terms.max_drop, on_target=terms.on_target)
+            target = self._target(found[-1])
+            figures, on_target = self._figures(found[-1]), terms.on_target or target is not None
+            if target is not None:
+                figures = _as_brought(figures, target)
+            missed = misses(figures, terms.profile.budgets, max_drop=terms.max_drop, on_target=on_target)
             broken = {miss.promise for miss in missed}
             if BUNDLE_SIZE not in broken:
                 break
@@ -249,20 +278,25 @@ class Trials:
         )
 
     def _was_measured(self, rung: Structure) -> bool:
-        return any(name.startswith(rung.candidate("")) for name in self._terms.brought)
+        return any(each.found.candidate.startswith(rung.candidate("")) for each in self._terms.brought)
 
-    def _has_room(self, rung: Structure, plan: Plan, pruning: Pruning) -> bool:
-        """Whether a smaller network may keep the budget for its size, as far as arithmetic tells."""
-        most = self._terms.profile.budgets.bundle_size_bytes
-        size = pruning.shape.shipped_bytes(rung, plan.precision, plan.rare_row_bits)
-        return most is None or size + DOCUMENTS_BYTES <= most
+    def _target(self, tried: Tried) -> Target | None:
+        """What a device's measurement says of a candidate, where there is one."""
+        terms, made = self._terms, tried.made
+        mine = [each for each in terms.brought if each.found.candidate == made.name]
+        shape = conditions_of(terms.profile, terms.longest)[:2]
+        return targets_of(assign(mine, [made], terms.profile, shape), [made]).get(made.name)
 
-    def _is_fast(self, rung: Structure, pruning: Pruning, whole: Tried) -> bool:
-        """The same for the budget of time, as far as the whole network's tells."""
-        most, shape, timing = self._terms.profile.budgets.latency_p95_s, pruning.shape, self._timing(whole)
-        if timing is None or most is None:
-            return True
-        return timing.p95 * shape.products(rung) / shape.products(shape.whole) <= most
+    def _known_of(self, tried: Tried) -> Whole:
+        """What tells how a smaller network would do on the profile's devices: their own figures, or this machine's
+        latency where it is one of them, and its memory where the model runs on the CPU."""
+        target, timing = self._target(tried), self._timing(tried)
+        rss = tried.measured.rss_bytes if on_cpu(self._terms.profile) else None
+        return Whole(
+            size_bytes=tried.size_bytes,
+            p95_s=target.p95 if target else timing.p95 if timing else None,
+            rss_bytes=target.rss_bytes if target else rss,
+        )
 
     def _timing(self, tried: Tried) -> Timing | None:
         """At the profile's conditions, where this machine's figures count."""

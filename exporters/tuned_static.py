@@ -28,7 +28,7 @@ from exporters import (
 )
 from exporters.cache import code_digest
 from exporters.data import Data, Labelled
-from exporters.quantize import Plan
+from exporters.plans import Plan
 from exporters.stages import Made, Stages
 from exporters.variants import Variant
 

@@ -20,8 +20,8 @@ from exporters.data import Data, Labelled
 from exporters.encode import TOKENIZER, Encoder
 from exporters.evaluate import Logits, check_reference
 from exporters.finetune import Tuned
+from exporters.plans import Plan, of_pruned, plans_for
 from exporters.prune import Importance
-from exporters.quantize import Plan, of_pruned, plans_for
 from exporters.recipe import DistillSection, ExportRecipe, PruneSection
 from exporters.recovery_search import Chosen
 from exporters.source import Source
@@ -106,7 +106,7 @@ def plan_pruning(
         whole = (structure.asked_for(section, shape, shape.whole.vocabulary),)
     found = {}
     for profile in profiles:
-        plans, size = of_pruned(plans_for(profile)), profile.budgets.bundle_size_bytes
+        plans, size = of_pruned(plans_for(profile, recipe.search)), profile.budgets.bundle_size_bytes
         fit = shape.whole.vocabulary
         if size is not None and plans and vocabulary.can_prune(tokenizer):
             room, first = size - DOCUMENTS_BYTES, whole[structure.beginning(whole)] if whole else shape.whole

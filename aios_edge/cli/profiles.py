@@ -96,7 +96,7 @@ def _rows(profile: DeviceProfile) -> list[tuple[str, str]]:
         ("architecture", profile.arch + (f" with {', '.join(profile.cpu_flags)}" if profile.cpu_flags else "")),
         ("providers", " > ".join(provider.name for provider in profile.providers)),
         ("precision", " > ".join(profile.precision_preference)),
-        ("quantization", profile.quantization + (", reduced range" if profile.reduce_range else "")),
+        ("quantization", profile.quantization + (", weights in 7 bits" if profile.weights_in_7_bits else "")),
         ("isolation", profile.isolation),
         ("threads", f"{threads.intra_op} intra-op, {threads.inter_op} inter-op, {threads.workers} worker(s)"),
         ("power sources", ", ".join(profile.power.sources) or "every one that is there"),

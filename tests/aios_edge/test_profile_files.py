@@ -96,8 +96,8 @@ def test_a_cloud_profile_admits_an_fp32_model() -> None:
 
 
 def test_x86_without_vnni_keeps_weights_to_seven_bits() -> None:
-    assert load_profile("x86-gateway").reduce_range
-    assert not load_profile("x86-vnni").reduce_range
+    assert load_profile("x86-gateway").weights_in_7_bits
+    assert not load_profile("x86-vnni").weights_in_7_bits
 
 
 def test_an_unknown_profile_names_the_nearest_and_all(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ HARMLESS = {
     "cache": "it says where results lie; digests are among the ingredients by their value",
     "data": "rows are among the ingredients by what they say, and those that a stage picks as it picked them",
     "memory": "it words errors",
+    "plans": "a plan is among the ingredients by its value",
     "progress": "it tells how far a stage is",
     "recipe": "a section is among the ingredients by its value",
 }
@@ -44,7 +45,7 @@ HARMLESS = {
 VALUES_ONLY = {
     ("prune", "structure"): {"Shape", "Structure"},
     ("sensitivity", "evaluate"): {"Logits"},
-    ("inc", "quantize"): {"Built", "Plan", "Tuned"},
+    ("inc", "quantize"): {"Built", "Tuned"},
     ("inc_worker", "quantize"): {"Tuned"},
     ("measure", "encode"): {"Sample"},
 }

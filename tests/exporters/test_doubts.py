@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from exporters.data import Data, Labelled, TestSplit
 from exporters.doubts import of_answers, of_data, of_pruning, permuted
-from exporters.quantize import Plan
+from exporters.plans import Plan
 from exporters.structure import Shape, Structure, ladder
 from exporters.tokenizer_fit import Coverage
 from exporters.variants import Pruning

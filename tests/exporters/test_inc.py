@@ -16,8 +16,9 @@ import exporters
 from aios_edge.errors import MissingExtra, PromiseBroken, RuntimeUnavailable
 from aios_edge.profile import DeviceProfile
 from aios_edge.profile_files import load_profile
-from exporters import convert, graph, inc, observe, qdq, quantize, steps
+from exporters import convert, graph, inc, observe, qdq, steps
 from exporters.encode import Sample
+from exporters.plans import Plan, plans_for
 from exporters.quantize import Tuned
 from exporters.recipe import ExportRecipe, SearchSection, load_recipe
 from exporters.report import Candidate, ExportReport
@@ -130,18 +131,19 @@ def by_name(report: ExportReport, profile: str = "x86-vnni") -> dict[str, Candid
 def test_who_asks_and_where() -> None:
     """A switch in the recipe for every profile that runs on the CPU first; TensorRT takes no such zero points."""
 
-    def names(profile: str, **asked: bool) -> list[str]:
-        return [plan.name for plan in quantize.plans_for(load_profile(profile), **asked)]
+    def names(profile: str, *, neural_compressor: bool = False) -> list[str]:
+        search = SearchSection(neural_compressor=neural_compressor)
+        return [plan.name for plan in plans_for(load_profile(profile), search)]
 
     assert not {"inc-static-s8", "inc-tuned-s8"} & set(names("x86-vnni"))
-    assert names("x86-vnni", tuned_static=True)[-2:] == ["inc-static-s8", "inc-tuned-s8"]
+    assert names("x86-vnni", neural_compressor=True)[-2:] == ["inc-static-s8", "inc-tuned-s8"]
     # its products saturate in 8 bits
-    assert names("x86-gateway", tuned_static=True)[-2:] == ["inc-static-s8-r7", "inc-tuned-s8-r7"]
-    assert names("jetson-orin-nano", tuned_static=True) == names("jetson-orin-nano")
+    assert names("x86-gateway", neural_compressor=True)[-2:] == ["inc-static-s8-r7", "inc-tuned-s8-r7"]
+    assert names("jetson-orin-nano", neural_compressor=True) == names("jetson-orin-nano")
 
 
 def test_what_a_profile_prefers_is_not_added_again() -> None:
-    plans = quantize.plans_for(preferring("tuned-s8", "fp32"), tuned_static=True)
+    plans = plans_for(preferring("tuned-s8", "fp32"), SearchSection(neural_compressor=True))
     assert [(plan.name, plan.precision, plan.tuned) for plan in plans] == [
         ("inc-tuned-s8", "static-s8", True),
         ("fp32", "fp32", False),
@@ -282,7 +284,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failure_over_there_is_one_error_with_its_last_words(tmp_path: Path) -> None:
     job = inc.Job(model=str(tmp_path / "nothing"), inputs=("input_ids",), levels=127, threads=1)
     row = {"input_ids": np.ones((1, 4), dtype=np.int64)}
-    plan = quantize.Plan(name="inc-static-s8", precision="static-s8")
+    plan = Plan(name="inc-static-s8", precision="static-s8")
     with pytest.raises(RuntimeUnavailable, match="neural-compressor: failed") as caught:
         inc.build(plan, job, [row], tmp_path)
     assert "nothing" in caught.value.what

@@ -15,13 +15,13 @@ import pytest
 import exporters
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import MeasurementRefused, UsageError
-from aios_edge.profile import DeviceProfile
+from aios_edge.profile import Budgets, DeviceProfile
 from aios_edge.profile_files import load_profile
 from device_agent.activation import ActivationRefused, activate
-from exporters import brought
+from exporters import brought, trials
+from exporters.budget_fit import Whole
 from exporters.report import ExportReport
-from exporters.structure import Structure
-from exporters.trials import Trials
+from exporters.structure import Shape, Structure
 
 pytestmark = pytest.mark.export
 
@@ -34,6 +34,7 @@ arch = "any"
 precision_preference = ["dynamic-s8", "fp32"]
 quantization = "dynamic-s8"
 cpu_flags = ["made_up"]
+reduce_range = false
 [[providers]]
 name = "CPUExecutionProvider"
 [power]
@@ -269,10 +270,10 @@ def test_a_pruned_candidate_that_a_host_of_the_class_gave_out_is_known_again(
 ) -> None:
     """It chose how far to prune by its own latency, which doesn't count once there are measurements."""
 
-    def is_fast(trials: Trials, rung: Structure, *_: object) -> bool:
-        return rung.layers == 1 or not trials._terms.on_target
+    def is_fast(rung: Structure, shape: Shape, budgets: Budgets, whole: Whole) -> bool:
+        return rung.layers == 1 or whole.p95_s is None
 
-    monkeypatch.setattr(Trials, "_is_fast", is_fast)
+    monkeypatch.setattr(trials, "is_fast", is_fast)
     recipe = workshop / "walk.toml"
     more = "[prune]\n[distill]\nepochs = 2\nlearning_rate = 1e-3\n[search]\nstructures = 1\n"
     recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + more, encoding="utf-8")
@@ -284,6 +285,19 @@ def test_a_pruned_candidate_that_a_host_of_the_class_gave_out_is_known_again(
     assert [name for name, target in targets(report).items() if target] == [narrow]
     assert [c.name for c in report.profiles["board"].candidates if c.structure] == [wide, narrow]
     assert "distill" not in {stage.split("/")[0] for stage in report.stages["built"]}
+
+
+def test_how_far_to_prune_is_told_from_the_latency_on_the_board(workshop: Path, tmp_path: Path) -> None:
+    """What was measured of the whole network there says how narrow one of them must be."""
+    recipe = workshop / "slow.toml"
+    more = "[prune]\n[distill]\nepochs = 1\nlearning_rate = 1e-3\n[search]\nstructures = 1\n"
+    recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + more, encoding="utf-8")
+    given = Export(tmp_path, recipe)
+    (first, *_) = (c.structure for c in given.report.profiles["board"].candidates if c.structure)
+    path = by_the_board(given.bench("dynamic-s8"), tmp_path / "slow.json", p50=0.3, p95=0.4)
+    report = given.again(tmp_path / "again", path)
+    (second, *_) = (c.structure for c in report.profiles["board"].candidates if c.structure)
+    assert first and second and (second.layers, second.heads, second.ffn) < (first.layers, first.heads, first.ffn)
 
 
 def test_the_command_takes_measurements_and_gives_candidates_out(first: Export, bench: Bench, tmp_path: Path) -> None:

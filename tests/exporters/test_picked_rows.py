@@ -14,8 +14,9 @@ from aios_edge.host import inspect_host
 from exporters import ort, stages
 from exporters.cache import StageCache, digest_of
 from exporters.data import Data, Labelled, load_data
+from exporters.plans import Plan
 from exporters.progress import SilentProgress
-from exporters.quantize import Built, Plan
+from exporters.quantize import Built
 from exporters.recipe import load_recipe
 from exporters.source import locate
 from exporters.stages import Stages

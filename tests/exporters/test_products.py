@@ -13,8 +13,9 @@ import pytest
 
 from aios_edge.errors import PromiseBroken
 from exporters import convert, graph, ort, prune, qdq, quantize, tables
+from exporters.plans import Plan
 from exporters.prune import Importance
-from exporters.quantize import Built, Plan, Rows
+from exporters.quantize import Built, Rows
 from exporters.source import load_torch
 from exporters.structure import Structure
 

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from aios_edge.errors import DataError, PromiseBroken
 from exporters import convert, graph, observe, ort, qdq, quantize
-from exporters.quantize import Plan, Rows
+from exporters.plans import Plan
+from exporters.quantize import Rows
 from exporters.scheme import Scheme
 
 pytestmark = pytest.mark.export

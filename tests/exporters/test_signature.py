@@ -12,7 +12,8 @@ import pytest
 
 from aios_edge.manifest import Precision
 from exporters import convert, graph, ort, quantize
-from exporters.quantize import Plan, Rows
+from exporters.plans import Plan
+from exporters.quantize import Rows
 from exporters.signature import signature_of
 
 pytestmark = pytest.mark.export

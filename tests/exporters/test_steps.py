@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from exporters import convert, graph, ort, quantize, source, steps
-from exporters.quantize import Plan, Rows
+from exporters.plans import Plan
+from exporters.quantize import Rows
 
 pytestmark = pytest.mark.export
 

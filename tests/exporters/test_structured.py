@@ -23,8 +23,8 @@ from exporters import distill, inc, structure, tables, tuned_static, vocabulary
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import Data, load_data
 from exporters.finetune import Tuned, tuned_of
+from exporters.plans import Plan
 from exporters.progress import SilentProgress
-from exporters.quantize import Plan
 from exporters.recipe import DistillSection, load_recipe, parse_recipe
 from exporters.report import Candidate, ExportReport
 from exporters.source import locate
@@ -252,6 +252,17 @@ def test_settings_that_were_found_and_lead_nowhere_name_who_found_them(
     assert len(rates) == 4 and rates[3] == rates[2]
 
 
+def test_a_jetson_gets_a_pruned_network_in_each_of_its_precisions(workshop: Path, cache: Path, tmp_path: Path) -> None:
+    path = workshop / "jetson.toml"
+    path.write_text(RECIPE.format(vocabulary=98, more="heads = 2\nffn = 64\n"), encoding="utf-8")
+    report = exporters.export(path, "jetson-orin-nano", tmp_path / "out", cache=cache)
+    found = {candidate.name: candidate for candidate in report.profiles["jetson-orin-nano"].candidates}
+    assert [*found] == ["l2-h2-f64-v98+fp16", "l2-h2-f64-v98+qdq-s8-sym", "fp16", "qdq-s8-sym", "fp32"]
+    symmetric = found["l2-h2-f64-v98+qdq-s8-sym"]
+    assert symmetric.operators["QuantizeLinear"] and symmetric.metrics and symmetric.pruned
+    assert report.profiles["jetson-orin-nano"].chosen == "l2-h2-f64-v98+fp16"
+
+
 def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path, tmp_path: Path) -> None:
     report = export(workshop, tmp_path / "ladder", cache)
     names = [candidate.name for candidate in report.profiles["arm64-gateway"].candidates]
@@ -277,9 +288,9 @@ def test_how_fast_a_pruned_network_may_be_is_told_from_the_whole_one_of_its_prec
         own = replace(plan, precision="fp32")
         return replace(stages.candidate(own.name, own, whole.fp32.folder, data, whole.encoder), plan=plan)
 
-    asked, is_fast = [], Trials._is_fast
+    asked, known_of = [], Trials._known_of
     monkeypatch.setattr(tuned_static, "make", tuned)
-    monkeypatch.setattr(Trials, "_is_fast", lambda *args: asked.append(args[-1].made.name) or is_fast(*args))
+    monkeypatch.setattr(Trials, "_known_of", lambda *args: asked.append(args[-1].made.name) or known_of(*args))
     path = workshop / "twin.toml"
     path.write_text(RECIPE.format(vocabulary=98, more="heads = 2\nffn = 64\n"), encoding="utf-8")
     profile = msgspec.structs.replace(load_profile("arm64-gateway"), precision_preference=("static-s8", "dynamic-s8"))
