@@ -23,6 +23,7 @@ VARIANTS: dict[str, Precision] = {
     "dynamic-s8-e4": "dynamic-s8",
     "dynamic-s8-e2": "dynamic-s8",
     "qdq-u8s8-mixed": "qdq-u8s8",
+    "tuned-s8": "static-s8",
 }
 #: All that a profile may prefer and a recipe ask for.
 CANDIDATES: tuple[str, ...] = (*get_args(Precision), *VARIANTS)

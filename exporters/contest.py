@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import msgspec
+
 from aios_edge.host import matches
 from aios_edge.measurement import MeasuredOn, measured_on
 from aios_edge.profile import DeviceProfile
@@ -16,7 +18,7 @@ from exporters.measure import SHAPES, Measured
 from exporters.report import Candidate, Interval, Latency, ProfileReport, Pruned, Target, Training
 from exporters.select import Choice
 from exporters.stages import Stages
-from exporters.trials import Common, Terms, TimedAt, Trials, Tried, conditions_of
+from exporters.trials import Common, Terms, TimedAt, Trials, Tried, Twin, conditions_of
 from exporters.tuned_static import Absent
 from exporters.variants import Variant
 
@@ -31,12 +33,14 @@ class Contest:
 
     ``on_target``: this machine's own figures count for the profile. ``targets``: by candidate, what was measured on a
     device and brought; where there is any, it counts and this machine's figures don't. ``longest``: tokens of the
-    longest input. ``absent``: candidates that couldn't be built here, which are reported all the same.
+    longest input. ``absent``: candidates that couldn't be built here, ``twins``: that are the same model as another;
+    both are reported all the same.
     """
 
     profile: DeviceProfile
     tried: tuple[Tried, ...]
     absent: tuple[Absent, ...] = ()
+    twins: tuple[Twin, ...] = ()
     choice: Choice
     max_drop: float
     longest: int
@@ -81,6 +85,7 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
         longest=longest,
         tried=tuple(trials.tried),
         absent=tuple(trials.absent),
+        twins=tuple(trials.twins),
         choice=trials.choose(targets),
         max_drop=terms.max_drop,
         on_target=on_target,
@@ -98,6 +103,7 @@ def report_of(contest: Contest) -> ProfileReport:
         candidates=(
             *(_candidate(t, contest) for t in contest.tried),
             *(_absent_candidate(a, contest) for a in contest.absent),
+            *(_twin_candidate(t, contest) for t in contest.twins),
         ),
         problem=contest.choice.remedy,
     )
@@ -147,6 +153,22 @@ def _candidate(tried: Tried, contest: Contest) -> Candidate:
         structure=tried.variant.structure,
         pruned=_pruned(tried),
         recovery=_recovery(tried.variant),
+    )
+
+
+def _twin_candidate(twin: Twin, contest: Contest) -> Candidate:
+    """With the figures of the other one, which alone took part."""
+    built, other = twin.made.built, twin.of.made
+    trials = built.tuning or other.built.tuning
+    why = "the first configuration kept the promise" if len(trials) == 1 else "no other configuration was more accurate"
+    return msgspec.structs.replace(
+        _candidate(twin.of, contest),
+        name=twin.made.name,
+        chosen=False,
+        reason=f"{why}: the same model as {other.name}",
+        same_model_as=other.name,
+        tuning=built.tuning,
+        target=None,
     )
 
 

@@ -1,8 +1,9 @@
 """The process that runs neural-compressor: ``python -m exporters.inc_worker FOLDER``, started by :mod:`exporters.inc`.
 
-Its ``autotune`` walks through configurations, the fastest first, and stops at the first that keeps the accuracy
-promise. Each trial is judged by what would ship: exported, folded and run in onnxruntime, not simulated in torch, which
-takes fifty times as long and isn't what the device computes.
+Its static backend makes one model as it does unasked. Its ``autotune`` walks through the other configurations, the
+fastest first, and stops at the first that keeps the accuracy promise. Each trial is judged by what would ship:
+exported, folded and run in onnxruntime, not simulated in torch, which takes fifty times as long and isn't what the
+device computes.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,74 +29,99 @@ _GROUPS_KEPT = 2  # of products that may stay fp32
 
 
 def main(folder: Path) -> None:
-    """Tune in ``folder``; leaves the best candidate's ONNX file and what was tried."""
+    """Leaves the model's ONNX file in ``folder``; of a tuning the best, and what was tried."""
     import torch
 
     job = msgspec.json.decode((folder / "job.json").read_bytes(), type=inc.Job)
     torch.set_num_threads(job.threads)
     warnings.simplefilter("ignore")
-    model = convert.logits_of(source.load_torch(Path(job.model)), job.inputs)
-    trials = tune(model, job, folder)
-    best = max(range(len(trials)), key=lambda number: trials[number].accuracy)
-    if trials[-1].accuracy >= job.accuracy - job.max_drop:
-        best = len(trials) - 1
+    network = Network(job, folder, convert.logits_of(source.load_torch(Path(job.model)), job.inputs))
+    if job.promise is None:
+        network.save(static(network), folder / inc.QUANTIZED)
+        return
+    trials = tune(network, job.promise, folder)
+    best = inc.best_of(trials, job.promise)
     steps.save(graph.load(folder / trial_name(best)), folder / inc.QUANTIZED)
     for number in range(len(trials)):
         steps.remove(folder / trial_name(number))
-    trials[best] = msgspec.structs.replace(trials[best], kept=True)
     (folder / inc.TUNING).write_bytes(msgspec.json.encode(trials))
 
 
-def tune(model: Any, job: inc.Job, folder: Path) -> list[Tuned]:
+@dataclass(frozen=True)
+class Network:
+    """The fine-tuned network as torch's exporters take it (``module``), and the rows that calibrate it."""
+
+    job: inc.Job
+    folder: Path
+    module: Any
+
+    @cached_property
+    def example(self) -> tuple[Any, ...]:
+        """What the tracer runs."""
+        return convert.example(self.module.model, self.job.inputs)
+
+    @cached_property
+    def shapes(self) -> tuple[Any, ...]:
+        """Its free axes."""
+        return convert.free_shapes(self.module.model, self.job.inputs)
+
+    def captured(self) -> Any:
+        """The graph that the backend quantizes."""
+        from neural_compressor.torch.export import export
+
+        return export(self.module, example_inputs=self.example, dynamic_shapes=(self.shapes,))
+
+    def calibrate(self, prepared: Any) -> None:
+        """Run the calibration rows through it."""
+        import torch
+
+        with torch.no_grad():
+            for sample in inc.unpack(self.folder / "calibration.npz"):
+                prepared(*tensors(sample, self.job.inputs))
+
+    def save(self, quantized: Any, out: Path) -> None:
+        """As the candidate runs it."""
+        proto = exported(quantized, self.example, self.shapes, self.job.inputs)
+        inc.finish(proto, levels=self.job.levels, out=out)
+
+
+def static(network: Network) -> Any:
+    """What the static backend makes at its own defaults; no row but those that calibrate is seen."""
+    from neural_compressor.torch.quantization import get_default_static_config, quantize
+
+    config = get_default_static_config()
+    return quantize(network.captured(), config, run_fn=network.calibrate, example_inputs=network.example)
+
+
+def tune(network: Network, promise: inc.Promise, folder: Path) -> list[Tuned]:
     """Run ``autotune``; what each trial was and how it did, in order."""
-    import torch
-    from neural_compressor.torch.export import export
     from neural_compressor.torch.quantization import TuningConfig, autotune
 
-    calibration = [tensors(sample, job.inputs) for sample in inc.unpack(folder / "calibration.npz")]
-    rows = inc.unpack(folder / "rows.npz")
-    with np.load(folder / "answers.npz") as answers:
-        labels, reference = answers["labels"], answers["reference"]
-    named = configurations(groups(model))
-    example, shapes = convert.example(model.model, job.inputs), convert.free_shapes(model.model, job.inputs)
+    rows, named = inc.rows_in(folder), configurations(groups(network.module))
     trials: list[Tuned] = []
-
-    def calibrate(prepared: Any) -> None:
-        with torch.no_grad():
-            for sample in calibration:
-                prepared(*sample)
 
     def evaluate(candidate: Any) -> float:
         if not getattr(candidate, "is_quantized", False):
-            return job.accuracy
+            return promise.accuracy
         out = folder / trial_name(len(trials))
-        inc.finish(exported(candidate, example, shapes, job.inputs), levels=job.levels, out=out)
-        session = ort.Session(out, inc.AT_TRIAL, threads=job.threads)
-        seen = np.asarray([int(session.run(row)[0].argmax()) for row in rows])
-        found = Tuned(
-            configuration=list(named)[len(trials)],
-            accuracy=float(np.mean(seen == labels)),
-            agreement=float(np.mean(seen == reference)),
-            rows=len(rows),
-        )
-        trials.append(found)
-        return found.accuracy
+        network.save(candidate, out)
+        session = ort.Session(out, inc.AT_TRIAL, threads=network.job.threads)
+        seen = np.asarray([int(session.run(row)[0].argmax()) for row in rows.samples])
+        trials.append(rows.judge(list(named)[len(trials)], seen))
+        return trials[-1].accuracy
 
-    graph_module = export(model, example_inputs=example, dynamic_shapes=(shapes,))
-    loss = job.max_drop / max(job.accuracy, 1e-9)  # it reckons in shares of the baseline
+    loss = promise.max_drop / max(promise.accuracy, 1e-9)  # it reckons in shares of the baseline
     wanted = TuningConfig(config_set=list(named.values()), tolerable_loss=loss)
-    autotune(graph_module, wanted, eval_fn=evaluate, run_fn=calibrate, example_inputs=example)
+    calibrate, example = network.calibrate, network.example
+    autotune(network.captured(), wanted, eval_fn=evaluate, run_fn=calibrate, example_inputs=example)
     return trials
 
 
 def configurations(groups: Sequence[tuple[str, tuple[str, ...]]]) -> dict[str, Any]:
-    """What is tried, by name: everything in 8 bits by extremes, by histograms, then with the widest groups in fp32."""
+    """What is tried behind the default, by name: ranges from histograms, then with the widest groups in fp32."""
     from neural_compressor.torch.quantization import INT8StaticQuantConfig
 
-    found = {
-        "all products, ranges from extremes": INT8StaticQuantConfig(act_algo="minmax"),
-        "all products, ranges from histograms": INT8StaticQuantConfig(act_algo="kl"),
-    }
+    found = {"all products, ranges from histograms": INT8StaticQuantConfig(act_algo="kl")}
     for count in range(1, min(_GROUPS_KEPT, len(groups)) + 1):
         config = INT8StaticQuantConfig(act_algo="kl")
         for _, names in groups[:count]:

@@ -16,7 +16,8 @@ from exporters.recipe import SearchSection
 
 #: Not built by us: it starts from torch and needs a package that may not be there (:mod:`exporters.inc`).
 STATIC: Precision = "static-s8"
-_NAMES: dict[str, str] = {STATIC: "inc-static-s8"}  # named after who makes it
+TUNED = "tuned-s8"  # the same, its configuration chosen on validation rows
+_NAMES: dict[str, str] = {STATIC: "inc-static-s8", TUNED: "inc-tuned-s8"}  # named after who makes them
 #: Bits of a table's rows that training didn't look up, the most first.
 _RARE_ROW_BITS = {"dynamic-s8-e4": 4, "dynamic-s8-e2": 2}
 #: u8 activations x s8 weights, by operators that onnxruntime's CPU provider alone has.
@@ -31,13 +32,15 @@ _CPU = "CPUExecutionProvider"
 class Plan:
     """A candidate to build. ``name`` tells variants of one precision apart: ``dynamic-s8-r7`` has 7-bit weights
     (``reduce_range``), ``dynamic-s8-e4`` and ``-e2`` fewer bits for the embeddings of words that training didn't see
-    (``rare_row_bits``), ``qdq-u8s8-mixed`` the most harmful products in float (``mixed``)."""
+    (``rare_row_bits``), ``qdq-u8s8-mixed`` the most harmful products in float (``mixed``), ``inc-tuned-s8`` a configuration
+    that was looked for (``tuned``)."""
 
     name: str
     precision: Precision
     reduce_range: bool = False
     rare_row_bits: int = 8
     mixed: bool = False
+    tuned: bool = False
 
     @property
     def counts_rows(self) -> bool:
@@ -58,7 +61,7 @@ def plans_for(profile: DeviceProfile, search: SearchSection = _NO_WISHES) -> tup
         if wanted not in CANDIDATES:
             where, remedy = f"profile {profile.name}", f"Known are: {', '.join(CANDIDATES)}"
             raise ProfileError(f"unknown precision '{wanted}'", where=where, remedy=remedy)
-    more = (*search.candidates, *((STATIC,) if search.neural_compressor else ()))
+    more = (*search.candidates, *((STATIC, TUNED) if search.neural_compressor else ()))
     asked = [wanted for wanted in more if _precision(wanted) not in _U8_S8 or on_cpu(profile)]
     return tuple(_plan(wanted, profile) for wanted in dict.fromkeys((*preferred, *asked)))
 
@@ -88,13 +91,14 @@ def _smaller(plan: Plan) -> tuple[Plan, ...]:
 def _plan(wanted: str, profile: DeviceProfile) -> Plan:
     precision = _precision(wanted)
     narrow = precision in _U8_S8 and profile.weights_in_7_bits
-    name, bits = _NAMES.get(wanted, wanted), _RARE_ROW_BITS.get(wanted, 8)
+    name = _NAMES.get(wanted, wanted)
     return Plan(
         name=f"{name}-r7" if narrow else name,
         precision=precision,
         reduce_range=narrow,
-        rare_row_bits=bits,
+        rare_row_bits=_RARE_ROW_BITS.get(wanted, 8),
         mixed=wanted == _MIXED,
+        tuned=wanted == TUNED,
     )
 
 

@@ -36,7 +36,8 @@ class Rows:
 
 
 class Tuned(msgspec.Struct, frozen=True, kw_only=True):
-    """One trial of an accuracy-aware search, on that many validation rows; ``kept`` is the one that was built."""
+    """One trial of an accuracy-aware search, on that many validation rows; ``kept`` is the one that became the
+    candidate."""
 
     configuration: str
     accuracy: float

@@ -107,8 +107,8 @@ class SearchSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     after the first one that keeps its promises can't win and aren't built, and only one shape is timed. ``structures``:
     at most so many pruned networks are trained for a profile. ``trials``: short trainings that look for the
     hyper-parameters of each one's recovery (by Optuna); 0 takes those of ``[distill]``. ``candidates``: more of them
-    than a profile prefers, for every profile whose first provider can run them. ``neural_compressor``: its static int8
-    is one more, where that is the CPU."""
+    than a profile prefers, for every profile whose first provider can run them. ``neural_compressor``: its static int8,
+    at its defaults and tuned, are two more, where that is the CPU."""
 
     exhaustive: bool = True
     structures: int = 2

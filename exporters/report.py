@@ -108,6 +108,7 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     target: Target | None = None
     measuring_bundle: str | None = None
     tuning: tuple[Tuned, ...] = ()  # the trials of an accuracy-aware search
+    same_model_as: str | None = None  # another candidate, whose figures these are
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +162,11 @@ class ProfileReport(msgspec.Struct, frozen=True, kw_only=True):
     max_drop: float
     candidates: tuple[Candidate, ...]
     problem: str | None = None
+
+    @property
+    def models(self) -> tuple[Candidate, ...]:
+        """Each model once: candidates that came out as another one are last, so numbers stay."""
+        return tuple(candidate for candidate in self.candidates if candidate.same_model_as is None)
 
 
 class ExportReport(msgspec.Struct, frozen=True, kw_only=True):

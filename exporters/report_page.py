@@ -74,7 +74,7 @@ def _target(c: Candidate) -> str:
 
 def _plots(profile: ProfileReport) -> str:
     size, latency, absent = [], [], []
-    for number, c in enumerate(profile.candidates, start=1):
+    for number, c in enumerate(profile.models, start=1):
         lacks = [
             what
             for what, value in (("accuracy", c.drop), ("size", c.size_bytes), ("latency", c.latency_s))

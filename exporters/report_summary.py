@@ -12,7 +12,7 @@ PRECISIONS = {
     "fp32": "full precision, 32-bit numbers",
     "fp16": "16-bit numbers",
     "dynamic-s8": "8-bit weights, activations scaled as they come",
-    "static-s8": "8-bit weights and activations scaled beforehand, tuned by neural-compressor",
+    "static-s8": "8-bit weights and activations scaled beforehand, by neural-compressor",
     "qdq-u8s8": "8-bit weights and activations, scaled beforehand",
     "qdq-s8-sym": "8-bit weights and activations around zero, as TensorRT takes them",
 }
@@ -45,10 +45,12 @@ def chosen_of(profile: ProfileReport) -> Candidate | None:
 
 
 def described(c: Candidate) -> str:
-    """What a candidate is, in words: what was pruned, its numbers, and what rare words have."""
+    """What a candidate is, in words: what was pruned, its numbers, who configured them, and what rare words have."""
     parts = [PRECISIONS.get(c.precision, c.precision)]
     if c.structure is not None:
         parts.insert(0, f"pruned to {kept(c.structure, c.pruned.whole if c.pruned else None)}")
+    if c.tuning:
+        parts.append("configured by trials on validation texts")
     if c.rare_row_bits is not None:
         parts.append(f"{c.rare_row_bits} bits for words that the training data use least or not at all")
     return "; ".join(parts)
@@ -92,7 +94,7 @@ def _verdict(name: str, profile: ProfileReport, report: ExportReport) -> str:
 
 def _others(profile: ProfileReport) -> str:
     """How many candidates were tried beside the chosen one, and how many couldn't even be built."""
-    built = [c for c in profile.candidates if c.size_bytes is not None and not c.chosen]
+    built = [c for c in profile.models if c.size_bytes is not None and not c.chosen]
     absent = sum(c.size_bytes is None for c in profile.candidates)
     kept = sum(c.eligible for c in built)
     told = "No other candidate was tried."

@@ -63,7 +63,7 @@ def latencies(profile: ProfileReport) -> str:
         f"<td>{t.threads}</td>"
         f"<td>{milliseconds(t.p50)}</td><td>{milliseconds(t.p95)}</td><td>{milliseconds(t.fp32_p50)}</td>"
         f"<td>{times(t.speedup)}</td><td>{t.samples}</td></tr>"
-        for c in profile.candidates
+        for c in profile.models
         for t in c.latency
     ]
     if not rows:
@@ -77,7 +77,7 @@ def latencies(profile: ProfileReport) -> str:
 def operators(profile: ProfileReport) -> str:
     """What the graphs are made of."""
     rows = []
-    for c in profile.candidates:
+    for c in profile.models:
         counted = ", ".join(f"{text(name)} {n}" for name, n in sorted(c.operators.items(), key=lambda e: (-e[1], e[0])))
         if counted:
             rows.append(f"<tr><th scope='row' class='name'>{name_of(c.name)}</th><td class='words'>{counted}</td></tr>")

@@ -89,6 +89,14 @@ class Tried:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Twin:
+    """A candidate that came out as the same model as another one, ``of``, and so has its figures."""
+
+    made: Made
+    of: Tried
+
+
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """What a profile's candidates are held to. ``on_target``: this machine's own figures count for the profile;
     ``brought``: a device's figures, which count instead; ``longest``: tokens of the longest input; ``shapes``: what is
@@ -103,12 +111,14 @@ class Terms:
 
 
 class Trials:
-    """Tries one profile's candidates. ``tried`` is in the order of preference; ``absent`` couldn't be built here."""
+    """Tries one profile's candidates. ``tried`` is in the order of preference; ``absent`` couldn't be built here;
+    ``twins`` are no models of their own."""
 
     def __init__(self, terms: Terms, common: Common, stages: Stages) -> None:
         self._terms, self._common, self._stages = terms, common, stages
         self.tried: list[Tried] = []
         self.absent: list[Absent] = []
+        self.twins: list[Twin] = []
         self._too_few: DataError | None = None
         self._plans = self._calibrated(plans_for(terms.profile, common.recipe.search))
 
@@ -164,6 +174,8 @@ class Trials:
             made = tuned_static.make(plan, common.whole, common.data, self._stages, max_drop=terms.max_drop)
             if isinstance(made, Absent):
                 self.absent.append(made)
+            elif (same := next((tried for tried in self.tried if tried.made.folder == made.folder), None)) is not None:
+                self.twins.append(Twin(made=made, of=same))
             else:
                 self.tried.append(self._try(common.whole, made))
 

@@ -26,7 +26,7 @@ BUILT_ON = {
     "stages.candidate": "stages.convert",
     "stages.answers": "stages.convert",
     "stages.measured": "stages.convert",
-    "tuned_static._made": "stages.convert",
+    "tuned_static._static": "stages.convert",
     "variants.pruned": "stages.finetune",
     "variants._searched": "variants.pruned",
     "variants._own_tokenizer": "stages.tokenizer",

@@ -317,6 +317,19 @@ def test_what_a_search_found_is_shown() -> None:
     assert text.index("all of it") < text.index("but &lt;softmax&gt;") and "97.00 %" in text and ">kept<" in text
 
 
+def test_a_candidate_that_came_out_as_another_one_is_told_and_not_counted_or_drawn() -> None:
+    labels = numbered(2)
+    plain, other = candidate("static", labels, chosen=True), candidate("fp32", labels)
+    trials = (Tuned(configuration="defaults", accuracy=0.9, agreement=0.91, rows=77, kept=True),)
+    twin = candidate("tuned", labels, reason="the same model as static", same_model_as="static", tuning=trials)
+    text = shown(report_of(labels, {"p": profile_of(plain, other, twin)}))
+    assert "the same model as static" in text and "Trials of the tuning" in text
+    assert "1 other was tried; 1 would keep every promise too.</p>" in text
+    drawn = [re.findall(r"(\w+): [-.\d]+, ", label) for label in re.findall(r"aria-label='([^']*points[^']*)'", text)]
+    assert drawn == [["static", "fp32"]] * 2
+    assert text.count("MatMul 3") == 2  # operators of each graph, once
+
+
 @pytest.mark.parametrize(
     ("built", "absent", "told"),
     [
