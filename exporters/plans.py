@@ -32,8 +32,8 @@ _CPU = "CPUExecutionProvider"
 class Plan:
     """A candidate to build. ``name`` tells variants of one precision apart: ``dynamic-s8-r7`` has 7-bit weights
     (``reduce_range``), ``dynamic-s8-e4`` and ``-e2`` fewer bits for the embeddings of words that training didn't see
-    (``rare_row_bits``), ``qdq-u8s8-mixed`` the most harmful products in float (``mixed``), ``inc-tuned-s8`` a configuration
-    that was looked for (``tuned``)."""
+    (``rare_row_bits``), ``qdq-u8s8-mixed`` the most harmful products in float (``mixed``), ``inc-tuned-s8`` a
+    configuration that was looked for (``tuned``)."""
 
     name: str
     precision: Precision
