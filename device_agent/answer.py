@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from device_agent.power.reading import PowerReading
 from device_agent.router import LEAST_RETRY_S
 from device_agent.values import Reason, Shed
 from device_agent.wire import DoneItem
@@ -55,6 +56,17 @@ def shed_answer(shed: Shed) -> Answer:
         error=f"{text} [{shed.reason.value}]; retry after {shed.retry_after_s:.2f} s",
         retry_after_s=shed.retry_after_s,
     )
+
+
+def energy_share(reading: PowerReading | None, compute_s: float, batch_size: int) -> Energy:
+    """A request's share of what the device used above idle while its batch ran."""
+    if reading is None:
+        return Energy(energy_j=None, method="unknown: power not sampled yet")
+    if reading.active_w is None:
+        why = reading.active_reason or reading.reason or "no power source"
+        return Energy(energy_j=None, method=f"unknown: {why}")
+    # The reading is of the last second, not of this batch: however good the sensor, the share is an estimate.
+    return Energy(energy_j=reading.active_w * compute_s / max(batch_size, 1), method="estimated")
 
 
 def local_answer(

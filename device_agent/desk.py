@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -21,10 +21,12 @@ from aios_edge.oip.envelope import (
 from aios_edge.version import __version__
 from device_agent.admission import Load, admit
 from device_agent.answer import Answer, shed_answer
+from device_agent.deployment import Deployment
 from device_agent.http import Reply, retry_after
 from device_agent.metadata import model_metadata
 from device_agent.metrics import Metrics
 from device_agent.model_host import ModelHost
+from device_agent.model_views import repository_index
 from device_agent.settings import Policy
 from device_agent.status import AgentStatus
 from device_agent.values import Completion, InferenceRequest, Shed
@@ -35,7 +37,7 @@ class FrontDesk:
 
     def __init__(
         self,
-        hosts: Mapping[str, ModelHost],
+        deployment: Deployment,
         policy: Policy,
         metrics: Metrics,
         agent_status: Callable[[], AgentStatus],
@@ -44,7 +46,7 @@ class FrontDesk:
         self.draining = False
         self.in_flight_bytes = 0
         self.in_flight = 0
-        self._hosts = hosts
+        self._deployment = deployment
         self._policy = policy
         self._metrics = metrics
         self._agent_status = agent_status
@@ -56,36 +58,20 @@ class FrontDesk:
         return msgspec.json.encode(ServerMetadata(name="aios-edge", version=__version__))
 
     def ready(self) -> bool:
-        """Whether every model that isn't refused serves. A worker that restarts doesn't make the agent unready: its
-        requests wait or go to the cloud."""
-        states = [host.state for host in self._hosts.values()]
-        return not self.draining and "loading" not in states and any(state == "ready" for state in states)
+        """Whether every model that isn't refused serves, and the agent isn't stopping."""
+        return not self.draining and self._deployment.ready
 
     def model_metadata(self, model: str, version: str | None) -> bytes:
         """``GET /v2/models/{m}``."""
-        return msgspec.json.encode(model_metadata(self._host(model, version).bundle.manifest))
+        return msgspec.json.encode(model_metadata(self._deployment.host(model, version).bundle.manifest))
 
     def model_ready(self, model: str, version: str | None) -> bool:
         """``GET /v2/models/{m}/ready``."""
-        return not self.draining and self._host(model, version).state == "ready"
+        return not self.draining and self._deployment.host(model, version).state == "ready"
 
     def repository_index(self) -> bytes:
         """``POST /v2/repository/index``, in Triton's words; bundles that may not serve are in it, with the reason."""
-        words = {"ready": "READY", "loading": "LOADING", "restarting": "UNAVAILABLE", "stopped": "UNLOADING"}
-        index = [
-            {
-                "name": name,
-                "version": host.bundle.manifest.version,
-                "state": words.get(host.state, "UNAVAILABLE"),
-                "reason": (host.detail or "") if host.state != "ready" else "",
-            }
-            for name, host in self._hosts.items()
-        ]
-        index += [
-            {"name": bundle.model, "version": bundle.version, "state": "UNAVAILABLE", "reason": bundle.detail or ""}
-            for bundle in self._agent_status().refused
-        ]
-        return msgspec.json.encode(index)
+        return msgspec.json.encode(repository_index(self._deployment))
 
     def metrics(self) -> bytes:
         """``GET /metrics``."""
@@ -98,7 +84,7 @@ class FrontDesk:
     async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply:
         """Answer one inference request; raises :class:`RequestError` for what can't be understood."""
         arrived_at = self._clock()
-        host = self._host(model, version)
+        host = self._deployment.host(model, version)
         envelope = parse_request(body, json_length)
         request = self._request(host, envelope, body, json_length, arrived_at)
         load = Load(
@@ -118,16 +104,6 @@ class FrontDesk:
                 self.in_flight_bytes -= len(body)
                 self.in_flight -= 1
         return self._reply(host, request, answer)
-
-    def _host(self, model: str, version: str | None) -> ModelHost:
-        host = self._hosts.get(model)
-        if host is None:
-            known = ", ".join(self._hosts) or "none"
-            raise RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {known}")
-        ours = host.bundle.manifest.version
-        if version not in (None, ours):
-            raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
-        return host
 
     def _request(
         self, host: ModelHost, envelope: Envelope, body: bytes, json_length: int | None, arrived_at: float

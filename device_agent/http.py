@@ -41,7 +41,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Desk(Protocol):
-    """What stands behind the doors; :class:`device_agent.agent.Agent` does."""
+    """What stands behind the doors; :class:`device_agent.desk.FrontDesk` does."""
 
     def server_metadata(self) -> bytes: ...
 

@@ -1,8 +1,11 @@
-"""What is told of a served model: in ``/status``, and in the retained status over MQTT."""
+"""What is told of a model: in ``/status``, in the retained status over MQTT, and in the repository's index."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from aios_edge.telemetry import BundleStatus
+from device_agent.deployment import Deployment
 from device_agent.model_host import ModelHost
 from device_agent.settings import BundleEntry
 from device_agent.status import ModelStatus
@@ -10,7 +13,7 @@ from device_agent.status import ModelStatus
 
 def bundle_status(host: ModelHost) -> BundleStatus:
     """A model for the broker."""
-    report = host.report
+    report = host.instance.report
     return BundleStatus(
         model=host.name,
         version=host.bundle.manifest.version,
@@ -33,14 +36,33 @@ def model_status(host: ModelHost, entry: BundleEntry) -> ModelStatus:
         pinned=entry.pinned,
         state=host.state,
         detail=host.detail,
-        worker_pid=host.worker.pid,
-        worker_rss_bytes=host.worker.rss_bytes,
-        restarts=host.restarts,
+        worker_pid=host.instance.worker.pid,
+        worker_rss_bytes=host.instance.worker.rss_bytes,
+        restarts=host.instance.restarts,
         queued=host.queued,
         running=host.running,
         max_batch_size=host.bundle.manifest.max_batch_size,
         service_base_s=host.service.base_s,
         service_per_unit_s=host.service.per_unit_s,
         spread=host.service.spread,
-        activation=host.report,
+        activation=host.instance.report,
     )
+
+
+def repository_index(deployment: Deployment) -> list[dict[str, Any]]:
+    """Every model in Triton's words; bundles that may not serve are in it, with the reason."""
+    words = {"ready": "READY", "loading": "LOADING", "restarting": "UNAVAILABLE", "stopped": "UNLOADING"}
+    index = [
+        {
+            "name": name,
+            "version": host.bundle.manifest.version,
+            "state": words.get(host.state, "UNAVAILABLE"),
+            "reason": (host.detail or "") if host.state != "ready" else "",
+        }
+        for name, host in deployment.hosts.items()
+    ]
+    index += [
+        {"name": bundle.model, "version": bundle.version, "state": "UNAVAILABLE", "reason": bundle.detail or ""}
+        for bundle in deployment.refused
+    ]
+    return index

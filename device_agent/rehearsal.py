@@ -9,11 +9,33 @@ from __future__ import annotations
 
 import msgspec
 
+from aios_edge.manifest import Manifest
+from device_agent.learning import Learning
+from device_agent.surroundings import Surroundings
 from device_agent.values import InferenceRequest
+from device_agent.watched_run import run_watched
+from device_agent.worker_pool import WorkerHandle
 
 #: Words of each request, batch by batch: short, long, several; the first pays for the warm-up and isn't counted.
 BATCHES: tuple[tuple[int, ...], ...] = ((8,), (8,), (24,), (16,), (8,), (24,), (12, 12))
 LIMIT_S = 2.0  # emulated devices can be very slow
+
+
+async def rehearse(worker: WorkerHandle, manifest: Manifest, learning: Learning, around: Surroundings) -> None:
+    """Learn what requests cost here before the first client's arrives. :class:`WorkerLost` leaves what was learnt."""
+    began = around.clock()
+    pair = manifest.preprocess.pair
+    for number, words in enumerate(BATCHES):
+        started = around.clock()
+        if started - began > LIMIT_S and number > 1:
+            break
+        batch = rehearsal_batch(manifest.name, words[: manifest.max_batch_size], pair=pair, now=started)
+        result = await run_watched(worker, batch, around.policy.batch_timeout_s)
+        if number == 0:  # paid for the warm-up
+            continue
+        if number == 1:  # the activation measured the model alone: begin from what a request really takes
+            learning.begin(result.done.busy_s, result.done.items[0].length)
+        learning.learn(batch, result, around.clock() - started)
 
 
 def rehearsal_batch(model: str, words: tuple[int, ...], *, pair: bool, now: float) -> list[InferenceRequest]:

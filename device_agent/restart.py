@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from aios_edge.errors import BundleRefused
+
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 PATIENCE = 3  # crashes and failed starts in a row until nobody is kept waiting for the next
@@ -41,3 +43,7 @@ class RestartPlan(msgspec.Struct, frozen=True, kw_only=True):
     def served(self) -> RestartPlan:
         """A batch was answered: the crashes before it are history."""
         return self if self.crashes == 0 else msgspec.structs.replace(self, crashes=0)
+
+    def hopeless(self, failure: Exception) -> bool:
+        """Whether nobody should be kept waiting for the next start, after the failure of the last."""
+        return isinstance(failure, BundleRefused) or self.crashes > PATIENCE

@@ -90,6 +90,13 @@ def after_cloud_failed(decision: Decision) -> Decision:
     return decision
 
 
+def after_worker_lost(now: float, deadline_at: float | None, there: There | None, back_in_s: float) -> Cloud | Shed:
+    """Where a request goes that a dead worker had, or that waits for one that doesn't come back."""
+    if there is not None and (deadline_at is None or now + there.expected_s <= deadline_at):
+        return Cloud(Reason.WORKER_LOST, there.endpoint)
+    return Shed(Reason.WORKER_LOST, back_in_s)
+
+
 def next_review_at(queue: Sequence[Pending], there: There | None, now: float) -> float | None:
     """When a waiting request should be judged again: at its last chances in the cloud, and when its deadline passes."""
     moments = [

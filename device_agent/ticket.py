@@ -22,6 +22,11 @@ class Ticket:
     no_cloud: bool = False
     taken_at: float = 0.0
 
+    def resolve(self, verdict: Answer | Cloud | Shed) -> None:
+        """Tell whoever waits; a cancelled one has nobody waiting."""
+        if not self.verdict.done():
+            self.verdict.set_result(verdict)
+
 
 @dataclass
 class Running:

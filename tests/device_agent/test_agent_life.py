@@ -390,13 +390,14 @@ def test_doors_that_fail_end_the_agent_with_their_error(
 ) -> None:
     import asyncio
 
-    from device_agent.agent import Agent, _Server
+    from device_agent.agent import Agent
+    from device_agent.http_server import HttpServer
     from device_agent.settings import parse_settings
 
     async def broken(self: Any, sockets: Any = None) -> None:
         raise OSError("no doors today")
 
-    monkeypatch.setattr(_Server, "serve", broken)
+    monkeypatch.setattr(HttpServer, "serve", broken)
     agent = Agent(parse_settings(agent_toml(), where="test", base=tmp_path))
     with pytest.raises(OSError, match="no doors today"):
         asyncio.run(agent.run())

@@ -13,9 +13,10 @@ from aios_edge.errors import BundleRefused, WorkerLost
 from device_agent import wire
 from device_agent.answer import Answer, Energy
 from device_agent.cloud import CloudPool
-from device_agent.model_host import ModelHost, Surroundings
+from device_agent.model_host import ModelHost
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.settings import Policy
+from device_agent.surroundings import Surroundings
 from device_agent.values import ActivationReport, InferenceRequest
 from device_agent.worker_pool import BatchResult, WorkerSpec
 
@@ -107,7 +108,7 @@ def drive(bundle: Any, scenario: Callable[[ModelHost, Worker, list[Any]], Awaita
         )
         host = ModelHost(WorkerSpec(model="tiny", bundle_path=bundle.path, profile="x"), bundle, around)
         worker = Worker()
-        host.worker = worker  # type: ignore[assignment]
+        host.instance.worker = worker  # type: ignore[assignment]
         await host.activate()
         try:
             await asyncio.wait_for(scenario(host, worker, events), 10)
@@ -166,7 +167,7 @@ def test_a_restart_that_fails_in_an_unknown_way_is_tried_again(tiny_bundle: Any)
 
         worker.on_start = once
         worker.kill()
-        host._wake.set()
+        host._queue.wake.set()
         answer = await host.infer(request(1))
         assert answer.status in (200, 503)
         while host.state != "ready":  # noqa: ASYNC110 - a condition in the code under test
@@ -183,7 +184,7 @@ def test_who_has_no_deadline_hears_that_the_worker_does_not_come_back(tiny_bundl
 
         worker.on_start = refuse
         worker.kill()
-        host._wake.set()
+        host._queue.wake.set()
         answer: Answer = await host.infer(request(1))
         assert answer.status == 503 and answer.retry_after_s
         assert any(kind == "contract_broken" for kind, _ in events)
@@ -224,7 +225,7 @@ def test_a_start_that_swallows_its_cancellation_does_not_keep_the_host_from_stop
 
         worker.start = start  # type: ignore[method-assign]
         worker.kill()
-        host._wake.set()
+        host._queue.wake.set()
         await starting.wait()
         await asyncio.wait_for(host.stop(), 5)
         assert swallowed

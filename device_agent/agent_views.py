@@ -1,0 +1,107 @@
+"""What is told of the whole agent: in ``/status``, in the retained status over MQTT, and in telemetry's gauges."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+from aios_edge.profile import DeviceProfile
+from aios_edge.telemetry import StatusBody
+from aios_edge.version import __version__
+from device_agent import status as st
+from device_agent.cloud import CloudPool
+from device_agent.deployment import Deployment
+from device_agent.desk import FrontDesk
+from device_agent.metrics import Metrics
+from device_agent.model_views import bundle_status, model_status
+from device_agent.reporter import Reporter
+from device_agent.settings import Settings
+from device_agent.window import Gauges
+
+
+def agent_state(deployment: Deployment, *, serving: bool, draining: bool) -> str:
+    """The agent in one word; ``serving``: its activations are over."""
+    if draining:
+        return "draining"
+    if not serving:
+        return "starting"
+    return "degraded" if deployment.degraded else "ready"
+
+
+def agent_status(
+    settings: Settings,
+    profile: DeviceProfile,
+    *,
+    state: str,
+    now: float,
+    uptime_s: float,
+    listen: tuple[str, ...],
+    deployment: Deployment,
+    cloud: CloudPool,
+    reporter: Reporter,
+    metrics: Metrics,
+    desk: FrontDesk,
+) -> st.AgentStatus:
+    """Everything, ``now``."""
+    device, reading = settings.device, reporter.last_reading
+    return st.AgentStatus(
+        agent_version=__version__,
+        boot_id=reporter.boot_id,
+        state=state,
+        uptime_s=round(uptime_s, 3),
+        device=st.DeviceStatus(id=device.id, group=device.group, profile=profile.name, state_dir=str(device.state_dir)),
+        host=st.HostStatus(
+            hostname=platform.node(),
+            machine=platform.machine(),
+            kernel=platform.release(),
+            python=platform.python_version(),
+            cpu_count=os.cpu_count(),
+        ),
+        listen=listen,
+        models={name: model_status(host, deployment.entries[name]) for name, host in deployment.hosts.items()},
+        refused=tuple(deployment.refused),
+        cloud={name: endpoint.status(now) for name, endpoint in cloud.endpoints.items()},
+        power=reading,
+        power_reason="not sampled yet" if reading is None else reading.reason,
+        mqtt=reporter.counts,
+        totals=metrics.totals(),
+        in_flight=desk.in_flight,
+        in_flight_bytes=desk.in_flight_bytes,
+        emulate=st.EmulationStatus(slowdown=settings.emulate.slowdown),
+        events=tuple(reporter.recent_events),
+    )
+
+
+def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployment) -> StatusBody:
+    """The agent for the broker."""
+    bundles = tuple(bundle_status(host) for host in deployment.hosts.values())
+    reasons = [bundle.providers_reason for bundle in bundles if bundle.providers_reason]
+    slowdown = settings.emulate.slowdown
+    return StatusBody(
+        agent_version=__version__,
+        profile=profile.name,
+        providers_requested=tuple(provider.name for provider in profile.providers),
+        providers_active=tuple(dict.fromkeys(name for bundle in bundles for name in bundle.providers_active)),
+        providers_reason="; ".join(reasons) or None,
+        bundles=(*bundles, *deployment.refused),
+        emulated_slowdown=None if slowdown == 1.0 else slowdown,
+    )
+
+
+def gauges(deployment: Deployment, cloud: CloudPool) -> Gauges:
+    """What telemetry tells of this moment."""
+    workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
+    return Gauges(
+        queue_depth=sum(host.queued for host in deployment.hosts.values()),
+        breakers={name: endpoint.breaker.state for name, endpoint in cloud.endpoints.items()},
+        agent_rss_bytes=_own_rss_bytes(),
+        workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
+    )
+
+
+def _own_rss_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:
+    try:
+        return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None

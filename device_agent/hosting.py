@@ -1,0 +1,43 @@
+"""From an entry of agent.toml to its bundle, and to what its worker is started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from aios_edge.bundle.read import Bundle, open_bundle
+from aios_edge.errors import SettingsError
+from aios_edge.profile import DeviceProfile
+from aios_edge.session import session_options
+from device_agent.settings import BundleEntry, Settings
+from device_agent.worker_pool import WorkerSpec
+
+
+def open_entry(entry: BundleEntry) -> Bundle:
+    """The entry's bundle. Its digests are the worker's to check, on the files it is about to load; here only what is
+    needed to start it."""
+    return open_bundle(entry.path, verify=False)
+
+
+def worker_spec(
+    settings: Settings, profile: DeviceProfile, entry: BundleEntry, bundle: Bundle, *, state_dir: Path | None
+) -> WorkerSpec:
+    """How a bundle's worker is started; ``state_dir`` None: it leaves nothing behind, engines included."""
+    return WorkerSpec(
+        model=bundle.manifest.name,
+        bundle_path=entry.path,
+        profile=settings.device.profile,
+        isolation=profile.isolation,
+        intra_op_threads=session_options(bundle.manifest.session, profile.threads).intra_op_threads,
+        slowdown=settings.emulate.slowdown,
+        state_dir=state_dir,
+    )
+
+
+def same_name(name: str, path: Path) -> SettingsError:
+    """Clients couldn't say which they mean."""
+    return SettingsError(f"two bundles have the model name {name!r}", where=str(path), remedy="Remove one [[bundle]]")
+
+
+def no_bundle() -> SettingsError:
+    """There is nothing to serve."""
+    return SettingsError("no bundle is configured", remedy='Add a [[bundle]] with path = "…"')

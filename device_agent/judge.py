@@ -1,0 +1,83 @@
+"""Where one model's requests go: gathers what the router decides by, and decides nothing itself."""
+
+from __future__ import annotations
+
+from aios_edge.manifest import Manifest
+from device_agent import scheduler
+from device_agent.learning import Learning
+from device_agent.model_instance import ModelInstance
+from device_agent.router import Here, There, next_review_at, route
+from device_agent.scheduler import Forecast, Pending
+from device_agent.surroundings import Surroundings
+from device_agent.ticket import Ticket
+from device_agent.ticket_queue import TicketQueue
+from device_agent.values import Decision
+
+
+class Judge:
+    """Asked when a request arrives, while it waits, just before it runs, and when a worker took it along."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        around: Surroundings,
+        queue: TicketQueue,
+        instance: ModelInstance,
+        learning: Learning,
+    ) -> None:
+        self._manifest = manifest
+        self._around = around
+        self._queue = queue
+        self._instance = instance
+        self._learning = learning
+
+    def decide(self, ticket: Ticket, forecast: Forecast | None = None) -> Decision:
+        """Ask the router about a ticket, waiting or not yet; ``forecast`` where more is known than the queue tells."""
+        now = self._around.clock()
+        waiting = ticket in self._queue
+        if forecast is None:
+            forecast = self.forecast(ticket.pending, now, waiting=waiting)
+        request = ticket.request
+        return route(
+            now=now,
+            deadline_at=request.deadline_at,
+            local_only=request.local_only,
+            here=Here(
+                forecast=forecast,
+                worker_ready=self._instance.ready,
+                queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
+            ),
+            there=self.there(ticket, now),
+        )
+
+    def there(self, ticket: Ticket, now: float) -> There | None:
+        """The cloud endpoint that may take it now."""
+        if ticket.no_cloud or ticket.request.local_only:
+            return None
+        return self._around.cloud.best(self._manifest.name, now, natural=ticket.request.natural)
+
+    def forecast(self, pending: Pending, now: float, *, waiting: bool) -> Forecast | None:
+        """When it would be answered here; None where nobody knows."""
+        if self._instance.state not in ("ready", "restarting"):
+            return None
+        return scheduler.forecast(
+            self._queue.order if waiting else self._queue.with_one_more(pending),
+            pending.request_id,
+            now=now,
+            free_at=self._instance.free_at(now),
+            model=self._learning.service,
+            max_batch_size=self._manifest.max_batch_size,
+        )
+
+    def next_batch(self, now: float) -> tuple[list[Ticket], float, Forecast]:
+        """Who would run together from now on, how long that takes, and when they would be answered."""
+        service = self._learning.service
+        size = scheduler.next_batch(self._queue.order, now, service, self._manifest.max_batch_size)
+        head = self._queue.order[:size]
+        busy = service.busy_s(service.batch_units([pending.cost_bytes for pending in head]))
+        forecast = Forecast(expected_at=now + busy, safe_at=now + busy + service.margin_s(busy), idle=False)
+        return [self._queue.ticket(pending) for pending in head], busy, forecast
+
+    def next_review_at(self, now: float) -> float | None:
+        """When one that waits has its last chance in the cloud, or its deadline passes."""
+        return next_review_at(self._queue.order, self._around.cloud.best(self._manifest.name, now, natural=False), now)

@@ -1,0 +1,31 @@
+"""What one model's batches take on this device, as learnt so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from device_agent.service_time import ServiceTime
+from device_agent.values import InferenceRequest
+from device_agent.worker_pool import BatchResult
+
+
+class Learning:
+    """Holds the estimate that stands now; what it is made of is pure, in :mod:`device_agent.service_time`."""
+
+    def __init__(self) -> None:
+        self.service = ServiceTime.prior(None)
+
+    def begin(self, busy_s: float | None, length: int | None = None) -> None:
+        """Forget what was learnt and begin from one request: how long it took, and its tokens where they are known."""
+        self.service = ServiceTime.prior(busy_s) if length is None else ServiceTime.prior(busy_s, max(length, 1))
+
+    def learn(self, requests: Sequence[InferenceRequest], result: BatchResult, seen_s: float) -> None:
+        """Learn from a batch that took ``seen_s`` from its sending to its answer."""
+        lengths = {item.request_id: item.length for item in result.done.items if item.status == 200}
+        if len(lengths) < len(requests):  # a refusal is quick, and says nothing about an answer
+            return
+        self.service = self.service.observed(
+            [request.cost_hint_bytes for request in requests],
+            [lengths[request.request_id] for request in requests],
+            result.done.busy_s,
+        ).overhead(seen_s - result.done.busy_s)

@@ -1,0 +1,24 @@
+"""What the agent gives to each of its models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from device_agent.answer import Energy
+from device_agent.cloud import CloudPool
+from device_agent.settings import Policy
+
+Emit = Callable[..., None]  # emit(kind, **detail)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """Rules, the way out, who hears of events, what energy costs, and the time; the same for every model."""
+
+    policy: Policy
+    cloud: CloudPool
+    emit: Emit
+    energy: Callable[[float, int], Energy]  # (compute_s, batch_size) -> energy of one request
+    clock: Callable[[], float] = time.monotonic
