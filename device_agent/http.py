@@ -24,6 +24,8 @@ log = logging.getLogger("device_agent.http")
 
 JSON = "application/json"
 _JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
+#: Key of the ASGI scope: the set of those that the door calls when this client goes away.
+ON_GONE = "aios_edge.on_gone"
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -146,7 +148,7 @@ class HttpApp:
             raise RequestError("compressed bodies are not accepted", status=415, remedy="Send the body as it is")
         body = await self._body(headers, receive)
         json_length = parse_json_length(headers.get(_JSON_LENGTH))
-        return await _unless_gone(self._desk.infer(model, version, body, json_length), receive)
+        return await _unless_gone(self._desk.infer(model, version, body, json_length), scope)
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         announced = headers.get(b"content-length", b"0")
@@ -178,20 +180,29 @@ class _Gone(Exception):
     """The client went away: nobody to answer."""
 
 
-async def _unless_gone(answer: Awaitable[Reply], receive: Receive) -> Reply:
-    """Await the answer, but cancel it when the client disconnects."""
-    task = asyncio.ensure_future(answer)
-    watch = asyncio.ensure_future(receive())  # after the body, the only message left is http.disconnect
+async def _unless_gone(answer: Awaitable[Reply], scope: Scope) -> Reply:
+    """Await the answer, but cancel it when the client disconnects.
+
+    ASGI would have a second task wait for ``http.disconnect``, which is a quarter of what a request costs here; so the
+    door is told whom to call instead. Under a server that isn't ours nobody calls, and the answer is for nobody.
+    """
+    task = asyncio.current_task()
+    gone = False
+
+    def leave() -> None:
+        nonlocal gone
+        gone = task is not None and task.cancel()
+
+    door: set[Callable[[], None]] = scope.get(ON_GONE, set())
+    door.add(leave)
     try:
-        await asyncio.wait((task, watch), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise _Gone
-        return task.result()
+        return await answer
+    except asyncio.CancelledError:
+        if gone:
+            raise _Gone from None
+        raise
     finally:
-        watch.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        door.discard(leave)
 
 
 def _only(allowed: bool, methods: str) -> Reply | None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aios_edge.oip.envelope import error_body
+from device_agent.http import ON_GONE
 
 log = logging.getLogger("device_agent.http")
 
@@ -31,9 +33,11 @@ class DoorProtocol(HttpToolsProtocol):
     _in_head = True
     _head_bytes = 0
     _turned = False  # whether a head or a body ended within the piece of data that is being read
+    _answer_head = b""
     _cut_off: asyncio.TimerHandle | None = None  # set while what comes is thrown away
     _left_bytes = LINGER_BYTES
     _owed: tuple[bytes, str] | None = None  # a refusal that waits for the answers to whole requests before it
+    _on_gone: set[Callable[[], None]] | None = None  # who wait for an answer that only this client wants
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client; closes the connection when they can't become a request."""
@@ -59,7 +63,10 @@ class DoorProtocol(HttpToolsProtocol):
         self._in_head, self._turned = False, True
         self._head_bytes = 0
         super().on_headers_complete()
-        self.cycle.transport = _AnswerTransport(self)  # its task begins later
+        self.cycle.transport = _AnswerTransport(self, self.cycle)  # its task begins later
+        if self._on_gone is None:
+            self._on_gone = set()
+        self.cycle.scope[ON_GONE] = self._on_gone
 
     def on_message_complete(self) -> None:
         """The body is whole; what follows is the next head."""
@@ -73,6 +80,7 @@ class DoorProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A request is answered, and the next one of the pipeline begins."""
         was_last = not self.pipeline
+        self.flush()
         super().on_response_complete()
         if was_last and self._owed is not None:
             self._send_refusal(*self._owed)
@@ -84,8 +92,24 @@ class DoorProtocol(HttpToolsProtocol):
         """Whether what comes is thrown away, and nothing is sent any more."""
         return self._cut_off is not None
 
+    def write_soon(self, head: bytes) -> None:
+        """The head of an answer: it goes with the first bytes of the body, in one packet and one call."""
+        self._answer_head = head
+
+    def write_now(self, data: bytes | bytearray | memoryview) -> None:
+        """What was held back, and this; nothing when another request on this connection was the last answered."""
+        head, self._answer_head = self._answer_head, b""
+        if not self.lingers:
+            self.transport.write(head + data if head else data)
+
+    def flush(self) -> None:
+        """An answer without a body is its head alone."""
+        if self._answer_head:
+            self.write_now(b"")
+
     def hang_up(self) -> None:
         """Close: at once when the request is whole, else as soon as the client has stopped sending."""
+        self.flush()
         if self._in_head:
             self.transport.close()
         else:
@@ -103,6 +127,7 @@ class DoorProtocol(HttpToolsProtocol):
         if self._cut_off is not None:
             self._cut_off.cancel()
         super().connection_lost(exc)
+        self._leave()
 
     def _linger(self) -> None:
         """Send nothing more, and throw away what comes until the client ends too, or sends too much or too long."""
@@ -113,12 +138,17 @@ class DoorProtocol(HttpToolsProtocol):
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # whatever it finds, it can't be sent any more
             self.cycle.message_event.set()
+            self._leave()
         try:
             self.transport.write_eof()
         except OSError:  # the client has gone
             self.transport.close()
         else:
             self.flow.resume_reading()
+
+    def _leave(self) -> None:
+        for leave in tuple(self._on_gone or ()):
+            leave()
 
     def _refuse(self, status: bytes, text: str) -> None:
         """Say that what comes can't be read, behind the answers to the whole requests before it."""
@@ -144,13 +174,18 @@ class DoorProtocol(HttpToolsProtocol):
 class _AnswerTransport(asyncio.Transport):
     """What an answer is written to. uvicorn closes it behind the last byte, however much of the request is to come."""
 
-    def __init__(self, door: DoorProtocol) -> None:
+    def __init__(self, door: DoorProtocol, cycle: RequestResponseCycle) -> None:
         super().__init__()
         self._door = door
+        self._cycle = cycle
+        self._begun = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if not self._door.lingers:  # else another request on this connection was the last that is answered
-            self._door.transport.write(data)
+        if self._begun or not self._cycle.response_started:  # not started: that is "100 Continue"
+            self._door.write_now(data)
+        else:
+            self._begun = True
+            self._door.write_soon(bytes(data))
 
     def is_closing(self) -> bool:
         return self._door.transport.is_closing()

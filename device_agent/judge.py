@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from aios_edge.manifest import Manifest
 from device_agent import scheduler
 from device_agent.learning import Learning
@@ -35,18 +37,19 @@ class Judge:
         """Ask the router about a ticket, waiting or not yet; ``forecast`` where more is known than the queue tells."""
         now = self._around.clock()
         waiting = ticket in self._queue
-        if forecast is None:
-            forecast = self.forecast(ticket.pending, now, waiting=waiting)
         request = ticket.request
+        here = Here(
+            forecast=forecast,
+            worker_ready=self._instance.ready,
+            queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
+        )
+        if forecast is None and not here.knows_enough(request.deadline_at):
+            here = msgspec.structs.replace(here, forecast=self.forecast(ticket.pending, now, waiting=waiting))
         return route(
             now=now,
             deadline_at=request.deadline_at,
             local_only=request.local_only,
-            here=Here(
-                forecast=forecast,
-                worker_ready=self._instance.ready,
-                queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
-            ),
+            here=here,
             there=self.there(ticket, now),
         )
 

@@ -133,7 +133,8 @@ class ModelHost:
         """Queue the ticket and wait for its verdict."""
         ticket.verdict = asyncio.get_running_loop().create_future()
         self._queue.put(ticket)
-        self._review.plan()
+        if ticket.request.deadline_at is not None:  # nobody else is ever reviewed
+            self._review.plan()
         try:
             return await ticket.verdict
         finally:

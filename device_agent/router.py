@@ -25,6 +25,10 @@ class Here(msgspec.Struct, frozen=True, kw_only=True):
     worker_ready: bool
     queue_full: bool = False
 
+    def knows_enough(self, deadline_at: float | None) -> bool:
+        """Whether :func:`route` decides without a forecast, which costs time that grows with the queue."""
+        return deadline_at is None and self.worker_ready and not self.queue_full
+
 
 class There(msgspec.Struct, frozen=True, kw_only=True):
     """A cloud endpoint that may be used now. ``safe_s``: round trip, margin included."""
@@ -45,10 +49,10 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
         if there is not None and (deadline_at is None or now + there.expected_s <= deadline_at):
             return Cloud(Reason.QUEUE_FULL, there.endpoint)
         return Shed(Reason.QUEUE_FULL, _retry_after(now, forecast))
+    if deadline_at is None and here.worker_ready:
+        return Local(Reason.LOCAL_ONLY if local_only else Reason.NO_DEADLINE)
     if not here.worker_ready or forecast is None:
         return _without_worker(now, deadline_at, local_only, forecast, there)
-    if deadline_at is None:
-        return Local(Reason.LOCAL_ONLY if local_only else Reason.NO_DEADLINE)
     if forecast.safe_at <= deadline_at:
         in_time = Reason.IDLE if forecast.idle else Reason.IN_TIME
         return Local(Reason.LOCAL_ONLY if local_only else in_time)
