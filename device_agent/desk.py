@@ -116,7 +116,6 @@ class FrontDesk:
                 status=413,
                 remedy="Send smaller batches, or raise policy.max_rows",
             )
-        tensors = {tensor.name for tensor in host.bundle.manifest.inputs}
         return InferenceRequest(
             request_id=next(self._numbers),
             model=host.name,
@@ -128,7 +127,7 @@ class FrontDesk:
             local_only=envelope.local_only,
             arrived_at=arrived_at,
             cost_hint_bytes=envelope.cost_hint_bytes,
-            natural=any(tensor.name not in tensors for tensor in envelope.inputs),
+            natural=any(tensor.name not in host.tensors for tensor in envelope.inputs),
         )
 
     def _reply(self, host: ModelHost, request: InferenceRequest, answer: Answer) -> Reply:

@@ -8,6 +8,7 @@ the answer is a document with ``error`` and the agent lives on.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -26,6 +27,8 @@ JSON = "application/json"
 _JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
 #: Key of the ASGI scope: the set of those that the door calls when this client goes away.
 ON_GONE = "aios_edge.on_gone"
+
+_COMMON_PATH_BYTES = 256
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -104,7 +107,7 @@ class HttpApp:
         method = scope["method"]
         # The raw path, so that a model's name may hold an encoded slash.
         raw = scope.get("raw_path") or scope["path"].encode()
-        parts = [unquote(part) for part in raw.split(b"?")[0].decode("latin-1").strip("/").split("/")]
+        parts = _parts(raw) if len(raw) <= _COMMON_PATH_BYTES else _split(raw)
         read = method in ("GET", "HEAD")
         match parts:
             case ["v2"]:
@@ -203,6 +206,13 @@ async def _unless_gone(answer: Awaitable[Reply], scope: Scope) -> Reply:
         raise
     finally:
         door.discard(leave)
+
+
+def _split(raw: bytes) -> list[str]:
+    return [unquote(part) for part in raw.split(b"?")[0].decode("latin-1").strip("/").split("/")]
+
+
+_parts = functools.lru_cache(maxsize=128)(_split)  # nearly all requests are for the same few paths
 
 
 def _only(allowed: bool, methods: str) -> Reply | None:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aios_edge.oip.envelope import error_body
-from device_agent.http import ON_GONE
+from device_agent.http import ON_GONE, Scope
 
 log = logging.getLogger("device_agent.http")
 
@@ -66,7 +67,7 @@ class DoorProtocol(HttpToolsProtocol):
         self.cycle.transport = _AnswerTransport(self, self.cycle)  # its task begins later
         if self._on_gone is None:
             self._on_gone = set()
-        self.cycle.scope[ON_GONE] = self._on_gone
+        cast(Scope, self.cycle.scope)[ON_GONE] = self._on_gone
 
     def on_message_complete(self) -> None:
         """The body is whole; what follows is the next head."""

@@ -43,14 +43,17 @@ class Judge:
             worker_ready=self._instance.ready,
             queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
         )
-        if forecast is None and not here.knows_enough(request.deadline_at):
-            here = msgspec.structs.replace(here, forecast=self.forecast(ticket.pending, now, waiting=waiting))
+        there = None
+        if not here.knows_enough(request.deadline_at):
+            there = self.there(ticket, now)
+            if forecast is None:
+                here = msgspec.structs.replace(here, forecast=self.forecast(ticket.pending, now, waiting=waiting))
         return route(
             now=now,
             deadline_at=request.deadline_at,
             local_only=request.local_only,
             here=here,
-            there=self.there(ticket, now),
+            there=there,
         )
 
     def there(self, ticket: Ticket, now: float) -> There | None:

@@ -45,9 +45,13 @@ class Metrics:
             self.late[done.model] += 1
         if done.status < 400:
             key = (done.model, done.route)
-            self._latency.setdefault(key, _Histogram(LATENCY_BUCKETS_S)).add(done.latency_s)
+            if (latency := self._latency.get(key)) is None:
+                latency = self._latency[key] = _Histogram(LATENCY_BUCKETS_S)
+            latency.add(done.latency_s)
         if done.batch_size is not None and done.status < 400:  # what was refused never ran
-            self._batch.setdefault(done.model, _Histogram(BATCH_BUCKETS)).add(done.batch_size)
+            if (batch := self._batch.get(done.model)) is None:
+                batch = self._batch[done.model] = _Histogram(BATCH_BUCKETS)
+            batch.add(done.batch_size)
         if done.energy_j is not None:
             self._energy_j[done.model] += done.energy_j  # type: ignore[assignment]
 

@@ -37,6 +37,7 @@ class ModelHost:
     def __init__(self, spec: WorkerSpec, bundle: Bundle, around: Surroundings) -> None:
         self.name = spec.model
         self.bundle = bundle
+        self.tensors = frozenset(tensor.name for tensor in bundle.manifest.inputs)  # the model's own inputs
         self.slowdown = spec.slowdown
         self._around = around
         self._queue = queue = TicketQueue()
@@ -131,7 +132,8 @@ class ModelHost:
 
     async def _wait(self, ticket: Ticket) -> Answer | Cloud | Shed:
         """Queue the ticket and wait for its verdict."""
-        ticket.verdict = asyncio.get_running_loop().create_future()
+        if ticket.verdict.done():  # it was decided before, and the decision failed
+            ticket.verdict = asyncio.get_running_loop().create_future()
         self._queue.put(ticket)
         if ticket.request.deadline_at is not None:  # nobody else is ever reviewed
             self._review.plan()

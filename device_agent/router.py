@@ -26,7 +26,7 @@ class Here(msgspec.Struct, frozen=True, kw_only=True):
     queue_full: bool = False
 
     def knows_enough(self, deadline_at: float | None) -> bool:
-        """Whether :func:`route` decides without a forecast, which costs time that grows with the queue."""
+        """Whether :func:`route` needs neither a forecast, whose cost grows with the queue, nor a cloud."""
         return deadline_at is None and self.worker_ready and not self.queue_full
 
 
@@ -49,9 +49,11 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
         if there is not None and (deadline_at is None or now + there.expected_s <= deadline_at):
             return Cloud(Reason.QUEUE_FULL, there.endpoint)
         return Shed(Reason.QUEUE_FULL, _retry_after(now, forecast))
-    if deadline_at is None and here.worker_ready:
+    if not here.worker_ready:
+        return _without_worker(now, deadline_at, local_only, forecast, there)
+    if deadline_at is None:
         return Local(Reason.LOCAL_ONLY if local_only else Reason.NO_DEADLINE)
-    if not here.worker_ready or forecast is None:
+    if forecast is None:
         return _without_worker(now, deadline_at, local_only, forecast, there)
     if forecast.safe_at <= deadline_at:
         in_time = Reason.IDLE if forecast.idle else Reason.IN_TIME

@@ -26,8 +26,9 @@ from aios_edge.telemetry import (
 from device_agent.power.reading import PowerReading
 from device_agent.values import Completion
 
-#: Completions kept in full per window; beyond it counts stay exact and latencies go into the histogram in portions.
-_PORTION = 4096
+#: Completions kept in full; counts stay exact and latencies go into the histogram in portions of so many. A portion of
+#: thousands would hold up whoever is being answered by milliseconds.
+_PORTION = 256
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ PROTOCOL_VERSION = 1
 INLINE_LIMIT_BYTES = 64 * 1024  # far below Linux's default SO_SNDBUF, the limit of one datagram
 _HEADER = struct.Struct("<I")
 _DATAGRAM_LIMIT_BYTES = _HEADER.size + INLINE_LIMIT_BYTES
+_ONE_DESCRIPTOR = socket.CMSG_LEN(array.array("i").itemsize)  # more arrive as MSG_CTRUNC
 # A sealed memfd can't shrink under the receiver's mapping, so a dying peer never becomes a SIGBUS on this side.
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
@@ -178,9 +179,8 @@ def receive(sock: socket.socket) -> tuple[Message, memoryview] | None:
     BlockingIOError as ``recvmsg`` raises it; :class:`ConnectionError` for a datagram that isn't ours, after which
     the connection is of no use.
     """
-    room = socket.CMSG_LEN(array.array("i").itemsize)  # one descriptor; more arrive as MSG_CTRUNC
     try:
-        data, ancillary, flags, _ = sock.recvmsg(_DATAGRAM_LIMIT_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+        data, ancillary, flags, _ = sock.recvmsg(_DATAGRAM_LIMIT_BYTES, _ONE_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:  # the peer died with messages of ours unread
         return None
     fds = array.array("i")

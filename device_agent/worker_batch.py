@@ -7,11 +7,12 @@ that makes the model fail, never spoils the others: a failed group is run again 
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,12 +184,9 @@ def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
         _encoded(
             work,
             {name: Tensor(datatypes[name], array) for name, array in output.items()},
-            Answer(
-                request_id=work.request_id,
-                length=_length(work.tensors or {}),
-                batch_size=len(works),
-                compute_s=compute_s,
-            ),
+            length=_length(work.tensors or {}),
+            batch_size=len(works),
+            compute_s=compute_s,
         )
         for work, output in zip(works, outputs, strict=True)
     ]
@@ -216,9 +214,10 @@ def _split(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, NDArray[np.g
     for name, array in outputs.items():
         if not array.ndim or array.shape[0] != total:
             raise ValueError(f"output {name} has shape {array.shape} for {total} rows")
-    ends = np.cumsum(rows)[:-1]
-    parts = {name: np.split(array, ends) for name, array in outputs.items()}
-    return [{name: part[index] for name, part in parts.items()} for index in range(len(rows))]
+    ends = itertools.accumulate(rows)
+    return [
+        {name: array[end - size : end] for name, array in outputs.items()} for size, end in zip(rows, ends, strict=True)
+    ]
 
 
 def _length(tensors: Tensors) -> int:
@@ -252,13 +251,12 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
         found_here = [prediction for prediction, _ in mine]
         tensors = activated.task.prediction_tensors(found_here)
         length = max((length for _, length in mine), default=0)
-        answer = Answer(request_id=work.request_id, length=length, batch_size=len(works), compute_s=compute_s)
         try:
             _check_classes(found_here, work.request, tensors)
         except RequestError as error:
             answers.append(_failed(work.request_id, error))
         else:
-            answers.append(_encoded(work, tensors, answer))
+            answers.append(_encoded(work, tensors, length=length, batch_size=len(works), compute_s=compute_s))
     return answers
 
 
@@ -282,10 +280,17 @@ def _sort_key(raw: RawInput) -> tuple[int, RawInput]:
     return -size, raw
 
 
-def _encoded(work: _Work, tensors: Mapping[str, Tensor], answer: Answer) -> Answer:
+def _encoded(work: _Work, tensors: Mapping[str, Tensor], *, length: int, batch_size: int, compute_s: float) -> Answer:
     """The answer with its tensors, or why just this client can't have them the way it asked."""
     try:
         outputs, binary = encode_outputs(tensors, work.request)
     except RequestError as error:
         return _failed(work.request_id, error)
-    return replace(answer, outputs=outputs, binary=binary)
+    return Answer(
+        request_id=work.request_id,
+        outputs=outputs,
+        binary=binary,
+        length=length,
+        batch_size=batch_size,
+        compute_s=compute_s,
+    )

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aios_edge.errors import RequestError
-from aios_edge.oip.datatypes import FLOATS, Tensor, dtype_of, narrow_bf16, widen_bf16
+from aios_edge.oip.datatypes import DTYPES, FLOATS, INTEGERS, Tensor, dtype_of, narrow_bf16, widen_bf16
 from aios_edge.oip.envelope import refuse_json
 
 MAX_RANK = 32  # numpy before 2.0 has no more
 MAX_DIM = 2**31 - 1
 NOT_ACCEPTABLE = 422
 
+_LIMITS = {name: np.iinfo(DTYPES[name]) for name in INTEGERS}
 _LENGTH = struct.Struct("<I")
 _encoder = msgspec.json.Encoder()
 _any_decoder = msgspec.json.Decoder()
@@ -137,7 +138,7 @@ def _flat(data: msgspec.Raw, shape: tuple[int, ...], where: str) -> list[Any]:
         if shape:
             raise RequestError("'data' is not a list", where=where)
         return [values]
-    if not any(type(value) is list for value in values):
+    if list not in set(map(type, values)):  # in C, for all of a large tensor
         return values
     for depth, dim in enumerate(shape):
         if depth:
@@ -153,24 +154,26 @@ def _flat(data: msgspec.Raw, shape: tuple[int, ...], where: str) -> list[Any]:
     return values
 
 
-def _require(flat: list[Any], kinds: tuple[type, ...], datatype: str, where: str) -> None:
-    for kind in set(map(type, flat)) - set(kinds):
+def _require(flat: list[Any], kinds: tuple[type, ...], datatype: str, where: str) -> set[type]:
+    """The types among the elements, all of them of ``kinds``."""
+    found_kinds = set(map(type, flat))
+    for kind in found_kinds - set(kinds):
         index = next(i for i, value in enumerate(flat) if type(value) is kind)
         names = {str: "text", bool: "true or false", float: "a fraction", int: "a number", list: "a list"}
         found = names.get(kind, "null" if kind is type(None) else "an object")
         raise RequestError(f"element {index} is {found}, which is no {datatype}", where=where)
+    return found_kinds
 
 
 def _integers(flat: list[Any], datatype: str, where: str) -> NDArray[Any]:
-    _require(flat, (int, float), datatype, where)
-    if float in set(map(type, flat)):
+    if float in _require(flat, (int, float), datatype, where):
         index = next((i for i, v in enumerate(flat) if type(v) is float and not v.is_integer()), None)
         if index is not None:
             raise RequestError(f"element {index} is a fraction, which is no {datatype}", where=where)
         flat = [int(v) for v in flat]  # 2.0 is an integer to JSON
     dtype = dtype_of(datatype, where)
     if flat:
-        limits = np.iinfo(dtype)
+        limits = _LIMITS[datatype]
         if (worst := min(flat)) < limits.min or (worst := max(flat)) > limits.max:
             raise RequestError(f"{str(worst)[:24]} is out of the range of {datatype}", where=where)
     return np.array(flat, dtype=dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,6 +84,26 @@ def test_decisions_follow_from_the_predictions(
         assert decision.retry_after_s > 0
     if local_only:
         assert not isinstance(decision, Cloud)
+
+
+@given(
+    within=st.none() | st.floats(-1.0, 1.0),
+    expected=st.floats(0.0, 1.0),
+    cloud_s=st.floats(0.0, 1.0),
+    ready=st.booleans(),
+    full=st.booleans(),
+    local_only=st.booleans(),
+)
+def test_where_nothing_more_is_asked_nothing_more_would_matter(
+    within: float | None, expected: float, cloud_s: float, ready: bool, full: bool, local_only: bool
+) -> None:
+    blind = Here(forecast=None, worker_ready=ready, queue_full=full)
+    if blind.knows_enough(None if within is None else NOW + within):
+        seeing = msgspec.structs.replace(blind, forecast=here(expected).forecast)
+        assert decide(within, blind, None, local_only) == decide(within, seeing, there(cloud_s), local_only)
+        assert isinstance(decide(within, blind, None, local_only), Local)
+    else:
+        assert within is not None or full or not ready
 
 
 def request(deadline_at: float | None, size: int = 10) -> InferenceRequest:
