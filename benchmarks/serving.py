@@ -242,31 +242,38 @@ def text_part(work: Path, options: argparse.Namespace) -> None:
         providers=["CPUExecutionProvider"],
     )
     server = servers.agent("ours, text", [options.bundle], bundle.manifest.name, work, bodies[0])
-    shares, bare_rates, rates, sizes = [], [], [], [1.0]
+    shares, bare_rates, rates, sizes, cpus = [], [], [], [1.0], []
     try:
         for _ in range(options.rounds):
-            result = load_generator.run(
-                Load(
-                    port=server.port,
-                    path=server.path,
-                    bodies=bodies,
-                    connections=8,
-                    seconds=options.seconds,
-                    read_batch_sizes=True,
-                )
+            load = Load(
+                port=server.port,
+                path=server.path,
+                bodies=bodies,
+                connections=8,
+                seconds=options.seconds,
+                read_batch_sizes=True,
             )
+            result = measured(server, load)
             counts = {size: requests / size for size, requests in result.batch_sizes.items()}  # batches of each size
-            bare = bare_rate(lambda encoded: session.run(None, encoded), task.encode, texts, counts, options.seconds)
+            bare, bare_cpu_s = bare_rate(
+                lambda encoded: session.run(None, encoded), task.encode, texts, counts, options.seconds
+            )
             rates.append(result.rate)
             bare_rates.append(bare)
             shares.append(result.rate / bare)
+            cpus.append((bare_cpu_s, first_cpu(result), all_cpu(result)))
             sizes.append(result.requests / sum(counts.values()))
     finally:
         server.stop()
     print(f"\n{bundle.manifest.name}, {bundle.manifest.precision}: 8 connections, mixed lengths; {result.generator}\n")
-    print("| | requests/s | of the bare run() | mean batch |\n|---|---:|---:|---:|")
-    print(f"| bare run() of the same sizes, encoded before | {median(bare_rates):.1f} | 1 | {sizes[-1]:.2f} |")
-    print(f"| ours, text to label | {median(rates):.1f} | {median(shares) * 100:.1f} % | {sizes[-1]:.2f} |")
+    bare_cpu, first, whole = (median(column) * 1e3 for column in zip(*cpus, strict=True))
+    print("| | requests/s | of the bare run() | mean batch | CPU ms a request, run() or worker | supervisor |")
+    print("|---|" + "---:|" * 5)
+    print(f"| bare run(), encoded before | {median(bare_rates):.1f} | 1 | {sizes[-1]:.2f} | {bare_cpu:.3f} | |")
+    print(
+        f"| ours, text to label | {median(rates):.1f} | {median(shares) * 100:.1f} % | {sizes[-1]:.2f} "
+        f"| {whole - first:.3f} | {first:.3f} |"
+    )
 
 
 def mixed_texts(count: int) -> list[str]:
@@ -283,8 +290,9 @@ def bare_rate(
     texts: list[str],
     counts: dict[int, float],
     seconds: float,
-) -> float:
-    """Requests a second of the model alone, in batches whose sizes are spread as ``counts`` says."""
+) -> tuple[float, float]:
+    """Requests a second of the model alone, in batches whose sizes are spread as ``counts`` says, and the processor
+    time of each."""
     sizes = sorted(counts)
     weights = np.array([counts[size] for size in sizes])
     chance = np.random.default_rng(1)
@@ -294,12 +302,12 @@ def bare_rate(
         at += int(size)
     for batch in batches[:8]:
         run(batch)
-    done, began = 0, time.perf_counter()
+    done, began, cpu_began = 0, time.perf_counter(), time.process_time()
     while time.perf_counter() - began < seconds:
         for batch in batches:
             run(batch)
             done += len(next(iter(batch.values())))
-    return done / (time.perf_counter() - began)
+    return done / (time.perf_counter() - began), (time.process_time() - cpu_began) / done
 
 
 def compare_part(work: Path, tiny: Path, options: argparse.Namespace) -> None:
@@ -328,6 +336,7 @@ def compare_part(work: Path, tiny: Path, options: argparse.Namespace) -> None:
         old, new = rounds[before.name], rounds[after.name]
         shown = [spread(new[1], old[1], p50), spread(new[1], old[1], p99)]
         shown += [spread(new[8], old[8], rate), spread(new[32], old[32], rate)]
+        shown += [spread(new[n], old[n], figure) for n in (1, 32) for figure in (first_cpu, all_cpu)]
         shown += [
             f"{before.pss_bytes[key] / 1e6:.1f} → {after.pss_bytes[key] / 1e6:.1f} MB" for key in ("first", "all")
         ]

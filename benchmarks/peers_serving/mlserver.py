@@ -1,4 +1,4 @@
-# requires: mlserver==1.7.1 onnxruntime==1.32.0
+# requires: mlserver==1.7.1 onnxruntime==1.32.0 uvloop==0.21.0
 # path: /v2/models/tiny/infer
 """MLServer with a custom runtime around onnxruntime, as its documentation shows one, and its default one worker."""
 
