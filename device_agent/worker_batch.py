@@ -12,8 +12,8 @@ import math
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,8 +28,7 @@ Tensors = Mapping[str, NDArray[np.generic]]
 MAX_ERROR_CHARS = 500
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
+class Job(msgspec.Struct, frozen=True, kw_only=True):
     """One request of a batch: its Open Inference Protocol body."""
 
     request_id: int
@@ -38,8 +37,7 @@ class Job:
     deadline_at: float | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to one request; see :class:`device_agent.wire.DoneItem`."""
 
     request_id: int
@@ -52,8 +50,7 @@ class Answer:
     compute_s: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Work:
+class _Work(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded request: ``raw`` for natural input, else ``tensors``."""
 
     request_id: int

@@ -8,9 +8,9 @@ convert to and from float32. BYTES are object arrays of ``bytes``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,8 +39,7 @@ INTEGERS = frozenset(name for name in DTYPES if "INT" in name)
 _NAMES = {dtype: name for name, dtype in DTYPES.items() if name not in ("BF16", "BYTES")}
 
 
-@dataclass(frozen=True)
-class Tensor:
+class Tensor(msgspec.Struct, frozen=True):
     """An array and its datatype, which says more than the array's dtype for BF16 and BYTES."""
 
     datatype: str

@@ -7,7 +7,6 @@ A tensor's data lie in the JSON or, with ``binary_data_size``, behind it in decl
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
@@ -38,8 +37,7 @@ class Spec(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodedRequest:
+class DecodedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Inputs by name, in the client's order. ``outputs`` None asks for all; ``binary_output`` is what an output
     without its own ``binary_data`` gets."""
 
@@ -57,12 +55,11 @@ class DecodedRequest:
         return self.binary_output if flag is None else flag
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodedResponse:
+class DecodedResponse(msgspec.Struct, frozen=True, kw_only=True):
     """A server's answer. ``parameters`` are as they came, so their values may be null."""
 
     outputs: dict[str, Tensor]
-    parameters: dict[str, Any] = field(default_factory=dict)
+    parameters: dict[str, Any] = {}
     model_name: str = ""
     model_version: str | None = None
     id: str | None = None
