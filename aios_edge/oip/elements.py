@@ -22,6 +22,7 @@ MAX_DIM = 2**31 - 1
 NOT_ACCEPTABLE = 422
 
 _LIMITS = {name: np.iinfo(DTYPES[name]) for name in INTEGERS}
+_LARGE = 256  # elements; from here on numpy's least and largest are found sooner than Python's
 _LENGTH = struct.Struct("<I")
 _encoder = msgspec.json.Encoder()
 _any_decoder = msgspec.json.Decoder()
@@ -69,21 +70,21 @@ def from_json(datatype: str, shape: tuple[int, ...], data: msgspec.Raw, where: s
     """An array from a flat list, or one nested as the shape says; a scalar may also be a bare value."""
     dtype = dtype_of(datatype, where)
     count = element_count(shape, where)
-    flat = _flat(data, shape, where)
+    flat, kinds = _flat(data, shape, where)
     if len(flat) != count:
         raise RequestError(f"has {len(flat)} elements, shape {list(shape)} takes {count}", where=where)
     if datatype == "BYTES":
-        _require(flat, (str,), datatype, where)
+        _require(flat, kinds, (str,), datatype, where)
         array: NDArray[Any] = np.empty(count, dtype=np.object_)
         array[:] = [item.encode() for item in flat]
     elif datatype == "BOOL":
-        _require(flat, (bool,), datatype, where)
+        _require(flat, kinds, (bool,), datatype, where)
         array = np.array(flat, dtype=dtype)
     elif datatype in FLOATS:
-        _require(flat, (float, int), datatype, where)
+        _require(flat, kinds, (float, int), datatype, where)
         array = _floats(flat, datatype, where)
     else:
-        array = _integers(flat, datatype, where)
+        array = _integers(flat, kinds, datatype, where)
     return _shaped(array, shape, where)
 
 
@@ -129,7 +130,8 @@ def _bytes_elements(data: memoryview, count: int, where: str) -> NDArray[Any]:
     return array
 
 
-def _flat(data: msgspec.Raw, shape: tuple[int, ...], where: str) -> list[Any]:
+def _flat(data: msgspec.Raw, shape: tuple[int, ...], where: str) -> tuple[list[Any], set[type]]:
+    """The elements in row-major order, and of which types they are."""
     try:
         values = _any_decoder.decode(data)
     except Exception as error:
@@ -137,9 +139,10 @@ def _flat(data: msgspec.Raw, shape: tuple[int, ...], where: str) -> list[Any]:
     if not isinstance(values, list):
         if shape:
             raise RequestError("'data' is not a list", where=where)
-        return [values]
-    if list not in set(map(type, values)):  # in C, for all of a large tensor
-        return values
+        return [values], {type(values)}
+    kinds = set(map(type, values))
+    if list not in kinds:
+        return values, kinds
     for depth, dim in enumerate(shape):
         if depth:
             rows, values = values, []
@@ -151,32 +154,40 @@ def _flat(data: msgspec.Raw, shape: tuple[int, ...], where: str) -> list[Any]:
                 values += row
         elif len(values) != dim:
             raise RequestError(f"'data' has {len(values)} rows, shape {list(shape)} takes {dim}", where=where)
-    return values
+    return values, set(map(type, values))
 
 
-def _require(flat: list[Any], kinds: tuple[type, ...], datatype: str, where: str) -> set[type]:
-    """The types among the elements, all of them of ``kinds``."""
-    found_kinds = set(map(type, flat))
-    for kind in found_kinds - set(kinds):
+def _require(flat: list[Any], kinds: set[type], wanted: tuple[type, ...], datatype: str, where: str) -> None:
+    for kind in kinds.difference(wanted):
         index = next(i for i, value in enumerate(flat) if type(value) is kind)
         names = {str: "text", bool: "true or false", float: "a fraction", int: "a number", list: "a list"}
         found = names.get(kind, "null" if kind is type(None) else "an object")
         raise RequestError(f"element {index} is {found}, which is no {datatype}", where=where)
-    return found_kinds
 
 
-def _integers(flat: list[Any], datatype: str, where: str) -> NDArray[Any]:
-    if float in _require(flat, (int, float), datatype, where):
+def _integers(flat: list[Any], kinds: set[type], datatype: str, where: str) -> NDArray[Any]:
+    _require(flat, kinds, (int, float), datatype, where)
+    if float in kinds:
         index = next((i for i, v in enumerate(flat) if type(v) is float and not v.is_integer()), None)
         if index is not None:
             raise RequestError(f"element {index} is a fraction, which is no {datatype}", where=where)
         flat = [int(v) for v in flat]  # 2.0 is an integer to JSON
     dtype = dtype_of(datatype, where)
+    wide = _int64(flat) if len(flat) > _LARGE else None
     if flat:
         limits = _LIMITS[datatype]
-        if (worst := min(flat)) < limits.min or (worst := max(flat)) > limits.max:
+        least, most = (min(flat), max(flat)) if wide is None else (int(wide.min()), int(wide.max()))
+        if (worst := least) < limits.min or (worst := most) > limits.max:
             raise RequestError(f"{str(worst)[:24]} is out of the range of {datatype}", where=where)
-    return np.array(flat, dtype=dtype)
+    return np.array(flat, dtype=dtype) if wide is None else wide.astype(dtype, copy=False)
+
+
+def _int64(flat: list[int]) -> NDArray[np.int64] | None:
+    """None where one of them doesn't fit."""
+    try:
+        return np.array(flat, dtype=np.int64)
+    except OverflowError:
+        return None
 
 
 def _floats(flat: list[Any], datatype: str, where: str) -> NDArray[Any]:

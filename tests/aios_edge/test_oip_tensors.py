@@ -114,6 +114,23 @@ def test_integer_limits(datatype: str) -> None:
             decoded(datatype, [1], [outside])
 
 
+@pytest.mark.parametrize("count", [1, 257, 1000])
+@pytest.mark.parametrize("datatype", sorted(INTEGERS))
+def test_integer_limits_in_a_crowd(datatype: str, count: int) -> None:
+    limits = np.iinfo(DTYPES[datatype])
+    crowd = [number % 100 for number in range(count)]
+    for edge in (int(limits.min), int(limits.max)):
+        array = decoded(datatype, [count + 1], [*crowd, edge])
+        assert array.dtype == DTYPES[datatype] and array.tolist() == [*crowd, edge]
+    for outside in (int(limits.min) - 1, int(limits.max) + 1, 2**63, 2**64, -(2**63) - 1, 10**400):
+        if not limits.min <= outside <= limits.max:
+            with pytest.raises(RequestError, match="out of the range"):
+                decoded(datatype, [count + 1], [*crowd, outside])
+    with pytest.raises(RequestError, match=f"element {count} is true or false"):
+        decoded(datatype, [count + 1], [*crowd, True])
+    assert decoded(datatype, [count + 1, 1], [[number] for number in [*crowd, 2.0]]).ravel().tolist() == [*crowd, 2]
+
+
 @pytest.mark.parametrize(
     ("datatype", "shape", "data", "says"),
     [
