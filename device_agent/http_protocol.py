@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from aios_edge.oip.envelope import error_body
 from device_agent.http import ON_GONE, Scope
@@ -26,6 +26,7 @@ MAX_HEAD_BYTES = 64 * 1024
 #: How much, and how long, a refused client may go on sending until it is cut off.
 LINGER_BYTES = 256 * 1024 * 1024
 LINGER_S = 20.0
+_GO_ON = b"HTTP/1.1 100 "  # no answer: what a client waits for that announced a body
 
 
 class DoorProtocol(HttpToolsProtocol):
@@ -64,7 +65,7 @@ class DoorProtocol(HttpToolsProtocol):
         self._in_head, self._turned = False, True
         self._head_bytes = 0
         super().on_headers_complete()
-        self.cycle.transport = _AnswerTransport(self, self.cycle)  # its task begins later
+        self.cycle.transport = _AnswerTransport(self)  # its task begins later
         if self._on_gone is None:
             self._on_gone = set()
         cast(Scope, self.cycle.scope)[ON_GONE] = self._on_gone
@@ -97,7 +98,7 @@ class DoorProtocol(HttpToolsProtocol):
         """The head of an answer: it goes with the first bytes of the body, in one packet and one call."""
         self._answer_head = head
 
-    def write_now(self, data: bytes | bytearray | memoryview) -> None:
+    def write_now(self, data: bytes) -> None:
         """What was held back, and this; nothing when another request on this connection was the last answered."""
         head, self._answer_head = self._answer_head, b""
         if not self.lingers:
@@ -175,18 +176,20 @@ class DoorProtocol(HttpToolsProtocol):
 class _AnswerTransport(asyncio.Transport):
     """What an answer is written to. uvicorn closes it behind the last byte, however much of the request is to come."""
 
-    def __init__(self, door: DoorProtocol, cycle: RequestResponseCycle) -> None:
+    # It knows nothing of its request, which knows it: a ring would be left to the garbage collector with each answer.
+
+    def __init__(self, door: DoorProtocol) -> None:
         super().__init__()
         self._door = door
-        self._cycle = cycle
         self._begun = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._begun or not self._cycle.response_started:  # not started: that is "100 Continue"
+        data = bytes(data)
+        if self._begun or data.startswith(_GO_ON):
             self._door.write_now(data)
         else:
             self._begun = True
-            self._door.write_soon(bytes(data))
+            self._door.write_soon(data)
 
     def is_closing(self) -> bool:
         return self._door.transport.is_closing()

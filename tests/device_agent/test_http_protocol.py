@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import socket
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from device_agent.http import HttpApp, Reply
 from device_agent.http_protocol import DoorProtocol
@@ -125,6 +127,27 @@ def test_head_and_body_are_one_write() -> None:
             assert len(writes) == 5
             writer.write(b"HEAD /v2 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             assert (await reader.read()).endswith(b"\r\n\r\n")
+            writer.close()
+
+    run(scenario())
+
+
+def test_an_answered_request_leaves_nothing_to_the_garbage_collector() -> None:
+    async def scenario() -> None:
+        desk = Desk()
+        desk.go.set()
+        async with serving(HttpApp(desk, max_body_bytes=100, record=print)) as address:  # type: ignore[arg-type]
+            reader, writer = await asyncio.open_connection(*address)
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(20):
+                    writer.write(REQUEST)
+                    await reader.readuntil(b"}")
+                held = [thing for thing in gc.get_objects() if isinstance(thing, RequestResponseCycle)]
+                assert len(held) <= 2  # the connection's latest, and one whose task is just ending
+            finally:
+                gc.enable()
             writer.close()
 
     run(scenario())
