@@ -85,6 +85,10 @@ class Endpoint:
         self.models[shape.name] = _Model(remote=remote, path=path, shape=shape)
         self._wake.set()
 
+    def maps(self, model: str) -> bool:
+        """Whether the model map names it."""
+        return model in self._settings.model_map
+
     def start(self) -> None:
         """Check in the background, from now on."""
         self._task = asyncio.get_running_loop().create_task(self._watch(), name=f"cloud-{self.name}")
@@ -279,10 +283,11 @@ class CloudPool:
             settings.name: Endpoint(settings, policy, emit, clock) for settings in endpoints
         }
 
-    def add(self, shape: ModelShape) -> None:
-        """Make a model known to every endpoint."""
+    def add(self, shape: ModelShape, *, only_mapped: bool = False) -> None:
+        """Make a model known to every endpoint; ``only_mapped``: to those whose model map names it."""
         for endpoint in self.endpoints.values():
-            endpoint.add(shape)
+            if not only_mapped or endpoint.maps(shape.name):
+                endpoint.add(shape)
 
     def start(self) -> None:
         """Start the background checks."""

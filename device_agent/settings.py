@@ -34,7 +34,6 @@ NOT_AVAILABLE = {
     ("cloud", "weight"),
     ("cloud", "requests_per_day"),
     ("cloud", "bytes_per_day"),
-    ("repository", "*"),
     ("tenant", "*"),
     ("commands", "*"),
 }
@@ -93,6 +92,12 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
     pinned: bool = False  # never unloaded to make room; nothing is in this version
 
 
+class Repository(msgspec.Struct, frozen=True, kw_only=True):
+    """``[repository]``: raw ONNX models, ``<name>/<version>/model.onnx``, served without a contract."""
+
+    path: Path
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """``[policy]``: limits and habits of admission and routing."""
 
@@ -131,6 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http: Http = Http()
     mqtt: Mqtt | None = None
     bundle: tuple[BundleEntry, ...] = ()
+    repository: Repository | None = None
     policy: Policy = Policy()
     cloud: tuple[CloudEndpoint, ...] = ()
     emulate: Emulate = Emulate()
@@ -141,6 +147,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "http": Http,
     "mqtt": Mqtt,
     "bundle": BundleEntry,
+    "repository": Repository,
     "policy": Policy,
     "cloud": CloudEndpoint,
     "emulate": Emulate,
@@ -294,7 +301,7 @@ def check_model_maps(settings: Settings, models: Collection[str]) -> None:
     for cloud in settings.cloud:
         for name in cloud.model_map:
             if name not in models:
-                what = f"no bundle here is named '{name}'"
+                what = f"no model here is named '{name}'"
                 where = f"cloud.{cloud.name}.model_map"
                 raise SettingsError(what, where=where, remedy=_nearest(name, tuple(models)))
 

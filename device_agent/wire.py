@@ -50,12 +50,14 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     ``profile`` is a device profile as TOML file path or shipped name. ``check`` is ``full`` for an activation;
     ``quick`` after a crash: digests and a handful of golden samples, no latency and memory runs. ``slowdown``
     emulates a weaker device: every batch is held for its compute time times this. ``state_dir``: where engines that
-    take minutes to build are kept; None: nowhere.
+    take minutes to build are kept; None: nowhere. ``raw``: name and version of a raw model, which ``bundle_path`` holds
+    instead of a bundle.
     """
 
     bundle_path: str
     profile: str
     generation: int
+    raw: tuple[str, str] | None = None
     check: str = "full"
     slowdown: float = 1.0
     state_dir: str | None = None

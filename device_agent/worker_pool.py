@@ -79,6 +79,7 @@ class WorkerHandle:
             bundle_path=str(self.spec.bundle_path.absolute()),
             profile=self.spec.profile,
             generation=self.generation,
+            raw=None if self.spec.raw_version is None else (self.spec.model, self.spec.raw_version),
             check=check,
             slowdown=self.spec.slowdown,
             state_dir=str(self.spec.state_dir.absolute()) if self.spec.state_dir else None,

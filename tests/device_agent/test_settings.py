@@ -37,6 +37,7 @@ def test_everything_there_is() -> None:
         '[mqtt]\nurl = "mqtts://b"\nusername = "u"\npassword_file = "pw"\nca = "ca.pem"\ncert = "c"\nkey = "k"\n'
         'protocol = "3.1.1"\nformat = "json"\ninterval_s = 2\n'
         '[[bundle]]\npath = "b1"\npinned = true\n[[bundle]]\npath = "/b2"\n'
+        '[repository]\npath = "models"\n'
         "[policy]\nqueue_limit = 3\ndefault_deadline_s = 0.5\n"
         '[[cloud]]\nname = "c"\nurl = "https://x"\nmodel_map = {a = "b:2"}\nbearer_file = "t"\nca = "ca"\n'
         "timeout_s = 1\n"
@@ -44,6 +45,7 @@ def test_everything_there_is() -> None:
     )
     assert settings.device.profile == str(BASE / "my.toml") and str(settings.device.state_dir) == "/var/lib/aios"
     assert [entry.path for entry in settings.bundle] == [BASE / "b1", Path("/b2")]
+    assert settings.repository and settings.repository.path == BASE / "models"
     assert settings.http.unix_socket == BASE / "run/a.sock"
     assert settings.cloud[0].model_map == {"a": "b:2"} and settings.cloud[0].bearer_file == BASE / "t"
     assert settings.mqtt and settings.mqtt.password_file == BASE / "pw"
@@ -57,7 +59,8 @@ def test_everything_there_is() -> None:
         ("[emulate]\nslowdwon = 2", "Did you mean 'slowdown'?"),
         ('[http]\ntls_cert = "x"', "http.tls_cert is not available in this version"),
         ('[[tenant]]\nid = "x"', "[tenant] is not available in this version"),
-        ('[repository]\npath = "x"', "[repository] is not available in this version"),
+        ('[repository]\npth = "x"', "Did you mean 'path'?"),
+        ("[repository]\n", "missing required field `path`"),
         ('[mqtt]\nurl = "mqtt://x"\nformat = "sparkplug"', "is not available in this version"),
         ('[mqtt]\nurl = "mqtt://x"\nhome_assistant = true', "mqtt.home_assistant is not available"),
         ('[[cloud]]\nname = "c"\nurl = "http://x"\nweight = 2', "cloud.weight is not available"),
