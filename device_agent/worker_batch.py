@@ -80,7 +80,7 @@ def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float) -> li
         if work.tensors is None:
             natural.append(work)
         else:
-            grouped.setdefault(_signature(work.tensors), []).append(work)
+            grouped.setdefault(object() if activated.raw else _signature(work.tensors), []).append(work)
 
     runs: list[tuple[list[_Work], Callable[[list[_Work]], list[Answer]]]] = [
         (group, lambda works: _run_tensors(activated, works))

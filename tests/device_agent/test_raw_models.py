@@ -15,13 +15,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from aios_edge.errors import BundleRefused, SettingsError
+from aios_edge.errors import BundleRefused, RequestError, SettingsError
 from aios_edge.oip.datatypes import DTYPES, Tensor, narrow_bf16
+from aios_edge.oip.envelope import encode_response
 from aios_edge.oip.tensors import decode_response, encode_request
+from aios_edge.profile_files import load_profile
+from device_agent.activation import Activated
+from device_agent.activation_raw import activate_raw
 from device_agent.hosting import entries_of
 from device_agent.raw_model import RawEntry, open_raw
 from device_agent.settings import Repository, parse_settings
+from device_agent.worker_batch import Job, answer_batch
 
 NUMBERS = sorted(set(DTYPES) - {"BYTES"})
 KINDS = {"FP16": "FLOAT16", "BF16": "BFLOAT16", "FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "STRING"}
@@ -358,3 +365,64 @@ def test_a_name_that_no_url_can_hold_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a model" / "1").mkdir(parents=True)
     with pytest.raises(BundleRefused, match="Rename the folder"):
         open_raw(tmp_path / "a model")
+
+
+@pytest.fixture(scope="module")
+def echoes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Activated]:
+    """Models that answer what they are asked: of each datatype, and of ranks 0 to 3."""
+    root, profile = tmp_path_factory.mktemp("echoes"), load_profile("x86-gateway")
+    found: dict[tuple[str, int], Activated] = {}
+    for datatype in DTYPES:
+        for rank in range(4):
+            folder = root / f"{datatype}{rank}"
+            echo(folder, [datatype], ["a", "b", "c"][:rank])
+            found[datatype, rank] = activate_raw(folder, "echo", "1", profile, alone=True)
+    return found
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    """Any bits that a tensor can have; text is UTF-8, as models take no other."""
+    datatype = draw(st.sampled_from(sorted(DTYPES)))
+    shape = tuple(draw(st.lists(st.integers(0, 3), max_size=3)))
+    count = int(np.prod(shape))
+    if datatype == "BYTES":
+        array = np.empty(count, dtype=np.object_)
+        array[:] = draw(st.lists(st.text(max_size=5).map(str.encode), min_size=count, max_size=count))
+    elif datatype == "BOOL":
+        array = np.array(draw(st.lists(st.booleans(), min_size=count, max_size=count)), dtype=np.bool_)
+    else:
+        size = count * DTYPES[datatype].itemsize
+        array = np.frombuffer(draw(st.binary(min_size=size, max_size=size)), DTYPES[datatype])
+    return Tensor(datatype, array.reshape(shape))
+
+
+def bits(tensor: Tensor) -> Any:
+    return tensor.array.ravel().tolist() if tensor.datatype == "BYTES" else tensor.array.tobytes()
+
+
+def test_every_bit_goes_from_the_body_through_the_model_into_the_answer(
+    echoes: dict[tuple[str, int], Activated],
+) -> None:
+    """Several requests at once, which a raw model answers one by one."""
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.lists(tensors(), min_size=1, max_size=3), st.booleans())
+    def through(drawn: list[Tensor], binary: bool) -> None:
+        kind = drawn[0].datatype, drawn[0].array.ndim
+        sent, jobs = [tensor for tensor in drawn if (tensor.datatype, tensor.array.ndim) == kind], []
+        for number, tensor in enumerate(sent):
+            try:
+                body, length = encode_request({f"in_{kind[0]}": tensor}, binary=binary)
+            except RequestError:  # not finite: no client could send it in JSON
+                continue
+            jobs.append(Job(request_id=number, body=body, json_length=length, deadline_at=None))
+        for answer in answer_batch(echoes[kind], jobs, now=0.0):
+            assert (answer.status, answer.error, answer.batch_size) == (200, None, 1)
+            body, length = encode_response(
+                model_name="m", model_version="1", outputs=answer.outputs, binary=answer.binary
+            )
+            found, mine = decode_response(body, length).outputs[f"out_{kind[0]}"], sent[answer.request_id]
+            assert (found.datatype, found.array.shape, bits(found)) == (mine.datatype, mine.array.shape, bits(mine))
+
+    through()
