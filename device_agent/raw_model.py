@@ -61,12 +61,14 @@ def open_raw(folder: Path) -> Bundle:
     if NAME.fullmatch(folder.name) is None:
         what = f"the model's name {folder.name!r} is not letters, digits, '.', '_', '-'"
         raise BundleRefused("repository", what, where=str(folder), remedy="Rename the folder")
-    numbers = [path for path in folder.iterdir() if _is_version(path.name) and (path / MODEL).exists()]
+    try:
+        numbers = [path for path in folder.iterdir() if _is_version(path.name) and _model_of(path) is not None]
+    except OSError as error:
+        raise BundleRefused("repository", f"can't be read ({error.strerror})", where=str(folder)) from error
     if not numbers:
         raise BundleRefused("repository", "has no version with a model", where=str(folder), remedy=_LAYOUT)
     version = max(numbers, key=lambda path: int(path.name))
-    # With external data beside it Triton has a folder of that name, which holds both.
-    return raw_bundle(version / MODEL if (version / MODEL).is_dir() else version, folder.name, version.name)
+    return raw_bundle(_model_of(version) or version, folder.name, version.name)
 
 
 def raw_bundle(root: Path, name: str, version: str) -> Bundle:
@@ -133,6 +135,14 @@ def notes(bundle: Bundle) -> str:
     config = (folder / TRITON_CONFIG for folder in (bundle.path, bundle.path.parent, bundle.path.parent.parent))
     ignored = f"; {TRITON_CONFIG} is ignored: tensors are the model's own, requests are never put together"
     return NO_CONTRACT + (ignored if any(path.exists() for path in config) else "")
+
+
+def _model_of(version: Path) -> Path | None:
+    """The folder with the model's file. With external data beside it Triton has one named as the file would be."""
+    for folder in (version, version / MODEL):
+        if (folder / MODEL).is_file():
+            return folder
+    return None
 
 
 def _is_version(name: str) -> bool:

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aios_edge.cli.agent import describe
 from aios_edge.errors import BundleRefused, RequestError, SettingsError
 from aios_edge.oip.datatypes import DTYPES, Tensor, narrow_bf16
 from aios_edge.oip.envelope import encode_response
@@ -213,6 +214,7 @@ def test_the_status_says_that_nothing_was_promised(agent: Any, repository: Path)
     assert "config.pbtxt is ignored" in check["detail"]
     assert "config.pbtxt" not in status["models"]["echo"]["activation"]["checks"][0]["detail"]
     assert status["models"]["tiny"]["contract"] == "checked" and status["models"]["tiny"]["bundle_id"]
+    assert "  no contract: nothing was promised, nothing is checked" in describe(status)
     refused = {bundle["model"]: bundle for bundle in status["refused"]}
     assert set(refused) == {"sequence", "broken", "empty"}
     assert all(bundle["contract"] == "none" for bundle in refused.values())
@@ -342,6 +344,7 @@ def test_which_folders_are_models(repository: Path, tmp_path: Path) -> None:
         (["1/model.onnx", "2/model.onnx", "10/model.onnx"], "10"),
         (["1/model.onnx", "02/model.onnx", "x/model.onnx", "0/model.onnx", "٣/model.onnx"], "1"),
         (["1/model.onnx/model.onnx"], "1"),
+        (["1/model.onnx", "2/model.onnx/other"], "1"),
         (["1/other.onnx"], None),
         ([], None),
     ],
@@ -365,6 +368,27 @@ def test_a_name_that_no_url_can_hold_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a model" / "1").mkdir(parents=True)
     with pytest.raises(BundleRefused, match="Rename the folder"):
         open_raw(tmp_path / "a model")
+
+
+def test_a_thread_takes_only_those_empty_tensors_that_the_model_declares(tmp_path: Path) -> None:
+    """A kernel that divides by the number of rows would end the agent with it."""
+    for name, shape, status in (("declared", [0, 2], 200), ("free", ["n", 2], 400)):
+        echo(tmp_path / name, ["FP32"], shape)
+        activated = activate_raw(tmp_path / name, name, "1", load_profile("x86-gateway"), alone=False)
+        body, length = encode_request({"in_FP32": Tensor("FP32", np.zeros((0, 2), dtype=np.float32))})
+        (answer,) = answer_batch(
+            activated, [Job(request_id=1, body=body, json_length=length, deadline_at=None)], now=0.0
+        )
+        assert answer.status == status, answer.error
+
+
+def test_external_data_stay_in_the_models_folder(tmp_path: Path) -> None:
+    scale(tmp_path / "1", 2.0)
+    (tmp_path / "data").write_bytes((tmp_path / "1" / "weights").read_bytes())
+    model = (tmp_path / "1" / "model.onnx").read_bytes()
+    (tmp_path / "1" / "model.onnx").write_bytes(model.replace(b"weights", b"../data"))
+    with pytest.raises(BundleRefused, match=r"can't load.*\.\./data"):
+        activate_raw(tmp_path / "1", "m", "1", load_profile("x86-gateway"), alone=False)
 
 
 @pytest.fixture(scope="module")
