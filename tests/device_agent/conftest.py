@@ -104,7 +104,7 @@ def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[.
     """Start agents and wait until they are ready; all are ended with the module."""
     running: list[AgentProcess] = []
 
-    def start(more: str = "", *, wait: bool = True, **options: Any) -> AgentProcess:
+    def start(more: str = "", *, wait: bool = True, limit_s: float = 40.0, **options: Any) -> AgentProcess:
         folder = tmp_path_factory.mktemp("agent")
         config = folder / "agent.toml"
         config.write_text(agent_toml(more, **options))
@@ -118,7 +118,7 @@ def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[.
             )
         agent = AgentProcess(process, log_path, config)
         running.append(agent)
-        end = time.monotonic() + 40
+        end = time.monotonic() + limit_s
         while wait and time.monotonic() < end:
             line = next((line for line in agent.log().splitlines() if "ready on " in line), None)
             if line:

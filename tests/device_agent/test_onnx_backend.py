@@ -268,7 +268,7 @@ def run_all(cases: Sequence[Case], start_agent: Any, profile: Path, folder: Path
         for name, case in part.items():
             (repository / name / "1").mkdir(parents=True)
             (repository / name / "1" / "model.onnx").write_bytes(case.model)
-        agent = start_agent(f'[repository]\npath = "{repository}"', profile=profile)
+        agent = start_agent(f'[repository]\npath = "{repository}"', profile=profile, limit_s=300.0)
         refused = {bundle["model"]: bundle["detail"] for bundle in agent.status()["refused"]}
         door = Door(agent.url)
         for name, case in part.items():
