@@ -19,24 +19,30 @@ from device_agent.activation import Activated, Record
 from device_agent.raw_model import digested, notes, raw_bundle, with_tensors
 from device_agent.runtime import open_runtime
 from device_agent.values import ActivationCheck
+from device_agent.wire import RawModel
 
 
 def activate_raw(
     root: Path,
-    name: str,
-    version: str,
+    model: RawModel,
     profile: DeviceProfile,
     *,
     alone: bool,
     state_dir: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Activated:
-    """Load the model in ``root``; arguments and refusals as of :func:`device_agent.activation.activate`."""
+    """Load the model in ``root``, the one with ``model.digest`` where that is known.
+
+    The other arguments, and refusals, as of :func:`device_agent.activation.activate`.
+    """
     record = Record(on_stage)
-    record.bundle = bundle = raw_bundle(root, name, version)
+    record.bundle = bundle = raw_bundle(root, model.name, model.version)
     try:
         record.stage("digest")
         record.bundle = bundle = digested(bundle)
+        if model.digest not in (None, bundle.bundle_id):
+            what, remedy = "was written over while it served", "Restart the agent, and put a new model in a new version"
+            raise record.refused(BundleRefused("digest", what, where=str(root), remedy=remedy))
         record.add(ActivationCheck(name="contract", passed=True, skipped=True, detail=notes(bundle)))
         record.stage("load")
         started_at = time.perf_counter()

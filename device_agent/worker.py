@@ -71,7 +71,7 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
         if load.raw is None:
             activated = activate(path, profile, load.check, alone=alone, state_dir=state_dir, on_stage=staged)
         else:
-            activated = activate_raw(path, *load.raw, profile, alone=alone, state_dir=state_dir, on_stage=staged)
+            activated = activate_raw(path, load.raw, profile, alone=alone, state_dir=state_dir, on_stage=staged)
     except PromiseBroken as error:
         refuse(error.promise, error, _told(error))
     except (UsageError, MissingExtra, AiosEdgeError) as error:

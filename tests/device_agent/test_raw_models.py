@@ -29,6 +29,7 @@ from device_agent.activation_raw import activate_raw
 from device_agent.hosting import entries_of
 from device_agent.raw_model import RawEntry, open_raw
 from device_agent.settings import Repository, parse_settings
+from device_agent.wire import RawModel
 from device_agent.worker_batch import Job, answer_batch
 
 NUMBERS = sorted(set(DTYPES) - {"BYTES"})
@@ -263,6 +264,21 @@ def test_a_killed_worker_comes_back_with_its_raw_model(agent: Any) -> None:
     assert ask(agent, "sum", {"x": Tensor("FP32", np.ones(3, dtype=np.float32))}, binary=True)[0] == 200
 
 
+def test_a_model_that_is_written_over_does_not_come_back_under_the_old_ones_tensors(
+    start_agent: Any, tmp_path: Path
+) -> None:
+    echo(tmp_path / "m" / "1", ["FP32"], ["n"])
+    agent = start_agent(f'[repository]\npath = "{tmp_path}"')
+    (tmp_path / "m" / "1" / "model.onnx").unlink()
+    echo(tmp_path / "other", ["INT64"], ["n"])
+    (tmp_path / "other" / "model.onnx").rename(tmp_path / "m" / "1" / "model.onnx")
+    os.kill(agent.status()["models"]["m"]["worker_pid"], signal.SIGKILL)
+    agent.until(lambda status: sum(event["kind"] == "contract_broken" for event in status["events"]) >= 3)
+    model = agent.status()["models"]["m"]
+    assert model["state"] == "restarting" and "[digest]" in model["detail"] and "written over" in model["detail"]
+    assert agent.infer()[0] == 200, "the others serve"
+
+
 def test_tritonclient_and_kserve_take_raw_models_as_they_are(agent: Any) -> None:
     import ml_dtypes
     from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
@@ -374,7 +390,7 @@ def test_a_thread_takes_only_those_empty_tensors_that_the_model_declares(tmp_pat
     """A kernel that divides by the number of rows would end the agent with it."""
     for name, shape, status in (("declared", [0, 2], 200), ("free", ["n", 2], 400)):
         echo(tmp_path / name, ["FP32"], shape)
-        activated = activate_raw(tmp_path / name, name, "1", load_profile("x86-gateway"), alone=False)
+        activated = activate_raw(tmp_path / name, RawModel(name, "1", None), load_profile("x86-gateway"), alone=False)
         body, length = encode_request({"in_FP32": Tensor("FP32", np.zeros((0, 2), dtype=np.float32))})
         (answer,) = answer_batch(
             activated, [Job(request_id=1, body=body, json_length=length, deadline_at=None)], now=0.0
@@ -388,7 +404,7 @@ def test_external_data_stay_in_the_models_folder(tmp_path: Path) -> None:
     model = (tmp_path / "1" / "model.onnx").read_bytes()
     (tmp_path / "1" / "model.onnx").write_bytes(model.replace(b"weights", b"../data"))
     with pytest.raises(BundleRefused, match=r"can't load.*\.\./data"):
-        activate_raw(tmp_path / "1", "m", "1", load_profile("x86-gateway"), alone=False)
+        activate_raw(tmp_path / "1", RawModel("m", "1", None), load_profile("x86-gateway"), alone=False)
 
 
 @pytest.fixture(scope="module")
@@ -400,7 +416,7 @@ def echoes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Ac
         for rank in range(4):
             folder = root / f"{datatype}{rank}"
             echo(folder, [datatype], ["a", "b", "c"][:rank])
-            found[datatype, rank] = activate_raw(folder, "echo", "1", profile, alone=True)
+            found[datatype, rank] = activate_raw(folder, RawModel("echo", "1", None), profile, alone=True)
     return found
 
 
