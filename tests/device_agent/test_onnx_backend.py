@@ -176,7 +176,7 @@ def case_of(test: Any) -> Case:
     try:
         return Case(name=test.name, model=model, inputs=inputs, expected=bare(session, inputs))
     except Exception as error:
-        return Case(name=test.name, model=model, inputs=inputs, fails=True, detail=str(error).splitlines()[0][-150:])
+        return Case(name=test.name, model=model, inputs=inputs, fails=True, detail=why_not(str(error)))
 
 
 def stored(folder: Path) -> list[Any]:
@@ -190,9 +190,10 @@ def stored(folder: Path) -> list[Any]:
 def why_not(error: str) -> str:
     """The kind of onnxruntime's refusal, without what differs from model to model."""
     if found := re.search(r"implementation for (\w+)\(\d+\)|kernel for (?:the )?(?:operator )?(\w+)", error):
-        return f"no kernel for {found[1] or found[2]} and these types"
-    error = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", error.splitlines()[0])
-    return re.sub(r"\S*/\S+|\(node:?[^)]*\)|Node:\S+|'[^']*'", "…", error)[:110]
+        return f"no kernel for {found[1] or found[2]} at this opset and of these types"
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", error.splitlines()[0])
+    text = re.sub(r"\S*/\S+:\d+ .*?\)(::<lambda\S*>)?( \[with [^\]]*\])? ", "", text)  # file and function
+    return re.sub(r"\(node:?[^)]*\)|Node:\S+|'[^']*'", "…", text)[:140]
 
 
 def bare(session: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -342,5 +343,6 @@ def test_every_model_of_the_backends(
     with capsys.disabled():
         print(f"\n{len(cases)} models of the ONNX backend through REST, against bare onnxruntime:\n{tally.table()}")
     assert not tally.wrong and FOR_PROCESSES not in tally.by_outcome, "\n".join(tally.wrong)
+    # With onnxruntime 1.23, the last for Python 3.10, 1,320; with 1.32 1,703.
     compared = sum(len(tally.by_outcome[name]) for name in (EXACT, EXACT_BINARY, BINARY_ONLY))
-    assert compared > 1500 and len(cases) > 1600, tally.table()
+    assert compared > 1300 and len(cases) > 1600, tally.table()

@@ -399,6 +399,10 @@ def test_a_thread_takes_only_those_empty_tensors_that_the_model_declares(tmp_pat
 
 
 def test_external_data_stay_in_the_models_folder(tmp_path: Path) -> None:
+    import onnxruntime
+
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24):
+        pytest.skip("this onnxruntime reads them wherever they are")
     scale(tmp_path / "1", 2.0)
     (tmp_path / "data").write_bytes((tmp_path / "1" / "weights").read_bytes())
     model = (tmp_path / "1" / "model.onnx").read_bytes()
