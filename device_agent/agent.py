@@ -32,6 +32,7 @@ from device_agent.reporter import Reporter, ReporterOptions
 from device_agent.settings import Settings
 from device_agent.status import AgentStatus
 from device_agent.surroundings import Surroundings
+from device_agent.tls import server_context
 from device_agent.values import CheckedBundles, Completion
 from device_agent.window import Gauges
 
@@ -49,6 +50,7 @@ class Agent:
         self.settings = settings
         self.profile = load_profile(settings.device.profile)
         self.listen: tuple[str, ...] = ()
+        self._tls = server_context(settings.http.tls_cert, settings.http.tls_key)
         self.ready = asyncio.Event()  # serving; for whoever runs the agent inside a program
         self._started_at = time.monotonic()
         self._stopping = asyncio.Event()
@@ -62,7 +64,7 @@ class Agent:
     async def run(self) -> None:
         """Serve until stopped; returns after a clean stop."""
         sockets = open_sockets(self.settings.http)
-        self.listen = tuple(address(sock) for sock in sockets)
+        self.listen = tuple(address(sock, tls=self._tls is not None) for sock in sockets)
         why = "stopped"
         held = contextlib.ExitStack()
         try:
@@ -88,7 +90,7 @@ class Agent:
     async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
         app = HttpApp(self._desk, max_body_bytes=self.settings.http.max_body_bytes, record=self._record)
-        server = HttpServer(app, drain_s=self.settings.policy.drain_s)
+        server = HttpServer(app, drain_s=self.settings.policy.drain_s, tls=self._tls)
         doors = asyncio.create_task(server.serve(sockets=list(sockets)), name="doors")
         activation = asyncio.create_task(self._deployment.activate_all(), name="activation")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")

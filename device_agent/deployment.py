@@ -15,7 +15,7 @@ from device_agent.cloud_fit import ModelShape
 from device_agent.hosting import no_bundle, open_entry, same_name, worker_spec
 from device_agent.model_host import ModelHost
 from device_agent.provider_chain import forget_engines
-from device_agent.settings import BundleEntry, Settings, check_model_maps
+from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.surroundings import Surroundings
 from device_agent.values import ActivationReport, RefusedBundle
 
@@ -81,7 +81,7 @@ class Deployment:
         with contextlib.suppress(AiosEdgeError):  # a bundle that can't be opened is refused below, when its turn comes
             names = [open_entry(entry).manifest.name for entry in self._settings.bundle]
         if names is not None:
-            check_model_maps(self._settings, names)
+            check_model_names(self._settings, names)
         for entry in self._settings.bundle:
             try:
                 await self._activate(entry)

@@ -19,6 +19,7 @@ import msgspec
 
 from aios_edge.errors import SettingsError
 from aios_edge.mqtt_options import MqttOptions
+from device_agent.tenants import Tenant, check_tenants
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,15 +28,12 @@ else:
 
 #: Options of the documented format that this version doesn't have yet: (table, key), key "*" for the whole table.
 NOT_AVAILABLE = {
-    ("http", "tls_cert"),
-    ("http", "tls_key"),
     ("mqtt", "home_assistant"),
     ("cloud", "client_cert"),
     ("cloud", "weight"),
     ("cloud", "requests_per_day"),
     ("cloud", "bytes_per_day"),
     ("repository", "*"),
-    ("tenant", "*"),
     ("commands", "*"),
 }
 _LOOPBACK = ("localhost", "::1")
@@ -55,8 +53,10 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
 
     bind: str = "127.0.0.1:8080"  # host:port, [v6]:port; port 0 lets the system choose; "" for no TCP
     unix_socket: Path | None = None  # mode 0660
+    tls_cert: Path | None = None  # PEM, with what leads to its authority; of the TCP door
+    tls_key: Path | None = None
     max_body_bytes: int = 32 * 1024 * 1024
-    allow_insecure: bool = False  # bind beyond loopback although there are no keys and no TLS yet
+    allow_insecure: bool = False  # bind beyond loopback without TLS, or without a tenant that has a key
 
 
 class Mqtt(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,6 +133,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     bundle: tuple[BundleEntry, ...] = ()
     policy: Policy = Policy()
     cloud: tuple[CloudEndpoint, ...] = ()
+    tenant: tuple[Tenant, ...] = ()
     emulate: Emulate = Emulate()
 
 
@@ -143,6 +144,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "bundle": BundleEntry,
     "policy": Policy,
     "cloud": CloudEndpoint,
+    "tenant": Tenant,
     "emulate": Emulate,
 }
 _LISTS = ("bundle", "cloud", "tenant")
@@ -253,14 +255,21 @@ def _check_values(settings: Settings, where: str) -> None:
         except ValueError:
             fail("http.bind", f"{settings.http.bind!r} is not host:port", "Write for example 127.0.0.1:8080")
         else:
-            if not (host in _LOOPBACK or host.startswith("127.")) and not settings.http.allow_insecure:
+            missing = _missing_beyond_loopback(settings)
+            if missing and not (host in _LOOPBACK or host.startswith("127.")) and not settings.http.allow_insecure:
                 fail(
                     "http.bind",
-                    f"{host} is not loopback, and this version has neither TLS nor keys",
-                    "Bind 127.0.0.1 behind a proxy, or set allow_insecure = true if the network is trusted",
+                    f"{host} is not loopback, and there is no {' and no '.join(missing)}",
+                    "Set tls_cert and tls_key, and a [[tenant]] with a key (aios-edge agent key); or bind 127.0.0.1"
+                    " behind a proxy, or set allow_insecure = true if the network is trusted",
                 )
     elif settings.http.unix_socket is None:
         fail("http", "neither bind nor unix_socket is set", "Set one of them")
+    if (settings.http.tls_cert is None) != (settings.http.tls_key is None):
+        fail("http.tls_cert", "a certificate needs its key, and a key its certificate", "Set tls_cert and tls_key")
+    if settings.http.tls_cert is not None and not settings.http.bind:
+        fail("http.tls_cert", "there is no TCP door for it; the Unix socket is always plain", "Set http.bind")
+    check_tenants(settings.tenant, where=where, unix_socket=settings.http.unix_socket is not None)
     positive: tuple[tuple[str, float], ...] = (
         ("http.max_body_bytes", settings.http.max_body_bytes),
         ("emulate.slowdown", settings.emulate.slowdown),
@@ -289,14 +298,22 @@ def _check_values(settings: Settings, where: str) -> None:
         fail("mqtt.password_file", "a password needs a username", "Set mqtt.username")
 
 
-def check_model_maps(settings: Settings, models: Collection[str]) -> None:
-    """Every local name of a ``[cloud.model_map]`` is a model of this device; raises :class:`SettingsError`."""
-    for cloud in settings.cloud:
-        for name in cloud.model_map:
-            if name not in models:
-                what = f"no bundle here is named '{name}'"
-                where = f"cloud.{cloud.name}.model_map"
-                raise SettingsError(what, where=where, remedy=_nearest(name, tuple(models)))
+def _missing_beyond_loopback(settings: Settings) -> list[str]:
+    """What a door that others can reach should have."""
+    with_key = any(tenant.key_sha256 is not None for tenant in settings.tenant)
+    return [*(["TLS"] if settings.http.tls_cert is None else []), *([] if with_key else ["tenant with a key"])]
+
+
+def check_model_names(settings: Settings, models: Collection[str]) -> None:
+    """Every local name of a ``[cloud.model_map]`` and every model of a ``[[tenant]]`` is a model of this device.
+
+    Raises :class:`SettingsError`.
+    """
+    named = [(f"cloud.{cloud.name}.model_map", name) for cloud in settings.cloud for name in cloud.model_map]
+    named += [(f"tenant.{tenant.id}.models", name) for tenant in settings.tenant for name in tenant.models or ()]
+    for where, name in named:
+        if name not in models:
+            raise SettingsError(f"no bundle here is named '{name}'", where=where, remedy=_nearest(name, tuple(models)))
 
 
 def _is_http_url(url: str) -> bool:
