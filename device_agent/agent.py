@@ -19,11 +19,12 @@ from aios_edge.telemetry import Scalar, StatusBody
 from device_agent import state_dir
 from device_agent.agent_views import agent_state, agent_status, gauges, status_body
 from device_agent.answer import Energy, energy_share
+from device_agent.audit import AuditLog
 from device_agent.bundle_check import check_bundles, profile_mismatch
 from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
-from device_agent.http import HttpApp
+from device_agent.http import App, HttpApp
 from device_agent.http_server import HttpServer
 from device_agent.listen import address, open_sockets, remove_socket_file
 from device_agent.metrics import Metrics
@@ -32,6 +33,7 @@ from device_agent.reporter import Reporter, ReporterOptions
 from device_agent.settings import Settings
 from device_agent.status import AgentStatus
 from device_agent.surroundings import Surroundings
+from device_agent.tenant_door import TenantDoor
 from device_agent.tls import server_context
 from device_agent.values import CheckedBundles, Completion
 from device_agent.window import Gauges
@@ -59,6 +61,7 @@ class Agent:
         self._cloud = CloudPool(settings.cloud, settings.policy, self._emit)
         self._around = Surroundings(policy=settings.policy, cloud=self._cloud, emit=self._emit, energy=self._energy)
         self._deployment = Deployment(settings, self.profile, self._around)
+        self._audit = AuditLog(settings.device.state_dir, {tenant.id: tenant.audit_bytes for tenant in settings.tenant})
         self._desk = FrontDesk(self._deployment, settings.policy, self._metrics, self.status)
 
     async def run(self) -> None:
@@ -84,13 +87,13 @@ class Agent:
                 remove_socket_file(self.settings.http.unix_socket)
             await self._cloud.stop()
             await self._reporter.stop(why)
+            await asyncio.to_thread(self._audit.close)
             held.close()
             log.info("stopped")
 
     async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
-        app = HttpApp(self._desk, max_body_bytes=self.settings.http.max_body_bytes, record=self._record)
-        server = HttpServer(app, drain_s=self.settings.policy.drain_s, tls=self._tls)
+        server = HttpServer(self._app(), drain_s=self.settings.policy.drain_s, tls=self._tls)
         doors = asyncio.create_task(server.serve(sockets=list(sockets)), name="doors")
         activation = asyncio.create_task(self._deployment.activate_all(), name="activation")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
@@ -145,6 +148,12 @@ class Agent:
         )
 
     # Putting it together
+
+    def _app(self) -> App:
+        limit, tenants = self.settings.http.max_body_bytes, self.settings.tenant
+        if not tenants:
+            return HttpApp(self._desk, max_body_bytes=limit, record=self._record)
+        return TenantDoor(tenants, self._desk, self._deployment, self._audit, max_body_bytes=limit, record=self._record)
 
     def _make_reporter(self) -> Reporter:
         mqtt, device = self.settings.mqtt, self.settings.device

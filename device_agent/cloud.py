@@ -125,7 +125,8 @@ class Endpoint:
         body, json_length = rewrite_request(
             request.body,
             request.json_length,
-            updates={} if request.deadline_at is None else {"timeout": max(int(timeout_s * 1e6), 1)},
+            updates=request.changed_parameters
+            | ({} if request.deadline_at is None else {"timeout": max(int(timeout_s * 1e6), 1)}),
             removals=("privacy",),
         )
         headers = {"Content-Type": "application/json", **self._headers}
@@ -156,7 +157,7 @@ class Endpoint:
             self._failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
             return None
         try:
-            answer = self._answer(response, decision, known, request.client_id)
+            answer = self._answer(response, decision, known, request)
         except RequestError as error:
             self._failed(f"its answer is not an inference response ({error})")
             return None
@@ -169,7 +170,7 @@ class Endpoint:
             log.info("cloud %s answers again: breaker closed", self.name)
         return answer
 
-    def _answer(self, response: Response, decision: Cloud, known: _Model, client_id: str | None) -> Answer:
+    def _answer(self, response: Response, decision: Cloud, known: _Model, request: InferenceRequest) -> Answer:
         """Their answer under our model's name; raises :class:`RequestError` for nonsense."""
         if response.status != 200:
             error = _error_of(response.body)
@@ -179,9 +180,9 @@ class Endpoint:
             parse_json_length(response.headers.get(JSON_LENGTH_HEADER.lower())),
             model_name=known.shape.name,
             model_version=known.shape.version,
-            id=client_id,
+            id=request.client_id,
             defaults=_UNTOLD,
-            parameters={"route": "cloud", "reason": decision.reason.value},
+            parameters={"route": "cloud", "reason": decision.reason.value, **request.changed_parameters},
         )
         return Answer(
             status=200, route="cloud", reason=decision.reason, remote_body=body, remote_json_length=json_length

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.profile import DeviceProfile
@@ -64,8 +64,7 @@ class Deployment:
         """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404)."""
         host = self._hosts.get(model)
         if host is None:
-            known = ", ".join(self._hosts) or "none"
-            raise RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {known}")
+            raise no_model(model, self._hosts)
         ours = host.bundle.manifest.version
         if version not in (None, ours):
             raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
@@ -143,3 +142,8 @@ class Deployment:
         self._refused.append(
             BundleStatus(model=name, version=version, bundle_id=None, state="refused", detail=str(error))
         )
+
+
+def no_model(model: str, known: Iterable[str]) -> RequestError:
+    """What a client is told that names a model which isn't among those it knows of."""
+    return RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {', '.join(known) or 'none'}")

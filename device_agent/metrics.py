@@ -60,12 +60,18 @@ class Metrics:
 
     def render(self, status: AgentStatus) -> bytes:
         """The page. What isn't known is absent, never 0."""
-        page = _Page()
+        page = Page()
         version, profile = status.agent_version, status.device.profile
         page.family("aios_build_info", "gauge", "Version and profile of this agent.", [((version, profile), 1)], _BUILD)
         page.family("aios_ready", "gauge", "1 while every model serves.", [((), int(status.state == "ready"))], ())
         page.family("aios_uptime_seconds", "gauge", "Since the agent started.", [((), status.uptime_s)], ())
         page.family("aios_emulated_slowdown", "gauge", "1 is a device as it is.", [((), status.emulate.slowdown)], ())
+        self.requests_on(page)
+        self._gauges(page, status)
+        return page.text()
+
+    def requests_on(self, page: Page) -> None:
+        """What was counted of the requests."""
         page.family(
             "aios_requests_total",
             "counter",
@@ -83,10 +89,8 @@ class Metrics:
             {(m,): h for m, h in self._batch.items()},
             ("model",),
         )
-        self._gauges(page, status)
-        return page.text()
 
-    def _gauges(self, page: _Page, status: AgentStatus) -> None:
+    def _gauges(self, page: Page, status: AgentStatus) -> None:
         models = status.models.values()
         one = ("model",)
         page.family("aios_queue_depth", "gauge", "Requests waiting.", [((m.model,), m.queued) for m in models], one)
@@ -148,11 +152,14 @@ def _keyed(items: Iterable[tuple[str, float]]) -> list[_Sample]:
     return [((key,), value) for key, value in items]
 
 
-class _Page:
+class Page:
+    """Families of samples, written one after the other."""
+
     def __init__(self) -> None:
         self._lines: list[str] = []
 
     def family(self, name: str, kind: str, text: str, samples: list[_Sample], labels: tuple[str, ...]) -> None:
+        """One family; without samples it is left out."""
         if samples:
             self._head(name, kind, text)
             self._lines += [f"{name}{_labels(labels, values)} {_number(value)}" for values, value in samples]
@@ -164,6 +171,7 @@ class _Page:
         series: Mapping[_Labels, _Histogram],
         labels: tuple[str, ...],
     ) -> None:
+        """A family of histograms."""
         if series:
             self._head(name, "histogram", text)
         for values, histogram in series.items():
@@ -176,6 +184,7 @@ class _Page:
             self._lines.append(f"{name}_count{_labels(labels, values)} {seen}")
 
     def text(self) -> bytes:
+        """All of it."""
         return ("\n".join(self._lines) + "\n").encode()
 
     def _head(self, name: str, kind: str, text: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from aios_edge.errors import AiosEdgeError, PromiseBroken
+from aios_edge.oip.envelope import Parameters
 
 
 class Reason(str, enum.Enum):
@@ -49,6 +50,13 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     arrived_at: float
     cost_hint_bytes: int
     natural: bool = False  # asks with the task's natural input, which a foreign server may not know
+    tenant: str | None = None  # whose it is, where agent.toml has tenants
+    lowered: bool = False  # claimed a higher priority than its tenant may
+
+    @property
+    def changed_parameters(self) -> Parameters:
+        """What of the client's own parameters holds otherwise than it asked: said to it, and to the cloud."""
+        return {"priority": self.priority} if self.lowered else {}
 
 
 class Local(msgspec.Struct, frozen=True, tag=True):
@@ -90,6 +98,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int | None = None
     late: bool | None = None  # None: it had no deadline
     energy_j: float | None = None
+    request_id: int | None = None  # the agent's own number
+    client_id: str | None = None  # the protocol's "id"
 
 
 class ActivationCheck(msgspec.Struct, frozen=True, kw_only=True):
