@@ -1,4 +1,7 @@
-"""A model of more than 2 GB, for real: what protobuf can't have in one message becomes every kind of bundle."""
+"""A model of more than 2 GB, for real: what protobuf can't have in one message becomes bundles.
+
+Without ``qdq-s8-sym``, which tries the whole model a dozen times.
+"""
 
 from __future__ import annotations
 
@@ -112,11 +115,10 @@ def profile(like: str, name: str, *wanted: str) -> DeviceProfile:
     return msgspec.structs.replace(load_profile(like), name=name, precision_preference=wanted, budgets=budgets)
 
 
-def test_every_kind_of_candidate_is_built_of_a_model_beyond_two_gigabytes(folder: Path) -> None:
+def test_a_model_beyond_two_gigabytes_becomes_bundles_that_answer(folder: Path) -> None:
     profiles = [
         profile("x86-vnni", "cpu", "dynamic-s8", "fp32"),
         profile("jetson-agx-orin", "half", "fp16"),
-        profile("jetson-agx-orin", "symmetric", "qdq-s8-sym"),
     ]
     report = exporters.export(folder / "recipe.toml", profiles, folder / "out")
     assert report.baseline.size_bytes > 2**31
@@ -127,7 +129,7 @@ def test_every_kind_of_candidate_is_built_of_a_model_beyond_two_gigabytes(folder
         assert entry.chosen, entry.problem
     with (folder / "test.csv").open(encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))[:4]
-    for chosen in ("cpu", "half", "symmetric"):
+    for chosen in ("cpu", "half"):
         command = [sys.executable, "-m", "aios_edge.cli.main", "infer", str(folder / "out" / chosen)]
         command += [row["text"] for row in rows]
         told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
