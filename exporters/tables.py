@@ -77,7 +77,7 @@ def halve_tables(model: Any) -> int:
     tables = {
         name: tensor
         for name, tensor in _looked_up(graph).items()
-        if _reach(numpy_helper.to_array(tensor)) <= np.finfo(np.float16).max
+        if _reach(numpy_helper.to_array(tensor)) <= float(np.finfo(np.float16).max)
     }
     arranged = []
     for node in graph.node:
