@@ -99,9 +99,9 @@ def test_a_disk_that_refuses_is_said_once_and_when_it_is_back(
     assert caplog.text.count("can't be written") == 1
     file = audit_module._AuditFile(tmp_path / "later" / "a.jsonl", 5_000)
     (tmp_path / "later").write_text("no folder")
-    file.append(b"lost\n")
+    file.append([b"lost\n"])
     (tmp_path / "later").unlink()
-    file.append(b"kept\n")
+    file.append([b"kept\n"])
     file.close()
     assert (tmp_path / "later" / "a.jsonl").read_bytes() == b"kept\n" and "1 lines are missing" in caplog.text
 
