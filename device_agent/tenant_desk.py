@@ -23,11 +23,10 @@ from device_agent.tenant_account import Account, Accounts, account_families
 
 
 class TenantModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One of its models."""
+    """One of its models. Why one isn't ready may tell of others' requests, and of paths: an admin's to see."""
 
     version: str
     state: str
-    detail: str | None
 
 
 class TenantStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,10 +82,11 @@ class TenantDesk:
         return self._front.model_ready(model, version)
 
     def repository_index(self) -> bytes:
-        """``POST /v2/repository/index``: its own models."""
-        return msgspec.json.encode(
-            [model for model in repository_index(self._deployment) if self._tenant.sees(model["name"])]
-        )
+        """``POST /v2/repository/index``: its own models; only an admin is told why one isn't ready."""
+        if self._tenant.admin:
+            return self._front.repository_index()
+        index = repository_index(self._deployment)
+        return msgspec.json.encode([{**model, "reason": ""} for model in index if self._tenant.sees(model["name"])])
 
     async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply:
         """Answer one inference request in this tenant's name."""
@@ -124,7 +124,7 @@ class TenantDesk:
                 agent_version=__version__,
                 state=self._state(hosts),
                 models={
-                    name: TenantModelStatus(version=host.bundle.manifest.version, state=host.state, detail=host.detail)
+                    name: TenantModelStatus(version=host.bundle.manifest.version, state=host.state)
                     for name, host in hosts.items()
                 },
                 totals=self._account.metrics.totals(),
@@ -145,7 +145,8 @@ class TenantDesk:
         states = {host.state for host in hosts.values()}
         if "loading" in states:
             return "starting"
-        return "ready" if states == {"ready"} else "degraded"
+        refused = any(self._tenant.sees(bundle.model) for bundle in self._deployment.refused)
+        return "ready" if states == {"ready"} and not refused else "degraded"
 
     def _must_see(self, model: str) -> None:
         hosts = self._hosts()

@@ -166,10 +166,7 @@ def describe(document: dict[str, Any]) -> list[str]:
 
 def _describe_tenant(document: dict[str, Any]) -> list[str]:
     lines = [f"tenant {document['tenant']}  {document['state']}  version {document['agent_version']}"]
-    for name, model in document["models"].items():
-        lines.append(f"model {name} {model['version']}  {model['state']}")
-        if model["detail"]:
-            lines.append(f"  {model['detail']}")
+    lines += [f"model {name} {model['version']}  {model['state']}" for name, model in document["models"].items()]
     if document["requests_per_s"] is not None:
         lines.append(f"at most {document['requests_per_s']:g} requests a second")
     if document["bytes_per_day"] is not None:

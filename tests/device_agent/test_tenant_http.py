@@ -227,6 +227,28 @@ def test_metrics_and_status_tell_a_tenant_of_itself_only(agent: Any) -> None:
     assert mine < whole["totals"]["local"]
 
 
+def test_only_an_admin_is_told_why_a_model_does_not_serve(start_agent: Any) -> None:
+    agent = start_agent(
+        '[[bundle]]\npath = "gone/hidden"\n'
+        + tenant("shop", 'models = ["tiny"]')
+        + tenant("lab", 'models = ["tiny", "hidden"]')
+        + tenant("root", "admin = true")
+    )
+    seen = {
+        key: json.loads(ask(agent, "/v2/repository/index", key, method="POST")[2]) for key in ("shop", "lab", "root")
+    }
+    assert [model["name"] for model in seen["shop"]] == ["tiny"]
+    assert [(model["name"], model["state"], model["reason"]) for model in seen["lab"]] == [
+        ("tiny", "READY", ""),
+        ("hidden", "UNAVAILABLE", ""),
+    ]
+    assert "gone" in seen["root"][1]["reason"]
+    states = {key: json.loads(ask(agent, "/status", key)[2])["state"] for key in ("shop", "lab", "root")}
+    assert states == {"shop": "ready", "lab": "degraded", "root": "degraded"}
+    assert b"gone" not in ask(agent, "/status", "lab")[2] + ask(agent, "/metrics", "lab")[2]
+    assert agent.stop() == 0
+
+
 def test_more_requests_than_agreed_are_told_when_to_come_back(agent: Any) -> None:
     assert [infer(agent, "slow")[0] for _ in range(3)] == [200] * 3
     status, headers, document = infer(agent, "slow")
