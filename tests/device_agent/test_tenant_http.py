@@ -9,6 +9,7 @@ import inspect
 import itertools
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -160,6 +161,29 @@ def test_what_is_nearly_a_key_is_none(agent: Any, authorization: str) -> None:
     status, headers, content = ask(agent, "/v2/models/tiny", headers={"Authorization": value})
     assert status == 401 and "invalid_token" in headers["www-authenticate"]
     assert KEYS["shop"].encode() not in content
+
+
+def test_requests_of_one_connection_have_their_own_keys(agent: Any) -> None:
+    host, port = agent.url.removeprefix("http://").split(":")
+    order = ["shop", "lab", None, "root", "shop"]
+    heads = [
+        "GET /v2/repository/none HTTP/1.1\r\nHost: x\r\n\r\n"
+        if key is None
+        else f"GET /status HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEYS[key]}\r\n\r\n"
+        for key in order
+    ]
+    heads[-1] = heads[-1].replace("Host: x", "Host: x\r\nConnection: close")
+    with socket.create_connection((host, int(port)), timeout=20) as sock:
+        sock.sendall("".join(heads).encode())  # one behind the other, before any answer
+        answer = b"".join(iter(lambda: sock.recv(65536), b"")).decode()
+    bodies = [json.loads(part.partition("\r\n\r\n")[2]) for part in answer.split("HTTP/1.1 ")[1:]]
+    assert [body.get("tenant", body.get("error", "whole")[:5]) for body in bodies] == [
+        "shop",
+        "lab",
+        "a key",
+        "whole",
+        "shop",
+    ]
 
 
 def test_every_tenant_asks_its_own_models(agent: Any) -> None:
