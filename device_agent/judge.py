@@ -46,6 +46,7 @@ class Judge:
                 forecast=forecast,
                 worker_ready=self._instance.ready,
                 queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
+                strain=self._around.strain(),
             ),
             there=self.there(ticket, now),
         )

@@ -3,7 +3,8 @@
 A request without a deadline stays here. One with a deadline stays while its predicted completion, margin included, is
 in time; else it goes to the cloud if the cloud is predicted to be in time, or at least sooner than this device. When
 there is no usable cloud it stays if the expected completion (without the margin) still meets the deadline, and is
-refused otherwise. The same function decides again just before execution.
+refused otherwise. A device that is to be spared (hot, throttled, on its last charge, short of memory) keeps only what
+the cloud can't surely answer in time. The same function decides again just before execution.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ LEAST_RETRY_S = 0.05
 
 
 class Here(msgspec.Struct, frozen=True, kw_only=True):
-    """This device's side. ``forecast`` None: the model's worker is down and nobody knows for how long."""
+    """This device's side. ``forecast`` None: the model's worker is down and nobody knows for how long. ``strain``: why
+    the device is to be spared, None when it isn't."""
 
     forecast: Forecast | None
     worker_ready: bool
     queue_full: bool = False
+    strain: Reason | None = None
 
 
 class There(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +50,8 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
         return Shed(Reason.QUEUE_FULL, _retry_after(now, forecast))
     if not here.worker_ready or forecast is None:
         return _without_worker(now, deadline_at, local_only, forecast, there)
+    if here.strain is not None and there is not None and (deadline_at is None or now + there.safe_s <= deadline_at):
+        return Cloud(here.strain, there.endpoint)
     if deadline_at is None:
         return Local(Reason.LOCAL_ONLY if local_only else Reason.NO_DEADLINE)
     if forecast.safe_at <= deadline_at:

@@ -105,6 +105,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     breaker_backoff_max_s: float = 30.0
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
+    # What may leave goes to a cloud that is in time while one of these is passed; none by default: what this device
+    # can answer in time stays, unless somebody wants the device spared.
+    max_temperature_c: float | None = None  # of the hottest zone
+    avoid_when_throttled: bool = False
+    min_battery_percent: float | None = None  # while it discharges
+    max_memory_pressure_percent: float | None = None  # some task waited for memory, of the last ten seconds
 
 
 class CloudEndpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -265,9 +271,9 @@ def _check_values(settings: Settings, where: str) -> None:
         ("http.max_body_bytes", settings.http.max_body_bytes),
         ("emulate.slowdown", settings.emulate.slowdown),
         *(
-            (f"policy.{name}", getattr(settings.policy, name))
+            (f"policy.{name}", value)
             for name in Policy.__struct_fields__
-            if getattr(settings.policy, name) is not None
+            if isinstance(value := getattr(settings.policy, name), int | float) and not isinstance(value, bool)
         ),
         *((f"cloud.{cloud.name}.timeout_s", cloud.timeout_s) for cloud in settings.cloud),
         *((("mqtt.interval_s", settings.mqtt.interval_s),) if settings.mqtt else ()),
@@ -277,6 +283,9 @@ def _check_values(settings: Settings, where: str) -> None:
             fail(key, f"{value} is not a finite number greater than 0", "Correct the value")
         if not value > 0:
             fail(key, f"{value} must be greater than 0", "Correct the value")
+    for name in ("min_battery_percent", "max_memory_pressure_percent"):
+        if (getattr(settings.policy, name) or 0.0) > 100.0:
+            fail(f"policy.{name}", "a share can't be more than 100 percent", "Give a limit below 100")
     if settings.emulate.slowdown < 1:
         fail("emulate.slowdown", "a faster device can't be emulated", "Give a factor of at least 1")
     names = [cloud.name for cloud in settings.cloud]

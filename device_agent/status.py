@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from aios_edge.telemetry import BundleStatus, Event
+from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
 from device_agent.reporter import ReporterCounts
 from device_agent.values import ActivationReport
@@ -79,6 +80,12 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: str
 
 
+class DeviceStateStatus(DeviceState, frozen=True, kw_only=True):
+    """What triggers look at; ``strained``: the reasons for which requests leave that this device could answer."""
+
+    strained: tuple[str, ...] = ()
+
+
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole document. ``totals``: requests since start by route."""
 
@@ -95,6 +102,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     cloud: dict[str, CloudStatus]
     power: PowerReading | None
     power_reason: str | None
+    device_state: DeviceStateStatus
     mqtt: ReporterCounts
     totals: dict[str, int]
     in_flight: int

@@ -23,6 +23,10 @@ class Reason(str, enum.Enum):
     LOCAL_ONLY = "local_only"  # local: the client forbade the cloud
     CLOUD_UNAVAILABLE = "cloud_unavailable"  # local although slow, or shed: no cloud, or its breaker is open
     PREDICTED_LATE = "predicted_late"  # cloud: this device would be late
+    HOT = "hot"  # cloud: the device is at its temperature limit
+    THROTTLED = "throttled"  # cloud: the device is being throttled
+    BATTERY_LOW = "battery_low"  # cloud: the battery is nearly empty
+    MEMORY_PRESSURE = "memory_pressure"  # cloud: work here waits for memory
     WORKER_LOST = "worker_lost"  # cloud or shed: the worker died or is starting
     RETRIED = "retried"  # local: run again, alone, after its worker died
     CLOUD_FAILED = "cloud_failed"  # local or shed: the cloud was tried and failed

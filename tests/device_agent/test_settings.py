@@ -37,7 +37,8 @@ def test_everything_there_is() -> None:
         '[mqtt]\nurl = "mqtts://b"\nusername = "u"\npassword_file = "pw"\nca = "ca.pem"\ncert = "c"\nkey = "k"\n'
         'protocol = "3.1.1"\nformat = "json"\ninterval_s = 2\n'
         '[[bundle]]\npath = "b1"\npinned = true\n[[bundle]]\npath = "/b2"\n'
-        "[policy]\nqueue_limit = 3\ndefault_deadline_s = 0.5\n"
+        "[policy]\nqueue_limit = 3\ndefault_deadline_s = 0.5\nmax_temperature_c = 80\navoid_when_throttled = true\n"
+        "min_battery_percent = 15\nmax_memory_pressure_percent = 20\n"
         '[[cloud]]\nname = "c"\nurl = "https://x"\nmodel_map = {a = "b:2"}\nbearer_file = "t"\nca = "ca"\n'
         "timeout_s = 1\n"
         "[emulate]\nslowdown = 8\n"
@@ -75,6 +76,9 @@ def test_everything_there_is() -> None:
         ('[http]\nbind = ""', "neither bind nor unix_socket"),
         ('[http]\nmax_body_bytes = "big"', "http.max_body_bytes"),
         ("[policy]\nqueue_limit = 0", "greater than 0"),
+        ("[policy]\nmin_battery_percent = 120", "more than 100 percent"),
+        ("[policy]\nmax_memory_pressure_percent = 0", "greater than 0"),
+        ("[policy]\nmax_temperature_c = nan", "policy.max_temperature_c: nan is not a finite number"),
         ("[emulate]\nslowdown = 0.5", "at least 1"),
         ("[emulate]\nslowdown = nan", "greater than 0"),
         ("[emulate]\nslowdown = inf", "emulate.slowdown: inf is not a finite number"),
