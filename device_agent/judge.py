@@ -6,12 +6,12 @@ from aios_edge.manifest import Manifest
 from device_agent import scheduler
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
-from device_agent.router import Here, There, next_review_at, route
+from device_agent.router import Here, There, next_review_at, route, second_opinion
 from device_agent.scheduler import Forecast, Pending
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
-from device_agent.values import Decision
+from device_agent.values import Cloud, Decision
 
 
 class Judge:
@@ -48,6 +48,18 @@ class Judge:
                 queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
                 strain=self._around.strain(),
             ),
+            there=self.there(ticket, now),
+        )
+
+    def second_opinion(self, ticket: Ticket, confidence: float | None) -> Cloud | None:
+        """Ask the router about a ticket that was answered here."""
+        now, request = self._around.clock(), ticket.request
+        return second_opinion(
+            now=now,
+            deadline_at=request.deadline_at,
+            local_only=request.local_only,
+            confidence=confidence,
+            least=self._around.policy.min_confidence,
             there=self.there(ticket, now),
         )
 

@@ -21,6 +21,7 @@ from device_agent.rehearsal import rehearse
 from device_agent.review import Review
 from device_agent.router import after_cloud_failed
 from device_agent.scheduler import Pending
+from device_agent.second_opinion import second_opinion
 from device_agent.service_time import ServiceTime
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
@@ -126,7 +127,10 @@ class ModelHost:
             ticket.reason = decision.reason
             outcome = await self._wait(ticket)
             if isinstance(outcome, Answer):
-                return outcome
+                unsure = self._judge.second_opinion(ticket, outcome.confidence)
+                if unsure is None:
+                    return outcome
+                return await second_opinion(outcome, unsure, request, self._around.cloud, self._around.clock())
             decision = outcome
 
     async def _wait(self, ticket: Ticket) -> Answer | Cloud | Shed:

@@ -17,6 +17,7 @@ from device_agent.scheduler import Forecast, Pending
 from device_agent.values import Cloud, Decision, Local, Reason, Shed
 
 LEAST_RETRY_S = 0.05
+KEPT_ANSWER_S = 0.01  # before a deadline: what it takes to give the answer that was kept
 
 
 class Here(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,6 +85,23 @@ def _without_worker(
 
 def _retry_after(now: float, forecast: Forecast | None) -> float:
     return max(forecast.expected_at - now, LEAST_RETRY_S) if forecast else 5.0
+
+
+def second_opinion(
+    *,
+    now: float,
+    deadline_at: float | None,
+    local_only: bool,
+    confidence: float | None,
+    least: float | None,
+    there: There | None,
+) -> Cloud | None:
+    """Whom to ask again when this device has answered, and isn't sure; None: its answer stands."""
+    if least is None or confidence is None or confidence >= least or local_only or there is None:
+        return None
+    if deadline_at is not None and now + there.safe_s > deadline_at - KEPT_ANSWER_S:
+        return None
+    return Cloud(Reason.LOW_CONFIDENCE, there.endpoint)
 
 
 def after_cloud_failed(decision: Decision) -> Decision:

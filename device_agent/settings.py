@@ -105,6 +105,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     breaker_backoff_max_s: float = 30.0
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
+    min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
     # What may leave goes to a cloud that is in time while one of these is passed; none by default: what this device
     # can answer in time stays, unless somebody wants the device spared.
     max_temperature_c: float | None = None  # of the hottest zone
@@ -286,6 +287,8 @@ def _check_values(settings: Settings, where: str) -> None:
     for name in ("min_battery_percent", "max_memory_pressure_percent"):
         if (getattr(settings.policy, name) or 0.0) > 100.0:
             fail(f"policy.{name}", "a share can't be more than 100 percent", "Give a limit below 100")
+    if (settings.policy.min_confidence or 0.0) > 1.0:
+        fail("policy.min_confidence", "a probability can't be more than 1", "Give a limit up to 1")
     if settings.emulate.slowdown < 1:
         fail("emulate.slowdown", "a faster device can't be emulated", "Give a factor of at least 1")
     names = [cloud.name for cloud in settings.cloud]

@@ -27,6 +27,7 @@ class Reason(str, enum.Enum):
     THROTTLED = "throttled"  # cloud: the device is being throttled
     BATTERY_LOW = "battery_low"  # cloud: the battery is nearly empty
     MEMORY_PRESSURE = "memory_pressure"  # cloud: work here waits for memory
+    LOW_CONFIDENCE = "low_confidence"  # cloud: this device answered, and wasn't sure
     WORKER_LOST = "worker_lost"  # cloud or shed: the worker died or is starting
     RETRIED = "retried"  # local: run again, alone, after its worker died
     CLOUD_FAILED = "cloud_failed"  # local or shed: the cloud was tried and failed

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from device_agent.admission import Admit, Load, admit
 from device_agent.device_state import STRAINS
-from device_agent.router import LEAST_RETRY_S, Here, There, route
+from device_agent.router import KEPT_ANSWER_S, LEAST_RETRY_S, Here, There, route, second_opinion
 from device_agent.scheduler import Forecast
 from device_agent.values import Cloud, InferenceRequest, Local, Reason, Shed
 
@@ -129,6 +129,25 @@ def test_the_whole_table(within: float | None, local_only: bool, at: Here, cloud
         assert decision == unstrained
         alone = route(now=NOW, deadline_at=deadline, local_only=local_only, here=at, there=None)
         assert decision == alone
+
+
+@given(
+    within=st.none() | st.floats(-0.1, 1.0),
+    local_only=st.booleans(),
+    confidence=st.none() | st.floats(0.0, 1.0),
+    least=st.none() | st.floats(0.1, 1.0),
+    cloud=OFFERS,
+)
+def test_a_second_opinion_is_asked_for_only_when_it_can_be_given_in_time(
+    within: float | None, local_only: bool, confidence: float | None, least: float | None, cloud: There | None
+) -> None:
+    deadline = None if within is None else NOW + within
+    asked = second_opinion(
+        now=NOW, deadline_at=deadline, local_only=local_only, confidence=confidence, least=least, there=cloud
+    )
+    unsure = confidence is not None and least is not None and confidence < least
+    in_time = cloud is not None and (deadline is None or NOW + cloud.safe_s <= deadline - KEPT_ANSWER_S)
+    assert asked == (Cloud(Reason.LOW_CONFIDENCE, "c") if unsure and in_time and not local_only else None)
 
 
 @given(

@@ -76,6 +76,7 @@ def test_everything_there_is() -> None:
         ('[http]\nbind = ""', "neither bind nor unix_socket"),
         ('[http]\nmax_body_bytes = "big"', "http.max_body_bytes"),
         ("[policy]\nqueue_limit = 0", "greater than 0"),
+        ("[policy]\nmin_confidence = 60", "more than 1"),
         ("[policy]\nmin_battery_percent = 120", "more than 100 percent"),
         ("[policy]\nmax_memory_pressure_percent = 0", "greater than 0"),
         ("[policy]\nmax_temperature_c = nan", "policy.max_temperature_c: nan is not a finite number"),
