@@ -69,6 +69,12 @@ def agent_status(
         power=reading,
         power_reason="not sampled yet" if reading is None else reading.reason,
         device_state=st.DeviceStateStatus(**msgspec.structs.asdict(strain.state), strained=strain.reasons),
+        privacy=st.PrivacyStatus(
+            never_leave_device=cloud.audit.staying,
+            payloads_sent=dict(cloud.audit.sent),
+            private_payloads_sent=cloud.audit.private_sent.total(),
+            kept_back=cloud.audit.kept_back,
+        ),
         mqtt=reporter.counts,
         totals=metrics.totals(),
         in_flight=desk.in_flight,

@@ -138,8 +138,26 @@ class Metrics:
                 one,
             )
         self._device(page, status)
+        self._privacy(page, status)
         page.family("aios_outbox_depth", "gauge", "Messages waiting.", [((), status.mqtt.outbox.depth)], ())
         page.family("aios_mqtt_connected", "gauge", "1 while connected.", [((), int(status.mqtt.link.connected))], ())
+
+    def _privacy(self, page: _Page, status: AgentStatus) -> None:
+        privacy = status.privacy
+        page.family(
+            "aios_payloads_sent_total",
+            "counter",
+            "Request bodies sent to a cloud.",
+            _keyed(privacy.payloads_sent.items()),
+            ("model",),
+        )
+        page.family(
+            "aios_private_payloads_sent_total",
+            "counter",
+            "Request bodies sent to a cloud that must not leave the device: always 0.",
+            [((), privacy.private_payloads_sent)],
+            (),
+        )
 
     def _device(self, page: _Page, status: AgentStatus) -> None:
         state = status.device_state

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import msgspec
+
 from aios_edge.bundle.read import Bundle
 from aios_edge.errors import WorkerLost
 from device_agent.answer import Answer, shed_answer
@@ -33,10 +35,11 @@ log = logging.getLogger("device_agent.model")
 
 
 class ModelHost:
-    """Serves one bundle. What its worker is doing: ``instance``."""
+    """Serves one bundle. What its worker is doing: ``instance``. ``never_leaves``: every request is local-only."""
 
-    def __init__(self, spec: WorkerSpec, bundle: Bundle, around: Surroundings) -> None:
+    def __init__(self, spec: WorkerSpec, bundle: Bundle, around: Surroundings, *, never_leaves: bool = False) -> None:
         self.name = spec.model
+        self.never_leaves = never_leaves
         self.bundle = bundle
         self.slowdown = spec.slowdown
         self._around = around
@@ -101,7 +104,9 @@ class ModelHost:
     # A request
 
     async def infer(self, request: InferenceRequest) -> Answer:
-        """Answer one request, wherever; cancelling takes it out of the queue."""
+        """Answer one request, wherever it may; cancelling takes it out of the queue."""
+        if self.never_leaves:
+            request = msgspec.structs.replace(request, local_only=True)
         ticket = Ticket(
             request=request,
             pending=Pending(

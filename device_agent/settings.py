@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -91,6 +91,7 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     pinned: bool = False  # never unloaded to make room; nothing is in this version
+    never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -301,14 +302,18 @@ def _check_values(settings: Settings, where: str) -> None:
         fail("mqtt.password_file", "a password needs a username", "Set mqtt.username")
 
 
-def check_model_maps(settings: Settings, models: Collection[str]) -> None:
-    """Every local name of a ``[cloud.model_map]`` is a model of this device; raises :class:`SettingsError`."""
+def check_model_maps(settings: Settings, models: Mapping[str, BundleEntry]) -> None:
+    """Every local name of a ``[cloud.model_map]`` is a model of this device that may leave it; raises
+    :class:`SettingsError`."""
     for cloud in settings.cloud:
+        where = f"cloud.{cloud.name}.model_map"
         for name in cloud.model_map:
             if name not in models:
                 what = f"no bundle here is named '{name}'"
-                where = f"cloud.{cloud.name}.model_map"
                 raise SettingsError(what, where=where, remedy=_nearest(name, tuple(models)))
+            if models[name].never_leave_device:
+                what = f"'{name}' has never_leave_device, and a name for it there"
+                raise SettingsError(what, where=where, remedy="Remove one of the two")
 
 
 def _is_http_url(url: str) -> bool:

@@ -20,7 +20,7 @@ class Reason(str, enum.Enum):
     IDLE = "idle"  # local: the worker was free
     IN_TIME = "in_time"  # local: predicted to complete before the deadline
     NO_DEADLINE = "no_deadline"  # local: nothing to be late for
-    LOCAL_ONLY = "local_only"  # local: the client forbade the cloud
+    LOCAL_ONLY = "local_only"  # local: the client forbade the cloud, or the model never leaves
     CLOUD_UNAVAILABLE = "cloud_unavailable"  # local although slow, or shed: no cloud, or its breaker is open
     PREDICTED_LATE = "predicted_late"  # cloud: this device would be late
     HOT = "hot"  # cloud: the device is at its temperature limit
