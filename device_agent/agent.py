@@ -34,6 +34,7 @@ from device_agent.settings import Settings
 from device_agent.status import AgentStatus
 from device_agent.strain import Strain
 from device_agent.surroundings import Surroundings
+from device_agent.trace_writer import TraceWriter
 from device_agent.values import CheckedBundles, Completion
 from device_agent.window import Gauges
 
@@ -58,12 +59,16 @@ class Agent:
         self._strain = Strain(settings.policy, self._emit)
         self._reporter = self._make_reporter(PowerMeter(self.profile.power, sys_root, proc_root))
         self._cloud = CloudPool(settings.cloud, settings.policy, self._emit)
+        policy = settings.policy
+        self._trace = TraceWriter(policy.trace, policy.trace_bytes) if policy.trace else None
         self._around = Surroundings(
-            policy=settings.policy,
+            policy=policy,
             cloud=self._cloud,
             emit=self._emit,
             energy=self._energy,
             strain=lambda: self._strain.reason,
+            trace=self._trace.write if self._trace else None,
+            device=lambda: (self._strain.state, self._strain.sampled_at),
         )
         self._deployment = Deployment(settings, self.profile, self._around)
         self._desk = FrontDesk(self._deployment, settings.policy, self._metrics, self.status)
@@ -90,6 +95,8 @@ class Agent:
             if self.settings.http.unix_socket is not None:
                 remove_socket_file(self.settings.http.unix_socket)
             await self._cloud.stop()
+            if self._trace is not None:
+                await self._trace.stop()
             await self._reporter.stop(why)
             held.close()
             log.info("stopped")

@@ -28,7 +28,8 @@ from device_agent.service_time import ServiceTime
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
-from device_agent.values import ActivationReport, Cloud, InferenceRequest, Reason, Shed
+from device_agent.trace import Decided, traced
+from device_agent.values import ActivationReport, Cloud, Decision, InferenceRequest, Reason, Shed
 from device_agent.worker_pool import WorkerSpec
 
 log = logging.getLogger("device_agent.model")
@@ -118,7 +119,29 @@ class ModelHost:
             reason=Reason.IDLE,
             verdict=asyncio.get_running_loop().create_future(),
         )
-        decision = self._judge.decide(ticket)
+        question = self._judge.question(ticket)
+        decision = question.decide()
+        if self._around.trace is None:
+            return await self._answer(ticket, decision)
+        device, sampled_at = self._around.device()
+        answer = await self._answer(ticket, decision)
+        line = traced(
+            self.name,
+            question,
+            ticket.unsure or decision,
+            device=device,
+            sampled_at=sampled_at,
+            opinion=ticket.opinion,
+            outcome=Decided(route=answer.route, reason=answer.reason.value),
+            status=answer.status,
+            now=self._around.clock(),
+        )
+        self._around.trace(line)
+        return answer
+
+    async def _answer(self, ticket: Ticket, decision: Decision) -> Answer:
+        """Follow a decision, and those after it, to an answer."""
+        request = ticket.request
         while True:
             if isinstance(decision, Shed):
                 return shed_answer(decision)
@@ -132,10 +155,11 @@ class ModelHost:
             ticket.reason = decision.reason
             outcome = await self._wait(ticket)
             if isinstance(outcome, Answer):
-                unsure = self._judge.second_opinion(ticket, outcome.confidence)
-                if unsure is None:
+                ticket.unsure = self._judge.second_opinion(ticket, outcome.confidence)
+                if ticket.unsure is None:
                     return outcome
-                return await second_opinion(outcome, unsure, request, self._around.cloud, self._around.clock())
+                now = self._around.clock()
+                return await second_opinion(outcome, ticket.unsure, request, self._around.cloud, now)
             decision = outcome
 
     async def _wait(self, ticket: Ticket) -> Answer | Cloud | Shed:

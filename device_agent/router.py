@@ -38,6 +38,27 @@ class There(msgspec.Struct, frozen=True, kw_only=True):
     safe_s: float
 
 
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """All that :func:`route` decides by. ``queued``: how many waited, which ``here.queue_full`` comes from."""
+
+    now: float
+    deadline_at: float | None
+    local_only: bool
+    here: Here
+    there: There | None
+    queued: int = 0
+
+    def decide(self) -> Decision:
+        """What the router says to it."""
+        return route(
+            now=self.now,
+            deadline_at=self.deadline_at,
+            local_only=self.local_only,
+            here=self.here,
+            there=self.there,
+        )
+
+
 def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here, there: There | None) -> Decision:
     """Local, Cloud or Shed; see the module's docstring."""
     if local_only:

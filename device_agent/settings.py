@@ -107,6 +107,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
     min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
+    trace: Path | None = None  # a file of what each decision was made by, for aios-edge policy replay
+    trace_bytes: int = 16_000_000  # it and the part before it together
     # What may leave goes to a cloud that is in time while one of these is passed; none by default: what this device
     # can answer in time stays, unless somebody wants the device spared.
     max_temperature_c: float | None = None  # of the hottest zone

@@ -19,6 +19,7 @@ class Strain:
 
     def __init__(self, policy: Policy, emit: Callable[..., None], clock: Callable[[], float] = time.monotonic) -> None:
         self.state = DeviceState()
+        self.sampled_at: float | None = None
         self.triggers: tuple[Trigger, ...] = ()
         self.reason: Reason | None = None  # why requests had better leave, None: they needn't
         self._policy = policy
@@ -34,7 +35,8 @@ class Strain:
         """Take in a sample."""
         before = set(self.reasons)
         self.state = DeviceState.of(reading)
-        self.triggers = next_triggers(self.triggers, self.state, self._policy, self._clock())
+        self.sampled_at = now = self._clock()
+        self.triggers = next_triggers(self.triggers, self.state, self._policy, now)
         self.reason = self.triggers[0].reason if self.triggers else None
         after = set(self.reasons)
         for reason in sorted(after - before):
