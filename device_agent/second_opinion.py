@@ -17,7 +17,7 @@ async def second_opinion(
     local: Answer, decision: Cloud, request: InferenceRequest, cloud: CloudPool, now: float
 ) -> Answer:
     """The cloud's answer where it comes in time to be given, else the one that was kept, which says so."""
-    theirs: Answer | None = None
+    theirs: object = None
     if request.deadline_at is None:
         theirs = await cloud.infer(decision, request, request.model)
     else:
@@ -27,6 +27,6 @@ async def second_opinion(
             theirs = await asyncio.wait_for(
                 cloud.infer(decision, hurried, request.model), request.deadline_at - KEPT_ANSWER_S / 2 - now
             )
-    if theirs is not None and theirs.status == 200:
+    if isinstance(theirs, Answer) and theirs.status == 200:
         return theirs
     return msgspec.structs.replace(local, reason=Reason.CLOUD_FAILED)
