@@ -39,7 +39,7 @@ async def check_bundles(settings: Settings, profile: DeviceProfile, around: Surr
             raise same_name(bundle.manifest.name, entry.path)
         opened[bundle.manifest.name] = entry, bundle
     if not refused:  # else nobody knows the name of the one that can't be read
-        check_model_names(settings, opened)
+        check_model_names(settings, {name: entry for name, (entry, _) in opened.items()})
     reports: list[ActivationReport] = []
     for entry, bundle in opened.values():
         host = ModelHost(worker_spec(settings, profile, entry, bundle, state_dir=None), bundle, around)

@@ -76,9 +76,9 @@ class Deployment:
         Raises the last refusal when not a single one may serve, and :class:`SettingsError` for what is written wrong.
         """
         last: AiosEdgeError | None = None
-        names: list[str] | None = None
+        names: dict[str, BundleEntry] | None = None
         with contextlib.suppress(AiosEdgeError):  # a bundle that can't be opened is refused below, when its turn comes
-            names = [open_entry(entry).manifest.name for entry in self._settings.bundle]
+            names = {open_entry(entry).manifest.name: entry for entry in self._settings.bundle}
         if names is not None:
             check_model_names(self._settings, names)
         for entry in self._settings.bundle:
@@ -103,8 +103,10 @@ class Deployment:
             raise same_name(name, entry.path)
         state_dir = self._settings.device.state_dir
         spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=state_dir)
-        host = ModelHost(spec, bundle, self._around)
+        host = ModelHost(spec, bundle, self._around, never_leaves=entry.never_leave_device)
         self._hosts[name], self._entries[name] = host, entry
+        if entry.never_leave_device:  # before its first request
+            self._around.cloud.audit.keep(name)
         log.info("%s %s: checking its contract on this device", name, bundle.manifest.version)
         try:
             report = await host.activate()
@@ -112,7 +114,8 @@ class Deployment:
             del self._hosts[name], self._entries[name]
             await host.stop()
             raise
-        self._around.cloud.add(ModelShape.of(bundle.manifest))
+        if not entry.never_leave_device:  # else no endpoint hears as much as its name
+            self._around.cloud.add(ModelShape.of(bundle.manifest))
         self._tell_activated(host, report)
 
     def _tell_activated(self, host: ModelHost, report: ActivationReport) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from device_agent.device_state import STRAINS
 from device_agent.status import AgentStatus
 from device_agent.values import Completion
 
@@ -140,8 +141,47 @@ class Metrics:
                 _keyed(self._energy_j.items()),
                 one,
             )
+        self._device(page, status)
+        self._privacy(page, status)
         page.family("aios_outbox_depth", "gauge", "Messages waiting.", [((), status.mqtt.outbox.depth)], ())
         page.family("aios_mqtt_connected", "gauge", "1 while connected.", [((), int(status.mqtt.link.connected))], ())
+
+    def _privacy(self, page: Page, status: AgentStatus) -> None:
+        privacy = status.privacy
+        page.family(
+            "aios_payloads_sent_total",
+            "counter",
+            "Request bodies sent to a cloud.",
+            _keyed(privacy.payloads_sent.items()),
+            ("model",),
+        )
+        page.family(
+            "aios_private_payloads_sent_total",
+            "counter",
+            "Request bodies sent to a cloud that must not leave the device: always 0.",
+            [((), privacy.private_payloads_sent)],
+            (),
+        )
+
+    def _device(self, page: Page, status: AgentStatus) -> None:
+        state = status.device_state
+        page.family(
+            "aios_device_strained",
+            "gauge",
+            "1 while requests leave for this reason that the device could answer.",
+            [((reason.value,), int(reason.value in state.strained)) for reason in STRAINS],
+            ("reason",),
+        )
+        for name, text, value in (
+            ("aios_temperature_celsius", "The hottest zone.", state.temperature_c),
+            ("aios_battery_percent", "Charge of the device's batteries.", state.battery_percent),
+            (
+                "aios_memory_pressure_percent",
+                "Of the last 10 s some task waited for memory.",
+                state.memory_pressure_percent,
+            ),
+        ):
+            page.family(name, "gauge", text, [((), value)] if value is not None else [], ())
 
 
 _BUILD = ("version", "profile")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -91,6 +91,7 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     pinned: bool = False  # never unloaded to make room; nothing is in this version
+    never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -105,6 +106,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     breaker_backoff_max_s: float = 30.0
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
+    min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
+    trace: Path | None = None  # a file of what each decision was made by, for aios-edge policy replay
+    trace_bytes: int = 16_000_000  # it and the part before it together
+    # What may leave goes to a cloud that is in time while one of these is passed; none by default: what this device
+    # can answer in time stays, unless somebody wants the device spared.
+    max_temperature_c: float | None = None  # of the hottest zone
+    avoid_when_throttled: bool = False
+    min_battery_percent: float | None = None  # while it discharges
+    max_memory_pressure_percent: float | None = None  # some task waited for memory, of the last ten seconds
 
 
 class CloudEndpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -274,9 +284,9 @@ def _check_values(settings: Settings, where: str) -> None:
         ("http.max_body_bytes", settings.http.max_body_bytes),
         ("emulate.slowdown", settings.emulate.slowdown),
         *(
-            (f"policy.{name}", getattr(settings.policy, name))
+            (f"policy.{name}", value)
             for name in Policy.__struct_fields__
-            if getattr(settings.policy, name) is not None
+            if isinstance(value := getattr(settings.policy, name), int | float) and not isinstance(value, bool)
         ),
         *((f"cloud.{cloud.name}.timeout_s", cloud.timeout_s) for cloud in settings.cloud),
         *((("mqtt.interval_s", settings.mqtt.interval_s),) if settings.mqtt else ()),
@@ -286,6 +296,11 @@ def _check_values(settings: Settings, where: str) -> None:
             fail(key, f"{value} is not a finite number greater than 0", "Correct the value")
         if not value > 0:
             fail(key, f"{value} must be greater than 0", "Correct the value")
+    for name in ("min_battery_percent", "max_memory_pressure_percent"):
+        if (getattr(settings.policy, name) or 0.0) > 100.0:
+            fail(f"policy.{name}", "a share can't be more than 100 percent", "Give a limit below 100")
+    if (settings.policy.min_confidence or 0.0) > 1.0:
+        fail("policy.min_confidence", "a probability can't be more than 1", "Give a limit up to 1")
     if settings.emulate.slowdown < 1:
         fail("emulate.slowdown", "a faster device can't be emulated", "Give a factor of at least 1")
     names = [cloud.name for cloud in settings.cloud]
@@ -304,16 +319,21 @@ def _missing_beyond_loopback(settings: Settings) -> list[str]:
     return [*(["TLS"] if settings.http.tls_cert is None else []), *([] if with_key else ["tenant with a key"])]
 
 
-def check_model_names(settings: Settings, models: Collection[str]) -> None:
-    """Every local name of a ``[cloud.model_map]`` and every model of a ``[[tenant]]`` is a model of this device.
-
-    Raises :class:`SettingsError`.
-    """
-    named = [(f"cloud.{cloud.name}.model_map", name) for cloud in settings.cloud for name in cloud.model_map]
-    named += [(f"tenant.{tenant.id}.models", name) for tenant in settings.tenant for name in tenant.models or ()]
+def check_model_names(settings: Settings, models: Mapping[str, BundleEntry]) -> None:
+    """Every model that a ``[[tenant]]`` names is one of this device, and every local name of a ``[cloud.model_map]`` is
+    one that may leave it; raises :class:`SettingsError`."""
+    named = [(f"tenant.{tenant.id}.models", name) for tenant in settings.tenant for name in tenant.models or ()]
+    named += [(f"cloud.{cloud.name}.model_map", name) for cloud in settings.cloud for name in cloud.model_map]
     for where, name in named:
         if name not in models:
-            raise SettingsError(f"no bundle here is named '{name}'", where=where, remedy=_nearest(name, tuple(models)))
+            what = f"no bundle here is named '{name}'"
+            raise SettingsError(what, where=where, remedy=_nearest(name, tuple(models)))
+    for cloud in settings.cloud:
+        where = f"cloud.{cloud.name}.model_map"
+        for name in cloud.model_map:
+            if models[name].never_leave_device:
+                what = f"'{name}' has never_leave_device, and a name for it there"
+                raise SettingsError(what, where=where, remedy="Remove one of the two")
 
 
 def _is_http_url(url: str) -> bool:

@@ -21,9 +21,14 @@ class Reason(str, enum.Enum):
     IDLE = "idle"  # local: the worker was free
     IN_TIME = "in_time"  # local: predicted to complete before the deadline
     NO_DEADLINE = "no_deadline"  # local: nothing to be late for
-    LOCAL_ONLY = "local_only"  # local: the client forbade the cloud
+    LOCAL_ONLY = "local_only"  # local: the client forbade the cloud, or the model never leaves
     CLOUD_UNAVAILABLE = "cloud_unavailable"  # local although slow, or shed: no cloud, or its breaker is open
     PREDICTED_LATE = "predicted_late"  # cloud: this device would be late
+    HOT = "hot"  # cloud: the device is at its temperature limit
+    THROTTLED = "throttled"  # cloud: the device is being throttled
+    BATTERY_LOW = "battery_low"  # cloud: the battery is nearly empty
+    MEMORY_PRESSURE = "memory_pressure"  # cloud: work here waits for memory
+    LOW_CONFIDENCE = "low_confidence"  # cloud: this device answered, and wasn't sure
     WORKER_LOST = "worker_lost"  # cloud or shed: the worker died or is starting
     RETRIED = "retried"  # local: run again, alone, after its worker died
     CLOUD_FAILED = "cloud_failed"  # local or shed: the cloud was tried and failed

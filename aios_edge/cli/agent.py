@@ -155,6 +155,8 @@ def describe(document: dict[str, Any]) -> list[str]:
         lines.append(f"power {power['total_w']:.2f} W ({power['total_method']}, {power['total_source']})")
     else:
         lines.append(f"power unknown: {document['power_reason']}")
+    if strained := document["device_state"]["strained"]:
+        lines.append(f"spared: requests leave that may, for {', '.join(strained)}")
     link, outbox = document["mqtt"]["link"], document["mqtt"]["outbox"]
     connection = "connected" if link["connected"] else f"not connected: {link['reason']}"
     lines.append(f"mqtt {connection}  sent {document['mqtt']['published']}  waiting {outbox['depth']}")

@@ -58,13 +58,14 @@ def test_status_always_names_an_emulation() -> None:
         "uptime_s": 5.0, "listen": ["http://127.0.0.1:1"], "emulate": {"slowdown": 8.0}, "refused": [],
         "models": {}, "cloud": {"c": {"url": "u", "breaker": "open", "models":
         {"m": {"remote": "r", "usable": false, "reason": "down"}}}}, "power": null, "power_reason": "no source",
+        "device_state": {"strained": ["hot"]},
         "mqtt": {"link": {"connected": false, "reason": "refused"}, "outbox": {"depth": 3, "error": "disk is full"},
         "published": 0},
         "totals": {"local": 2}}"""
     )
     text = "\n".join(describe(document))
     assert "EMULATED" in text and "x 8" in text and "breaker open" in text and "power unknown: no source" in text
-    assert "disk is full" in text
+    assert "disk is full" in text and "for hot" in text
 
 
 def test_a_key_is_random_and_comes_with_its_line_for_the_settings() -> None:

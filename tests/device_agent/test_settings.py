@@ -44,7 +44,8 @@ def test_everything_there_is() -> None:
         '[mqtt]\nurl = "mqtts://b"\nusername = "u"\npassword_file = "pw"\nca = "ca.pem"\ncert = "c"\nkey = "k"\n'
         'protocol = "3.1.1"\nformat = "json"\ninterval_s = 2\n'
         '[[bundle]]\npath = "b1"\npinned = true\n[[bundle]]\npath = "/b2"\n'
-        "[policy]\nqueue_limit = 3\ndefault_deadline_s = 0.5\n"
+        "[policy]\nqueue_limit = 3\ndefault_deadline_s = 0.5\nmax_temperature_c = 80\navoid_when_throttled = true\n"
+        'min_battery_percent = 15\nmax_memory_pressure_percent = 20\nmin_confidence = 0.7\ntrace = "t"\n'
         '[[cloud]]\nname = "c"\nurl = "https://x"\nmodel_map = {a = "b:2"}\nbearer_file = "t"\nca = "ca"\n'
         "timeout_s = 1\n"
         f"{tenant(requests_per_s=0.5, burst=2, bytes_per_day=10, priority_ceiling=3, models=['a'], unix_uids=[0])}"
@@ -52,6 +53,7 @@ def test_everything_there_is() -> None:
     )
     assert settings.device.profile == str(BASE / "my.toml") and str(settings.device.state_dir) == "/var/lib/aios"
     assert [entry.path for entry in settings.bundle] == [BASE / "b1", Path("/b2")]
+    assert settings.policy.trace == BASE / "t" and settings.policy.min_confidence == 0.7
     assert settings.http.unix_socket == BASE / "run/a.sock"
     assert settings.cloud[0].model_map == {"a": "b:2"} and settings.cloud[0].bearer_file == BASE / "t"
     assert settings.http.tls_key == BASE / "k.pem" and settings.tenant[0].models == ("a",)
@@ -108,6 +110,10 @@ def test_everything_there_is() -> None:
         ('[http]\nbind = ""', "neither bind nor unix_socket"),
         ('[http]\nmax_body_bytes = "big"', "http.max_body_bytes"),
         ("[policy]\nqueue_limit = 0", "greater than 0"),
+        ("[policy]\nmin_confidence = 60", "more than 1"),
+        ("[policy]\nmin_battery_percent = 120", "more than 100 percent"),
+        ("[policy]\nmax_memory_pressure_percent = 0", "greater than 0"),
+        ("[policy]\nmax_temperature_c = nan", "policy.max_temperature_c: nan is not a finite number"),
         ("[emulate]\nslowdown = 0.5", "at least 1"),
         ("[emulate]\nslowdown = nan", "greater than 0"),
         ("[emulate]\nslowdown = inf", "emulate.slowdown: inf is not a finite number"),
@@ -144,10 +150,11 @@ def test_what_stands_where_a_hash_should_is_not_repeated() -> None:
 
 
 def test_models_of_a_tenant_are_models_of_this_device() -> None:
-    settings = parse(LEAST + tenant(models=["tiny"]))
-    check_model_names(settings, ("tiny", "other"))
+    settings = parse(LEAST + tenant(models=["tiny"]) + '[[bundle]]\npath = "b"\n')
+    entry = settings.bundle[0]
+    check_model_names(settings, {"tiny": entry, "other": entry})
     with pytest.raises(SettingsError, match=r"tenant.x.models: no bundle here is named 'tiny'. Did you mean 'tinny'"):
-        check_model_names(settings, ("tinny",))
+        check_model_names(settings, {"tinny": entry})
 
 
 def test_insecure_is_possible_when_said_aloud() -> None:
