@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.profile import DeviceProfile
@@ -16,7 +16,7 @@ from device_agent.hosting import entries_of, no_bundle, open_entry, same_name, w
 from device_agent.model_host import ModelHost
 from device_agent.provider_chain import forget_engines
 from device_agent.raw_model import RawEntry, is_raw
-from device_agent.settings import BundleEntry, Settings, check_model_maps
+from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.surroundings import Surroundings
 from device_agent.values import ActivationReport, RefusedBundle
 
@@ -65,8 +65,7 @@ class Deployment:
         """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404)."""
         host = self._hosts.get(model)
         if host is None:
-            known = ", ".join(self._hosts) or "none"
-            raise RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {known}")
+            raise no_model(model, self._hosts)
         ours = host.bundle.manifest.version
         if version not in (None, ours):
             raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
@@ -79,11 +78,11 @@ class Deployment:
         """
         last: AiosEdgeError | None = None
         entries = entries_of(self._settings)
-        names: list[str] | None = None
+        names: dict[str, BundleEntry] | None = None
         with contextlib.suppress(AiosEdgeError):  # a bundle that can't be opened is refused below, when its turn comes
-            names = [open_entry(entry).manifest.name for entry in entries]
+            names = {open_entry(entry).manifest.name: entry for entry in entries}
         if names is not None:
-            check_model_maps(self._settings, names)
+            check_model_names(self._settings, names)
         for entry in entries:
             try:
                 await self._activate(entry)
@@ -106,8 +105,10 @@ class Deployment:
             raise same_name(name, entry.path)
         state_dir = self._settings.device.state_dir
         spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=state_dir)
-        host = ModelHost(spec, bundle, self._around)
+        host = ModelHost(spec, bundle, self._around, never_leaves=entry.never_leave_device)
         self._hosts[name], self._entries[name] = host, entry
+        if entry.never_leave_device:  # before its first request
+            self._around.cloud.audit.keep(name)
         what = "a raw model, without a contract" if is_raw(bundle.manifest) else "checking its contract on this device"
         log.info("%s %s: %s", name, bundle.manifest.version, what)
         try:
@@ -117,7 +118,8 @@ class Deployment:
             await host.stop()
             raise
         manifest = host.bundle.manifest
-        self._around.cloud.add(ModelShape.of(manifest), only_mapped=is_raw(manifest))
+        if not entry.never_leave_device:  # else no endpoint hears as much as its name
+            self._around.cloud.add(ModelShape.of(manifest), only_mapped=is_raw(manifest))
         self._tell_activated(host, report)
 
     def _tell_activated(self, host: ModelHost, report: ActivationReport) -> None:
@@ -154,3 +156,8 @@ class Deployment:
                 contract="none" if isinstance(entry, RawEntry) else "checked",
             )
         )
+
+
+def no_model(model: str, known: Iterable[str]) -> RequestError:
+    """What a client is told that names a model which isn't among those it knows of."""
+    return RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {', '.join(known) or 'none'}")
