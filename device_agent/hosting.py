@@ -30,6 +30,7 @@ def worker_spec(
         intra_op_threads=session_options(bundle.manifest.session, profile.threads).intra_op_threads,
         slowdown=settings.emulate.slowdown,
         state_dir=state_dir,
+        bundle_id=bundle.bundle_id,
     )
 
 

@@ -38,6 +38,7 @@ NOT_AVAILABLE = {
     ("tenant", "*"),
     ("commands", "*"),
 }
+_OFF = {"probation_s": (0,)}  # limits that 0 takes away
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -105,6 +106,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     breaker_backoff_max_s: float = 30.0
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
+    probation_s: float = 60.0  # how long a swapped bundle may still have to give its place back; 0: never
 
 
 class CloudEndpoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -267,7 +269,7 @@ def _check_values(settings: Settings, where: str) -> None:
         *(
             (f"policy.{name}", getattr(settings.policy, name))
             for name in Policy.__struct_fields__
-            if getattr(settings.policy, name) is not None
+            if getattr(settings.policy, name) not in (None, *_OFF.get(name, ()))
         ),
         *((f"cloud.{cloud.name}.timeout_s", cloud.timeout_s) for cloud in settings.cloud),
         *((("mqtt.interval_s", settings.mqtt.interval_s),) if settings.mqtt else ()),

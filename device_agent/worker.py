@@ -67,6 +67,7 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
             load.check,
             alone=alone,
             state_dir=Path(load.state_dir) if load.state_dir else None,
+            bundle_id=load.bundle_id,
             on_stage=lambda stage: wire.send(sock, wire.Loading(generation=load.generation, stage=stage)),
         )
     except PromiseBroken as error:
