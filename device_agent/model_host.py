@@ -29,7 +29,7 @@ from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.track_record import TrackRecord
-from device_agent.values import ActivationReport, Cloud, InferenceRequest, Reason, Shed
+from device_agent.values import ActivationReport, Cloud, InferenceRequest, Local, Reason, Shed
 from device_agent.worker_pool import WorkerSpec
 
 log = logging.getLogger("device_agent.model")
@@ -151,6 +151,8 @@ class ModelHost:
             verdict=asyncio.get_running_loop().create_future(),
         )
         decision = self._judge.decide(ticket)
+        if not isinstance(decision, Local) and self.instance.ready and not self.queued and not self.running:
+            self.record.turned_away(request, self._around.clock())
         while True:
             if isinstance(decision, Shed):
                 return shed_answer(decision)

@@ -3,9 +3,10 @@
 Two things break it, each judged over the last :data:`WINDOW` batches and against the bundle that served before:
 
 * errors: more than :data:`MOST_ERRORS` of the answers are failures of the model or its worker;
-* slowness: the 95th percentile of a batch's time, over what such a batch should take, is above its limit. What it
-  should take is the slower of two predictions for that batch's size and length, as learnt when this bundle was
-  activated and from the previous one's batches, so neither a burst nor longer texts look like a slow model.
+* slowness: the 95th percentile of a batch's time, over what such a batch should take, is above its limit; of too few
+  batches for that, the median. What it should take is the slower of two predictions for that batch's size and length,
+  as learnt when this bundle was activated and from the previous one's batches, so neither a burst nor longer texts
+  look like a slow model.
 
 What the previous bundle did no better doesn't count: twice its share of errors, or of slow batches, is allowed.
 """
@@ -23,21 +24,25 @@ SLOWER = 2.0  # so many times its prediction, …
 SLACK_S = 0.025  # … and so much on top, since a busy device stalls whatever runs on it
 LEAST_BATCHES = 20  # fewer have no 95th percentile
 MOST_SLOW = 0.05  # of the batches: what lies above the 95th percentile
+MOST_SLOW_OF_FEW = 0.5
+LEAST_SLOW = 5  # fewer may be stalls of the device
 WORSE = 2.0  # times what the previous bundle did
 
 
 class Batch(msgspec.Struct, frozen=True, kw_only=True):
-    """One batch: its answers, how many of them are failures, and its time. ``busy_s`` None: its worker died."""
+    """One batch: its answers, how many of them are failures, and its time. ``busy_s`` None: its worker died.
+    ``turned_away``: it didn't run, since what was learnt of this bundle made it late; ``busy_s`` is what was learnt."""
 
     answers: int
     failures: int
     busy_s: float | None
     expected_s: float
+    turned_away: bool = False
 
     @property
     def slow(self) -> bool:
         """Whether it took clearly longer than it should."""
-        return self.busy_s is not None and self.busy_s > SLOWER * self.expected_s + SLACK_S
+        return self.turned_away or (self.busy_s is not None and self.busy_s > SLOWER * self.expected_s + SLACK_S)
 
 
 class Conduct(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +87,8 @@ def breach(now: Conduct, before: Conduct) -> str | None:
             f"error rate: {now.failures} of {now.answers} answers failed ({now.error_share:.0%}); "
             f"before the swap {before.error_share:.0%}"
         )
-    if now.timed >= LEAST_BATCHES and now.slow_share > max(MOST_SLOW, WORSE * before.slow_share):
+    most = MOST_SLOW if now.timed >= LEAST_BATCHES else MOST_SLOW_OF_FEW
+    if now.slow >= LEAST_SLOW and now.slow_share > max(most, WORSE * before.slow_share):
         return (
             f"p95 of compute time: {_ms(now.p95_s)}, where {_ms(now.expected_p95_s)} was expected; "
             f"{now.slow} of {now.timed} batches took more than {SLOWER:g} times their prediction"

@@ -1,8 +1,8 @@
 """One bundle takes another's place without losing a request, and gives it back when its live contract breaks.
 
 The new worker starts beside the old one and goes through the whole activation. Then new requests go to it; those the
-old one has are answered by the old one, and it ends. For ``policy.probation_s`` the new bundle's batches are held
-against what was measured and against the previous bundle's (:mod:`device_agent.probation`).
+old one has are answered by the old one, and it ends. From then on, for ``policy.probation_s``, the new bundle's batches
+are held against what was measured and against the previous bundle's (:mod:`device_agent.probation`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from device_agent.cloud_fit import ModelShape
 from device_agent.kept_bundles import keep
 from device_agent.model_host import ModelHost
 from device_agent.probation import Conduct, breach
+from device_agent.service_time import ServiceTime
 from device_agent.settings import Settings
 from device_agent.surroundings import Surroundings
 
@@ -73,9 +74,11 @@ class Succession:
         self.end_probation(model)
         self._switch(model, old, new)
         self._tell("swapped", model, old, new, took_s=self._around.clock() - began)
-        self._begin_probation(model, old, new)
+        # What both learnt before they shared the device; the new one from its rehearsal, nobody else was served yet.
+        expected = (old.service, new.service)
         await self.keep(new)
         await self.retire(old)
+        self._begin_probation(model, old, new, expected)
 
     async def retire(self, host: ModelHost, limit_s: float | None = None) -> None:
         """Stop a model that gets no requests any more, when those it has are answered or the limit has passed."""
@@ -104,15 +107,16 @@ class Succession:
         self._hosts[model] = new
         self._around.cloud.add(ModelShape.of(new.bundle.manifest))
 
-    def _begin_probation(self, model: str, old: ModelHost, new: ModelHost) -> None:
+    def _begin_probation(
+        self, model: str, old: ModelHost, new: ModelHost, expected: tuple[ServiceTime, ServiceTime]
+    ) -> None:
         length_s = self._settings.policy.probation_s
         if not length_s:
             return
         timer = asyncio.get_running_loop().call_later(length_s, self._passed, model)
         probation = Probation(new, old, old.record.conduct, self._around.clock() + length_s, timer)
         self._probations[model] = probation
-        # What it learnt at its activation, from the rehearsal: nobody else was served yet.
-        new.record.watch((old.service, new.service), partial(self._judge, model, probation))
+        new.record.watch(expected, partial(self._judge, model, probation))
 
     def _passed(self, model: str) -> None:
         log.info("%s: the swap stays; the previous bundle is let go", model)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from device_agent.learning import Learning
-from device_agent.probation import WINDOW, Batch, Conduct
+from device_agent.probation import SLOWER, WINDOW, Batch, Conduct
 from device_agent.service_time import ServiceTime
 from device_agent.values import InferenceRequest
 from device_agent.worker_pool import BatchResult
@@ -42,19 +42,32 @@ class TrackRecord:
     def answered(self, requests: Sequence[InferenceRequest], result: BatchResult) -> None:
         """A batch came back; before its time is learnt from."""
         costs = [request.cost_hint_bytes for request in requests]
-        services = self._expected or (self._learning.service,)
         self._add(
             Batch(
                 answers=len(requests),
                 failures=sum(item.status in FAILURES for item in result.done.items),
                 busy_s=result.done.busy_s,
-                expected_s=max(service.busy_s(service.batch_units(costs)) for service in services),
+                expected_s=self._expected_s(costs),
             )
         )
+
+    def turned_away(self, request: InferenceRequest, now: float) -> None:
+        """An idle device didn't take it. While watched, that is as bad as a slow batch where what was learnt makes
+        it late and twice the frozen prediction doesn't: of a model slow enough nothing with a deadline ever runs."""
+        if not self._expected or request.deadline_at is None:
+            return
+        costs, learnt = [request.cost_hint_bytes], self._learning.service
+        busy_s, expected_s = learnt.busy_s(learnt.batch_units(costs)), self._expected_s(costs)
+        if SLOWER * expected_s < request.deadline_at - now < busy_s:
+            self._add(Batch(answers=1, failures=0, busy_s=busy_s, expected_s=expected_s, turned_away=True))
 
     def lost(self, answers: int) -> None:
         """The worker died with a batch of so many; or idle, or while it was to come back, which counts as one."""
         self._add(Batch(answers=answers, failures=answers, busy_s=None, expected_s=0.0))
+
+    def _expected_s(self, costs_bytes: Sequence[int]) -> float:
+        services = self._expected or (self._learning.service,)
+        return max(service.busy_s(service.batch_units(costs_bytes)) for service in services)
 
     def _add(self, batch: Batch) -> None:
         self._batches.append(batch)

@@ -316,7 +316,16 @@ def changed_model(parts: dict[str, Any], folder: Path, before: list[Any]) -> dic
     return {name: folder / name for name in ("model.onnx", "model.onnx.data")}
 
 
-@pytest.mark.parametrize(("make_model", "reason"), [(failing_model, "error rate"), (slow_model, "p95 of compute time")])
+@pytest.mark.parametrize(
+    ("make_model", "parameters", "codes", "reason"),
+    [
+        (failing_model, {}, {200, 500}, "error rate"),
+        (slow_model, {}, {200}, "p95 of compute time"),
+        # One slow batch, and no other of those would run: all are predicted to be late.
+        (slow_model, {"timeout": 10_000}, {200, 503, 504}, "p95 of compute time"),
+    ],
+    ids=["failing", "slow", "slow-and-deadlines"],
+)
 def test_a_bundle_that_breaks_its_contract_after_the_swap_gives_its_place_back(
     start_agent: Any,
     place: Path,
@@ -324,6 +333,8 @@ def test_a_bundle_that_breaks_its_contract_after_the_swap_gives_its_place_back(
     make_bundle: Any,
     tiny_parts: dict[str, Any],
     make_model: Any,
+    parameters: dict[str, int],
+    codes: set[int],
     reason: str,
 ) -> None:
     agent = start_agent(bundle=place)
@@ -337,12 +348,16 @@ def test_a_bundle_that_breaks_its_contract_after_the_swap_gives_its_place_back(
     bad, bad_pid = ids(agent)
     assert bad == new and not memory_mapped(first_pid)
 
-    codes = []
-    while not agent.events("rolled_back") and len(codes) < 100:
-        codes.append(agent.infer("a strange film")[0])
+    seen: set[int] = set()
+
+    def asked_again(_: Any) -> bool:
+        seen.add(agent.infer("a strange film", **parameters)[0])
+        return bool(agent.events("rolled_back"))
+
+    agent.until(asked_again, limit_s=30)
     (back,) = agent.events("rolled_back")
     assert (back["from"], back["to"]) == (new, old) and reason in back["reason"], back
-    assert set(codes) <= ({200, 500} if make_model is failing_model else {200})
+    assert seen <= codes
     agent.until(lambda _: not memory_mapped(bad_pid))
     assert ids(agent)[0] == old and agent.status()["models"]["tiny"]["probation"] is None
     assert agent.infer("a strange film")[1]["model_version"] == "1.0.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -9,6 +10,7 @@ from device_agent.learning import Learning
 from device_agent.probation import (
     LEAST_BATCHES,
     LEAST_ERRORS,
+    LEAST_SLOW,
     MOST_ERRORS,
     SLACK_S,
     SLOWER,
@@ -17,6 +19,7 @@ from device_agent.probation import (
     Conduct,
     breach,
 )
+from device_agent.rehearsal import rehearsal_batch
 from device_agent.service_time import ServiceTime
 from device_agent.track_record import TrackRecord
 
@@ -47,7 +50,15 @@ def test_slowness_breaks_it_at_the_95th_percentile() -> None:
         assert (breach(now, FLAWLESS) is not None) is verdict
     reason = str(breach(Conduct.of([SLOW] * LEAST_BATCHES), FLAWLESS))
     assert reason.startswith("p95 of compute time: 200 ms, where 10 ms was expected; 20 of 20 batches")
-    assert breach(Conduct.of([SLOW] * (LEAST_BATCHES - 1)), FLAWLESS) is None, "no percentile yet"
+
+
+def test_of_few_batches_most_must_be_slow() -> None:
+    """Who has a deadline is soon predicted late and sent elsewhere: a twentieth batch may never run."""
+    some, more = [SLOW] * (LEAST_SLOW - 1), [SLOW] * LEAST_SLOW
+    assert breach(Conduct.of(some), FLAWLESS) is None
+    assert breach(Conduct.of(more), FLAWLESS) is not None
+    assert breach(Conduct.of([*more, *[GOOD] * LEAST_SLOW]), FLAWLESS) is None, "half of them is not most"
+    assert breach(Conduct.of([*some, *[GOOD] * (LEAST_BATCHES - len(some))]), FLAWLESS) is None
 
 
 def test_what_should_take_long_may() -> None:
@@ -83,7 +94,7 @@ def test_a_breach_is_always_beyond_a_threshold(batches: list[Batch]) -> None:
     timed = [(batch.busy_s, batch.expected_s) for batch in last if batch.busy_s is not None]
     slow = sum(busy > SLOWER * expected + SLACK_S for busy, expected in timed)
     errors = failures >= LEAST_ERRORS and failures / answers > MOST_ERRORS
-    slowness = len(timed) >= LEAST_BATCHES and slow / len(timed) > 0.05
+    slowness = slow >= LEAST_SLOW and slow / len(timed) > (0.05 if len(timed) >= LEAST_BATCHES else 0.5)
     assert (breach(Conduct.of(batches), FLAWLESS) is not None) == (errors or slowness)
 
 
@@ -99,3 +110,22 @@ def test_a_record_tells_of_bad_batches_only_while_it_is_watched() -> None:
     record.unwatch()
     record.lost(1)
     assert told == [2, 3]
+
+
+def test_what_a_slow_model_keeps_from_running_counts_where_it_would_have_been_in_time() -> None:
+    (made,) = rehearsal_batch("tiny", (4,), pair=False, now=0.0)
+    learning, frozen = Learning(), ServiceTime.prior(0.001)
+    learning.begin(1.0)
+    record = TrackRecord(learning)
+
+    def turned_away(timeout_s: float) -> int:
+        record.watch((frozen,), lambda: None)
+        record.turned_away(msgspec.structs.replace(made, deadline_at=10.0 + timeout_s), 10.0)
+        return record.conduct.slow
+
+    assert turned_away(0.05) == 1
+    assert turned_away(0.0001) == 0, "nobody would be in time"
+    assert turned_away(2.0) == 0, "it was turned away for another reason"
+    record.unwatch()
+    record.turned_away(msgspec.structs.replace(made, deadline_at=10.05), 10.0)
+    assert record.conduct.slow == 0
