@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import msgspec
 
+from aios_edge.bundle.read import Bundle
 from aios_edge.errors import AiosEdgeError, RequestError, RuntimeUnavailable
 from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import BundleStatus
@@ -23,7 +24,7 @@ from device_agent.hosting import no_bundle, open_entry, same_name, worker_spec
 from device_agent.kept_bundles import forget_others
 from device_agent.model_host import ModelHost
 from device_agent.provider_chain import forget_engines
-from device_agent.settings import BundleEntry, Settings, check_model_maps
+from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.succession import Probation, Succession
 from device_agent.surroundings import Surroundings
 
@@ -86,13 +87,17 @@ class Deployment:
         host = self._hosts.get(model)
         if host is None:
             if away := self._status_away(model):
-                what = f"{model} is {away.state}" + (f": {away.detail}" if away.state == "refused" else "")
-                raise RequestError(what, status=404, remedy=f"POST /v2/repository/models/{model}/load loads it")
+                remedy = f"POST /v2/repository/models/{model}/load loads it"
+                raise RequestError(f"{model} is {away.state}", status=404, remedy=remedy)
             raise self._unknown(model)
         ours = host.bundle.manifest.version
         if version not in (None, ours):
             raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
         return host
+
+    def knows(self, model: str) -> bool:
+        """Whether it is here, or could be loaded."""
+        return model in self._hosts or self._status_away(model) is not None
 
     def serves(self, model: str, version: str | None) -> bool:
         """Whether a model serves; raises :class:`RequestError` (404) for one that agent.toml doesn't know."""
@@ -106,11 +111,11 @@ class Deployment:
         Raises the last refusal when not a single one may serve, and :class:`SettingsError` for what is written wrong.
         """
         last: AiosEdgeError | None = None
-        names: list[str] | None = None
+        names: dict[str, BundleEntry] | None = None
         with contextlib.suppress(AiosEdgeError):  # a bundle that can't be opened is refused below, when its turn comes
-            names = [open_entry(entry).manifest.name for entry in self._settings.bundle]
+            names = {open_entry(entry).manifest.name: entry for entry in self._settings.bundle}
         if names is not None:
-            check_model_maps(self._settings, names)
+            check_model_names(self._settings, names)
         async with self._turn:
             for entry in self._settings.bundle:
                 try:
@@ -191,8 +196,7 @@ class Deployment:
             bundle = open_entry(entry)
             if bundle.bundle_id == host.bundle.bundle_id and host.state == "ready":
                 return
-            spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=self._settings.device.state_dir)
-            await self._succession.swap(model, ModelHost(spec, bundle, self._around))
+            await self._succession.swap(model, self._host(entry, bundle))
         except AiosEdgeError as error:
             self._tell.refused(entry, error)
             raise
@@ -218,7 +222,8 @@ class Deployment:
             self._away[entry] = self._tell.refused(entry, error)
             raise
         self._away.pop(entry, None)
-        self._around.cloud.add(ModelShape.of(host.bundle.manifest))
+        if not host.never_leaves:  # else no endpoint hears as much as its name
+            self._around.cloud.add(ModelShape.of(host.bundle.manifest))
         return host
 
     async def _activated(self, entry: BundleEntry) -> ModelHost:
@@ -226,9 +231,10 @@ class Deployment:
         name = bundle.manifest.name
         if name in self._hosts:
             raise same_name(name, entry.path)
-        spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=self._settings.device.state_dir)
-        host = ModelHost(spec, bundle, self._around)
+        host = self._host(entry, bundle)
         self._hosts[name], self._entries[name] = host, entry
+        if entry.never_leave_device:  # before its first request
+            self._around.cloud.audit.keep(name)
         self._tell.checking(host)
         try:
             report = await host.activate()
@@ -238,6 +244,10 @@ class Deployment:
             raise
         self._tell.activated(host, report)
         return host
+
+    def _host(self, entry: BundleEntry, bundle: Bundle) -> ModelHost:
+        spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=self._settings.device.state_dir)
+        return ModelHost(spec, bundle, self._around, never_leaves=entry.never_leave_device)
 
     # Those that aren't here
 
@@ -256,8 +266,7 @@ class Deployment:
         raise self._unknown(model)
 
     def _unknown(self, model: str) -> RequestError:
-        known = ", ".join([*self._hosts, *(status.model for status in self._away.values())]) or "none"
-        return RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {known}")
+        return no_model(model, [*self._hosts, *(status.model for status in self._away.values())])
 
     def _ids(self) -> set[str]:
         return {host.bundle.bundle_id for host in self._hosts.values()}
@@ -266,3 +275,8 @@ class Deployment:
         """Remove copies of bundles that neither serve nor may have to come back."""
         kept = self._ids() | {probation.previous.bundle.bundle_id for probation in self.probations.values()}
         await asyncio.to_thread(forget_others, self._settings.device.state_dir, kept)
+
+
+def no_model(model: str, known: Iterable[str]) -> RequestError:
+    """What a client is told that names a model which isn't among those it knows of."""
+    return RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {', '.join(known) or 'none'}")

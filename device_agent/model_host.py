@@ -13,6 +13,8 @@ import dataclasses
 import logging
 from pathlib import Path
 
+import msgspec
+
 from aios_edge.bundle.read import Bundle
 from aios_edge.errors import WorkerLost
 from device_agent.answer import Answer, shed_answer
@@ -24,22 +26,25 @@ from device_agent.rehearsal import rehearse
 from device_agent.review import Review
 from device_agent.router import after_cloud_failed
 from device_agent.scheduler import Pending
+from device_agent.second_opinion import second_opinion
 from device_agent.service_time import ServiceTime
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
+from device_agent.trace import Decided, traced
 from device_agent.track_record import TrackRecord
-from device_agent.values import ActivationReport, Cloud, InferenceRequest, Local, Reason, Shed
+from device_agent.values import ActivationReport, Cloud, Decision, InferenceRequest, Local, Reason, Shed
 from device_agent.worker_pool import WorkerSpec
 
 log = logging.getLogger("device_agent.model")
 
 
 class ModelHost:
-    """Serves one bundle. What its worker is doing: ``instance``."""
+    """Serves one bundle. What its worker is doing: ``instance``. ``never_leaves``: every request is local-only."""
 
-    def __init__(self, spec: WorkerSpec, bundle: Bundle, around: Surroundings) -> None:
+    def __init__(self, spec: WorkerSpec, bundle: Bundle, around: Surroundings, *, never_leaves: bool = False) -> None:
         self.name = spec.model
+        self.never_leaves = never_leaves
         self.bundle = bundle
         self.slowdown = spec.slowdown
         self._around = around
@@ -128,7 +133,7 @@ class ModelHost:
     # A request
 
     async def infer(self, request: InferenceRequest) -> Answer:
-        """Answer one request, wherever; cancelling takes it out of the queue."""
+        """Answer one request, wherever it may; cancelling takes it out of the queue."""
         self._here += 1
         self._nobody_here.clear()
         try:
@@ -139,6 +144,8 @@ class ModelHost:
                 self._nobody_here.set()
 
     async def _infer(self, request: InferenceRequest) -> Answer:
+        if self.never_leaves:
+            request = msgspec.structs.replace(request, local_only=True)
         ticket = Ticket(
             request=request,
             pending=Pending(
@@ -150,9 +157,31 @@ class ModelHost:
             reason=Reason.IDLE,
             verdict=asyncio.get_running_loop().create_future(),
         )
-        decision = self._judge.decide(ticket)
+        question = self._judge.question(ticket)
+        decision = question.decide()
         if not isinstance(decision, Local) and self.instance.ready and not self.queued and not self.running:
             self.record.turned_away(request, self._around.clock())
+        if self._around.trace is None:
+            return await self._answer(ticket, decision)
+        device, sampled_at = self._around.device()
+        answer = await self._answer(ticket, decision)
+        line = traced(
+            self.name,
+            question,
+            ticket.unsure or decision,
+            device=device,
+            sampled_at=sampled_at,
+            opinion=ticket.opinion,
+            outcome=Decided(route=answer.route, reason=answer.reason.value),
+            status=answer.status,
+            now=self._around.clock(),
+        )
+        self._around.trace(line)
+        return answer
+
+    async def _answer(self, ticket: Ticket, decision: Decision) -> Answer:
+        """Follow a decision, and those after it, to an answer."""
+        request = ticket.request
         while True:
             if isinstance(decision, Shed):
                 return shed_answer(decision)
@@ -166,7 +195,11 @@ class ModelHost:
             ticket.reason = decision.reason
             outcome = await self._wait(ticket)
             if isinstance(outcome, Answer):
-                return outcome
+                ticket.unsure = self._judge.second_opinion(ticket, outcome.confidence)
+                if ticket.unsure is None:
+                    return outcome
+                now = self._around.clock()
+                return await second_opinion(outcome, ticket.unsure, request, self._around.cloud, now)
             decision = outcome
 
     async def _wait(self, ticket: Ticket) -> Answer | Cloud | Shed:

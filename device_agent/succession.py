@@ -105,7 +105,8 @@ class Succession:
         self.leaving.discard(new)
         self.leaving.add(old)
         self._hosts[model] = new
-        self._around.cloud.add(ModelShape.of(new.bundle.manifest))
+        if not new.never_leaves:
+            self._around.cloud.add(ModelShape.of(new.bundle.manifest))
 
     def _begin_probation(
         self, model: str, old: ModelHost, new: ModelHost, expected: tuple[ServiceTime, ServiceTime]

@@ -99,7 +99,7 @@ class Place:
         policy = Policy()
         given_settings = Settings(
             device=Device(id="d", profile="x86-gateway", state_dir=folder / "state"),
-            bundle=(BundleEntry(path=self.path),),
+            bundle=(BundleEntry(path=self.path, never_leave_device=True),),
             policy=policy,
         )
         around = Surroundings(
@@ -239,6 +239,7 @@ def test_the_previous_bundle_comes_back_from_its_copy_and_may_be_swapped_again(b
         device.point_to(2)
         await device.deployment.load("tiny")
         assert device.serving == bundles[2].bundle_id and device.events.count("swapped") == 2
+        assert device.deployment.host("tiny", None).never_leaves, "whichever bundle it is"
 
     drive(bundles, scenario)
 

@@ -229,7 +229,7 @@ def test_a_bundle_refused_at_the_start_may_be_repaired_and_loaded(
     with pytest.raises(InferenceServerException, match="digest"):
         client(agent).load_model("second")
     status, document, _ = agent.infer(model="second")
-    assert status == 404 and "second is refused: [digest]" in document["error"]
+    assert status == 404 and "second is refused" in document["error"]
     (second / "model.onnx").write_bytes(whole)
     client(agent).load_model("second")
     assert agent.infer(model="second")[0] == 200 and agent.status()["state"] == "ready"
