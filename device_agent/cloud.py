@@ -87,7 +87,12 @@ class Endpoint:
         self._wake = asyncio.Event()
 
     def add(self, shape: ModelShape) -> None:
-        """A model of ours that may go there, under the name of the model map."""
+        """A model of ours that may go there, under the name of the model map. What is known of it stays, where only its
+        version is new."""
+        known = self.models.get(shape.name)
+        if known is not None and msgspec.structs.replace(known.shape, version=shape.version) == shape:
+            known.shape = shape
+            return
         remote = self._settings.model_map.get(shape.name, shape.name)
         name, _, version = remote.partition(":")
         path = f"/v2/models/{quote(name, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")

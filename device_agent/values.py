@@ -35,7 +35,7 @@ class Reason(str, enum.Enum):
     CLOUD_FAILED = "cloud_failed"  # local or shed: the cloud was tried and failed
     QUEUE_FULL = "queue_full"  # shed
     DEADLINE_PASSED = "deadline_passed"  # shed: nobody waits for this answer any more
-    DRAINING = "draining"  # shed: the agent is stopping
+    DRAINING = "draining"  # shed: the agent is stopping, or the model was unloaded
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
