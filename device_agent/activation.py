@@ -5,6 +5,7 @@ The checks, in order, each known by its name in reports, events and errors:
 ==================  ====================================================================================
 ``schema`` …        what :func:`aios_edge.bundle.read.open_bundle` verifies: ``schema``, ``unlisted``,
                     ``digest``, ``manifest``, ``promises``, ``size``
+``replaced``        it is the bundle that the supervisor read, not one that took its place since
 ``purpose``         the bundle was made to serve, not only to be measured
 ``profile``         the contract promises no less than this device's profile asks, and the session takes no more
                     threads than it grants
@@ -43,12 +44,17 @@ QUICK_SAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Activated:
-    """A bundle that may go live."""
+    """A bundle that may go live, or a ``raw`` model (:mod:`device_agent.raw_model`): its requests pass as they are.
+
+    ``takes_empty``: empty tensors reach it as well, for a crash would cost this process alone.
+    """
 
     runtime: Runtime
     task: Task
     bundle: Bundle
     report: ActivationReport
+    raw: bool = False
+    takes_empty: bool = False
 
 
 class ActivationRefused(BundleRefused):
@@ -64,21 +70,25 @@ def activate(
     *,
     alone: bool,
     state_dir: Path | None = None,
+    bundle_id: str | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Activated:
     """Load a bundle and check its contract on this device.
 
     ``alone``: this process holds nothing but this model, so its resident set is the model's. ``state_dir``: where
-    engines are kept that take minutes to build (None: nowhere). Raises
-    :class:`ActivationRefused` with the check's name as ``promise``; :class:`MissingExtra` and
+    engines are kept that take minutes to build (None: nowhere). ``bundle_id``: which bundle is meant (None: any).
+    Raises :class:`ActivationRefused` with the check's name as ``promise``; :class:`MissingExtra` and
     :class:`UsageError` (no such directory) as they come.
     """
-    record = _Record(on_stage)
+    record = Record(on_stage)
     try:
         record.stage("bundle")
         bundle = open_bundle(bundle_path)
         record.bundle = bundle
         record.checks.extend(ActivationCheck(name=name, passed=True, detail="verified") for name in BUNDLE_CHECKS)
+
+        if bundle_id not in (None, bundle.bundle_id):
+            raise BundleRefused("replaced", "another bundle took its place", where=str(bundle_path), remedy="Load it")
 
         record.stage("profile")
         if check != "quick":
@@ -114,7 +124,7 @@ def activate(
     return Activated(runtime=runtime, task=task, bundle=bundle, report=record.report(alone))
 
 
-class _Record:
+class Record:
     """What is known so far, for the report of a success and of a refusal alike."""
 
     def __init__(self, on_stage: Callable[[str], None]) -> None:
@@ -137,6 +147,7 @@ class _Record:
             raise BundleRefused(check.name, check.detail, where=str(self.bundle.path) if self.bundle else None)
 
     def refused(self, error: BundleRefused) -> ActivationRefused:
+        """The refusal with everything that is known so far."""
         if all(check.name != error.promise for check in self.checks):
             self.checks.append(ActivationCheck(name=error.promise, passed=False, detail=error.what))
         refused = ActivationRefused(error.promise, error.what, where=error.where, remedy=error.remedy)
@@ -144,6 +155,7 @@ class _Record:
         return refused
 
     def report(self, alone: bool) -> ActivationReport:
+        """What is known so far; ``alone`` as of :func:`activate`."""
         assert self.bundle is not None
         runtime = self.runtime
         latency = next((check.measured for check in self.checks if check.name == "latency_p95_s"), None)
@@ -158,4 +170,6 @@ class _Record:
             latency_p95_s=latency,
             rss_bytes=resident_bytes() if alone else None,
             load_s=self.load_s,
+            inputs=runtime.inputs if runtime else (),
+            outputs=runtime.outputs if runtime else (),
         )

@@ -6,6 +6,8 @@ import os
 import platform
 from pathlib import Path
 
+import msgspec
+
 from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import StatusBody
 from aios_edge.version import __version__
@@ -17,6 +19,7 @@ from device_agent.metrics import Metrics
 from device_agent.model_views import bundle_status, model_status
 from device_agent.reporter import Reporter
 from device_agent.settings import Settings
+from device_agent.strain import Strain
 from device_agent.window import Gauges
 
 
@@ -40,6 +43,7 @@ def agent_status(
     deployment: Deployment,
     cloud: CloudPool,
     reporter: Reporter,
+    strain: Strain,
     metrics: Metrics,
     desk: FrontDesk,
 ) -> st.AgentStatus:
@@ -59,11 +63,22 @@ def agent_status(
             cpu_count=os.cpu_count(),
         ),
         listen=listen,
-        models={name: model_status(host, deployment.entries[name]) for name, host in deployment.hosts.items()},
+        models={
+            name: model_status(host, deployment.entries[name], deployment.probations.get(name), now)
+            for name, host in deployment.hosts.items()
+        },
         refused=tuple(deployment.refused),
+        unloaded=tuple(deployment.unloaded),
         cloud={name: endpoint.status(now) for name, endpoint in cloud.endpoints.items()},
         power=reading,
         power_reason="not sampled yet" if reading is None else reading.reason,
+        device_state=st.DeviceStateStatus(**msgspec.structs.asdict(strain.state), strained=strain.reasons),
+        privacy=st.PrivacyStatus(
+            never_leave_device=cloud.audit.staying,
+            payloads_sent=dict(cloud.audit.sent),
+            private_payloads_sent=cloud.audit.private_sent.total(),
+            kept_back=cloud.audit.kept_back,
+        ),
         mqtt=reporter.counts,
         totals=metrics.totals(),
         in_flight=desk.in_flight,
@@ -84,17 +99,18 @@ def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployme
         providers_requested=tuple(provider.name for provider in profile.providers),
         providers_active=tuple(dict.fromkeys(name for bundle in bundles for name in bundle.providers_active)),
         providers_reason="; ".join(reasons) or None,
-        bundles=(*bundles, *deployment.refused),
+        bundles=(*bundles, *deployment.refused, *deployment.unloaded),
         emulated_slowdown=None if slowdown == 1.0 else slowdown,
     )
 
 
-def gauges(deployment: Deployment, cloud: CloudPool) -> Gauges:
+def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
     """What telemetry tells of this moment."""
     workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
     return Gauges(
         queue_depth=sum(host.queued for host in deployment.hosts.values()),
         breakers={name: endpoint.breaker.state for name, endpoint in cloud.endpoints.items()},
+        strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),
         workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
     )

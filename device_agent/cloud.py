@@ -23,6 +23,7 @@ from device_agent.answer import Answer
 from device_agent.breaker import Breaker, BreakerRule
 from device_agent.cloud_fit import ModelShape, misfit, takes_natural
 from device_agent.http1 import HttpClient, Response
+from device_agent.payload_audit import PayloadAudit
 from device_agent.round_trip import RoundTrip
 from device_agent.router import There
 from device_agent.settings import CloudEndpoint, Policy, read_secret
@@ -56,7 +57,14 @@ class _Model:
 class Endpoint:
     """One ``[[cloud]]``: its connections, breaker, and what it knows of our models."""
 
-    def __init__(self, settings: CloudEndpoint, policy: Policy, emit: Emit, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: CloudEndpoint,
+        policy: Policy,
+        emit: Emit,
+        clock: Callable[[], float],
+        audit: PayloadAudit,
+    ) -> None:
         self.name = settings.name
         self.url = settings.url
         self.models: dict[str, _Model] = {}
@@ -70,6 +78,7 @@ class Endpoint:
         self._settings = settings
         self._emit = emit
         self._clock = clock
+        self._audit = audit
         self._client = HttpClient(settings.url, ca=str(settings.ca) if settings.ca else None)
         self._headers: dict[str, str] = {}
         if settings.bearer_file:
@@ -78,12 +87,21 @@ class Endpoint:
         self._wake = asyncio.Event()
 
     def add(self, shape: ModelShape) -> None:
-        """A model of ours that may go there, under the name of the model map."""
+        """A model of ours that may go there, under the name of the model map. What is known of it stays, where only its
+        version is new."""
+        known = self.models.get(shape.name)
+        if known is not None and msgspec.structs.replace(known.shape, version=shape.version) == shape:
+            known.shape = shape
+            return
         remote = self._settings.model_map.get(shape.name, shape.name)
         name, _, version = remote.partition(":")
         path = f"/v2/models/{quote(name, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
         self.models[shape.name] = _Model(remote=remote, path=path, shape=shape)
         self._wake.set()
+
+    def maps(self, model: str) -> bool:
+        """Whether the model map names it."""
+        return model in self._settings.model_map
 
     def start(self) -> None:
         """Check in the background, from now on."""
@@ -125,13 +143,15 @@ class Endpoint:
         body, json_length = rewrite_request(
             request.body,
             request.json_length,
-            updates={} if request.deadline_at is None else {"timeout": max(int(timeout_s * 1e6), 1)},
+            updates=request.changed_parameters
+            | ({} if request.deadline_at is None else {"timeout": max(int(timeout_s * 1e6), 1)}),
             removals=("privacy",),
         )
         headers = {"Content-Type": "application/json", **self._headers}
         if json_length is not None:
             headers = {**headers, "Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(json_length)}
         self.breaker = self.breaker.sent()
+        self._audit.left(request)
         try:
             response = await self._client.request(
                 "POST", f"{known.path}/infer", headers=headers, body=body, timeout_s=timeout_s
@@ -156,7 +176,7 @@ class Endpoint:
             self._failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
             return None
         try:
-            answer = self._answer(response, decision, known, request.client_id)
+            answer = self._answer(response, decision, known, request)
         except RequestError as error:
             self._failed(f"its answer is not an inference response ({error})")
             return None
@@ -169,7 +189,7 @@ class Endpoint:
             log.info("cloud %s answers again: breaker closed", self.name)
         return answer
 
-    def _answer(self, response: Response, decision: Cloud, known: _Model, client_id: str | None) -> Answer:
+    def _answer(self, response: Response, decision: Cloud, known: _Model, request: InferenceRequest) -> Answer:
         """Their answer under our model's name; raises :class:`RequestError` for nonsense."""
         if response.status != 200:
             error = _error_of(response.body)
@@ -179,9 +199,9 @@ class Endpoint:
             parse_json_length(response.headers.get(JSON_LENGTH_HEADER.lower())),
             model_name=known.shape.name,
             model_version=known.shape.version,
-            id=client_id,
+            id=request.client_id,
             defaults=_UNTOLD,
-            parameters={"route": "cloud", "reason": decision.reason.value},
+            parameters={"route": "cloud", "reason": decision.reason.value, **request.changed_parameters},
         )
         return Answer(
             status=200, route="cloud", reason=decision.reason, remote_body=body, remote_json_length=json_length
@@ -275,14 +295,16 @@ class CloudPool:
         emit: Emit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.audit = PayloadAudit()
         self.endpoints: Mapping[str, Endpoint] = {
-            settings.name: Endpoint(settings, policy, emit, clock) for settings in endpoints
+            settings.name: Endpoint(settings, policy, emit, clock, self.audit) for settings in endpoints
         }
 
-    def add(self, shape: ModelShape) -> None:
-        """Make a model known to every endpoint."""
+    def add(self, shape: ModelShape, *, only_mapped: bool = False) -> None:
+        """Make a model known to every endpoint; ``only_mapped``: to those whose model map names it."""
         for endpoint in self.endpoints.values():
-            endpoint.add(shape)
+            if not only_mapped or endpoint.maps(shape.name):
+                endpoint.add(shape)
 
     def start(self) -> None:
         """Start the background checks."""
@@ -302,7 +324,9 @@ class CloudPool:
         return min(offers, key=lambda offer: offer.safe_s, default=None)
 
     async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | None:
-        """Send a request to the endpoint the router chose; None when it failed."""
+        """Send a request to the endpoint the router chose; None when it failed, or must not leave."""
+        if not self.audit.may_leave(request):
+            return None
         try:
             return await self.endpoints[decision.endpoint].infer(decision, request, model)
         except AiosEdgeError as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from aios_edge.errors import RequestError
+from aios_edge.errors import PromiseBroken, RequestError
 from aios_edge.oip.envelope import (
     JSON_LENGTH_HEADER,
     Envelope,
@@ -18,6 +18,7 @@ from aios_edge.oip.envelope import (
     error_body,
     parse_request,
 )
+from aios_edge.oip.repository import Action, change_body, check_change
 from aios_edge.version import __version__
 from device_agent.admission import Load, admit
 from device_agent.answer import Answer, shed_answer
@@ -27,8 +28,10 @@ from device_agent.metadata import model_metadata
 from device_agent.metrics import Metrics
 from device_agent.model_host import ModelHost
 from device_agent.model_views import repository_index
+from device_agent.raw_model import is_raw
 from device_agent.settings import Policy
 from device_agent.status import AgentStatus
+from device_agent.tenants import Tenant
 from device_agent.values import Completion, InferenceRequest, Shed
 
 
@@ -63,15 +66,28 @@ class FrontDesk:
 
     def model_metadata(self, model: str, version: str | None) -> bytes:
         """``GET /v2/models/{m}``."""
-        return msgspec.json.encode(model_metadata(self._deployment.host(model, version).bundle.manifest))
+        manifest = self._deployment.host(model, version).bundle.manifest
+        if not manifest.outputs:  # a raw model's tensors are its session's
+            raise RequestError("is still loading: its tensors aren't known yet", status=503, where=manifest.name)
+        return msgspec.json.encode(model_metadata(manifest))
 
     def model_ready(self, model: str, version: str | None) -> bool:
         """``GET /v2/models/{m}/ready``."""
-        return not self.draining and self._deployment.host(model, version).state == "ready"
+        return self._deployment.serves(model, version) and not self.draining
 
     def repository_index(self) -> bytes:
         """``POST /v2/repository/index``, in Triton's words; bundles that may not serve are in it, with the reason."""
         return msgspec.json.encode(repository_index(self._deployment))
+
+    async def repository_change(self, model: str, action: Action, body: bytes) -> Reply:
+        """``POST /v2/repository/models/{m}/load`` and ``unload``. A bundle that may not serve is a 422 that names the
+        check; raises the rest."""
+        check_change(action, body)
+        try:
+            await (self._deployment.load(model) if action == "load" else self._deployment.unload(model))
+        except PromiseBroken as error:
+            return Reply(status=422, body=error_body(str(error), {"check": error.promise}))
+        return Reply(body=change_body(action, model))
 
     def metrics(self) -> bytes:
         """``GET /metrics``."""
@@ -81,12 +97,14 @@ class FrontDesk:
         """``GET /status``."""
         return msgspec.json.encode(self._agent_status())
 
-    async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply:
+    async def infer(
+        self, model: str, version: str | None, body: bytes, json_length: int | None, tenant: Tenant | None = None
+    ) -> Reply:
         """Answer one inference request; raises :class:`RequestError` for what can't be understood."""
         arrived_at = self._clock()
         host = self._deployment.host(model, version)
         envelope = parse_request(body, json_length)
-        request = self._request(host, envelope, body, json_length, arrived_at)
+        request = self._request(host, envelope, body, json_length, arrived_at, tenant)
         load = Load(
             draining=self.draining,
             in_flight_bytes=self.in_flight_bytes,
@@ -106,28 +124,38 @@ class FrontDesk:
         return self._reply(host, request, answer)
 
     def _request(
-        self, host: ModelHost, envelope: Envelope, body: bytes, json_length: int | None, arrived_at: float
+        self,
+        host: ModelHost,
+        envelope: Envelope,
+        body: bytes,
+        json_length: int | None,
+        arrived_at: float,
+        tenant: Tenant | None,
     ) -> InferenceRequest:
         timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._policy.default_deadline_s
         rows = max((tensor.shape[0] for tensor in envelope.inputs if tensor.shape), default=1)
-        if rows > self._policy.max_rows:
+        # The first dimension of a raw model's tensor may be anything: the samples of a sound, say.
+        if rows > self._policy.max_rows and not is_raw(host.bundle.manifest):
             raise RequestError(
                 f"has {rows} rows, at most {self._policy.max_rows} are taken at once",
                 status=413,
                 remedy="Send smaller batches, or raise policy.max_rows",
             )
+        priority = envelope.priority if tenant is None else tenant.priority(envelope.priority)
         return InferenceRequest(
             request_id=next(self._numbers),
             model=host.name,
             body=body,
             json_length=json_length,
             client_id=envelope.id,
-            priority=envelope.priority,
+            priority=priority,
             deadline_at=None if timeout_s is None else arrived_at + timeout_s,
             local_only=envelope.local_only,
             arrived_at=arrived_at,
             cost_hint_bytes=envelope.cost_hint_bytes,
             natural=any(tensor.name not in host.tensors for tensor in envelope.inputs),
+            tenant=None if tenant is None else tenant.id,
+            lowered=priority != envelope.priority,
         )
 
     def _reply(self, host: ModelHost, request: InferenceRequest, answer: Answer) -> Reply:
@@ -144,12 +172,14 @@ class FrontDesk:
             batch_size=answer.batch_size,
             late=None if request.deadline_at is None else now > request.deadline_at,
             energy_j=energy_j,
+            request_id=request.request_id,
+            client_id=request.client_id,
         )
         if answer.error is not None:
             headers = () if answer.retry_after_s is None else (retry_after(answer.retry_after_s),)
             # No route took it, and the reason is what a program decides by.
-            shed = {"route": None, "reason": answer.reason.value} if answer.route == "shed" else None
-            error = error_body(answer.error, shed)
+            shed = {"route": None, "reason": answer.reason.value, **request.changed_parameters}
+            error = error_body(answer.error, shed if answer.route == "shed" else None)
             return Reply(status=answer.status, body=error, headers=headers, completion=completion)
         if answer.remote_body is not None:
             body, json_length = answer.remote_body, answer.remote_json_length
@@ -160,7 +190,7 @@ class FrontDesk:
                 outputs=answer.outputs,
                 binary=answer.binary,
                 id=request.client_id,
-                parameters=_parameters(answer),
+                parameters=_parameters(answer) | request.changed_parameters,
             )
         if json_length is None:
             return Reply(body=body, completion=completion)

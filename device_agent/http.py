@@ -19,6 +19,7 @@ import msgspec
 
 from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.oip.envelope import JSON_LENGTH_HEADER, LIVE, error_body, parse_json_length
+from aios_edge.oip.repository import Action
 from device_agent.values import Completion
 
 log = logging.getLogger("device_agent.http")
@@ -33,6 +34,7 @@ _COMMON_PATH_BYTES = 256
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,6 +59,8 @@ class Desk(Protocol):
     def model_ready(self, model: str, version: str | None) -> bool: ...
 
     def repository_index(self) -> bytes: ...
+
+    async def repository_change(self, model: str, action: Action, body: bytes) -> Reply: ...
 
     async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply: ...
 
@@ -88,28 +92,16 @@ class HttpApp:
             log.exception("%s %s failed", scope["method"], scope["path"])
             reply = Reply(status=500, body=error_body("an internal error; the agent's log has it"))
         completion = reply.completion
-        headers = [
-            (b"content-type", reply.content_type.encode()),
-            (b"content-length", str(len(reply.body)).encode()),
-            *reply.headers,
-        ]
-        if reply.status == 413:
-            headers.append((b"connection", b"close"))  # the rest of the body is only thrown away
         try:
-            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-            body = b"" if scope["method"] == "HEAD" else reply.body
-            await send({"type": "http.response.body", "body": body})
+            await respond(scope, send, reply)
         finally:
             if completion is not None:
                 self._record(completion)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
         method = scope["method"]
-        # The raw path, so that a model's name may hold an encoded slash.
-        raw = scope.get("raw_path") or scope["path"].encode()
-        parts = _parts(raw) if len(raw) <= _COMMON_PATH_BYTES else _split(raw)
         read = method in ("GET", "HEAD")
-        match parts:
+        match path_parts(scope):
             case ["v2"]:
                 return _only(read, "GET") or Reply(body=self._desk.server_metadata())
             case ["v2", "health", "live"]:
@@ -120,11 +112,12 @@ class HttpApp:
                 return await self._model(scope, receive, model, rest, read)
             case ["v2", "repository", "index"]:
                 return _only(method == "POST", "POST") or Reply(body=self._desk.repository_index())
-            case ["v2", "repository", "models", _, "load" | "unload" as action]:
-                return _only(method == "POST", "POST") or Reply(
-                    status=501,
-                    body=error_body(f"{action} is not available in this version: list bundles in agent.toml"),
-                )
+            case ["v2", "repository", "models", model, "load" | "unload" as action]:
+                if refused := _only(method == "POST", "POST"):
+                    return refused
+                body = await self._body(dict(scope["headers"]), receive)
+                # Not cancelled when the client goes away: what was asked is done.
+                return await self._desk.repository_change(model, action, body)
             case ["metrics"]:
                 return _only(read, "GET") or Reply(
                     body=self._desk.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8"
@@ -151,7 +144,7 @@ class HttpApp:
             raise RequestError("compressed bodies are not accepted", status=415, remedy="Send the body as it is")
         body = await self._body(headers, receive)
         json_length = parse_json_length(headers.get(_JSON_LENGTH))
-        return await _unless_gone(self._desk.infer(model, version, body, json_length), scope)
+        return await _unless_gone(self._desk.infer(model, version, body, json_length), scope, receive)
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
         announced = headers.get(b"content-length", b"0")
@@ -179,25 +172,49 @@ class HttpApp:
         )
 
 
+def path_parts(scope: Scope) -> list[str]:
+    """The path of a request, split. The raw one, so that a model's name may hold an encoded slash."""
+    raw = scope.get("raw_path") or scope["path"].encode()
+    return _parts(raw) if len(raw) <= _COMMON_PATH_BYTES else _split(raw)
+
+
+async def respond(scope: Scope, send: Send, reply: Reply) -> None:
+    """Send a whole response."""
+    headers = [
+        (b"content-type", reply.content_type.encode()),
+        (b"content-length", str(len(reply.body)).encode()),
+        *reply.headers,
+    ]
+    if reply.status == 413:
+        headers.append((b"connection", b"close"))  # the rest of the body is only thrown away
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
+
+
 class _Gone(Exception):
     """The client went away: nobody to answer."""
 
 
-async def _unless_gone(answer: Awaitable[Reply], scope: Scope) -> Reply:
+async def _unless_gone(answer: Awaitable[Reply], scope: Scope, receive: Receive) -> Reply:
     """Await the answer, but cancel it when the client disconnects.
 
-    ASGI would have a second task wait for ``http.disconnect``, which is a quarter of what a request costs here; so the
-    door is told whom to call instead. Under a server that isn't ours nobody calls, and the answer is for nobody.
+    ASGI would have a second task wait for ``http.disconnect``, which is a quarter of what a request costs here; so our
+    door is told whom to call instead.
     """
     task = asyncio.current_task()
     gone = False
 
-    def leave() -> None:
+    def leave(watch: asyncio.Future[MutableMapping[str, Any]] | None = None) -> None:
         nonlocal gone
         gone = task is not None and task.cancel()
 
-    door: set[Callable[[], None]] = scope.get(ON_GONE, set())
-    door.add(leave)
+    door: set[Callable[[], None]] | None = scope.get(ON_GONE)
+    watch: asyncio.Future[MutableMapping[str, Any]] | None = None
+    if door is not None:
+        door.add(leave)
+    else:  # a server that isn't ours; after the body, the only message left is http.disconnect
+        watch = asyncio.ensure_future(receive())
+        watch.add_done_callback(leave)
     try:
         return await answer
     except asyncio.CancelledError:
@@ -205,7 +222,11 @@ async def _unless_gone(answer: Awaitable[Reply], scope: Scope) -> Reply:
             raise _Gone from None
         raise
     finally:
-        door.discard(leave)
+        if door is not None:
+            door.discard(leave)
+        elif watch is not None:
+            watch.remove_done_callback(leave)
+            watch.cancel()
 
 
 def _split(raw: bytes) -> list[str]:

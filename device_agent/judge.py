@@ -8,12 +8,13 @@ from aios_edge.manifest import Manifest
 from device_agent import scheduler
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
-from device_agent.router import Here, There, next_review_at, route
+from device_agent.router import Here, Question, There, next_review_at, second_opinion
 from device_agent.scheduler import Forecast, Pending
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
-from device_agent.values import Decision
+from device_agent.trace import Opinion
+from device_agent.values import Cloud, Decision
 
 
 class Judge:
@@ -35,6 +36,10 @@ class Judge:
 
     def decide(self, ticket: Ticket, forecast: Forecast | None = None) -> Decision:
         """Ask the router about a ticket, waiting or not yet; ``forecast`` where more is known than the queue tells."""
+        return self.question(ticket, forecast).decide()
+
+    def question(self, ticket: Ticket, forecast: Forecast | None = None) -> Question:
+        """What the router would be asked now."""
         now = self._around.clock()
         waiting = ticket in self._queue
         request = ticket.request
@@ -42,17 +47,34 @@ class Judge:
             forecast=forecast,
             worker_ready=self._instance.ready,
             queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
+            strain=self._around.strain(),
         )
         there = None
-        if not here.knows_enough(request.deadline_at):
+        if self._around.trace is not None or not here.knows_enough(request.deadline_at):  # a trace has all of it
             there = self.there(ticket, now)
             if forecast is None:
                 here = msgspec.structs.replace(here, forecast=self.forecast(ticket.pending, now, waiting=waiting))
-        return route(
+        return Question(
             now=now,
             deadline_at=request.deadline_at,
             local_only=request.local_only,
+            queued=len(self._queue),
             here=here,
+            there=there,
+        )
+
+    def second_opinion(self, ticket: Ticket, confidence: float | None) -> Cloud | None:
+        """Ask the router about a ticket that was answered here."""
+        now, request = self._around.clock(), ticket.request
+        there = self.there(ticket, now)
+        if confidence is not None:
+            ticket.opinion = Opinion(at=now, confidence=confidence, there=there)
+        return second_opinion(
+            now=now,
+            deadline_at=request.deadline_at,
+            local_only=request.local_only,
+            confidence=confidence,
+            least=self._around.policy.min_confidence,
             there=there,
         )
 

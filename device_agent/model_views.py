@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from aios_edge.telemetry import BundleStatus
+from aios_edge.telemetry import BundleStatus, Contract
 from device_agent.deployment import Deployment
 from device_agent.model_host import ModelHost
+from device_agent.raw_model import is_raw
 from device_agent.settings import BundleEntry
-from device_agent.status import ModelStatus
+from device_agent.status import ModelStatus, ProbationStatus
+from device_agent.succession import Probation
 
 
 def bundle_status(host: ModelHost) -> BundleStatus:
@@ -17,8 +19,9 @@ def bundle_status(host: ModelHost) -> BundleStatus:
     return BundleStatus(
         model=host.name,
         version=host.bundle.manifest.version,
-        bundle_id=host.bundle.bundle_id,
+        bundle_id=_bundle_id(host),
         state=host.state,
+        contract=_contract(host),
         providers_requested=report.providers_requested if report else (),
         providers_active=report.providers_active if report else (),
         providers_reason=report.provider_reason if report else None,
@@ -26,14 +29,16 @@ def bundle_status(host: ModelHost) -> BundleStatus:
     )
 
 
-def model_status(host: ModelHost, entry: BundleEntry) -> ModelStatus:
-    """A model for ``/status``."""
+def model_status(host: ModelHost, entry: BundleEntry, probation: Probation | None, now: float) -> ModelStatus:
+    """A model for ``/status``, ``now``."""
     return ModelStatus(
         model=host.name,
         version=host.bundle.manifest.version,
-        bundle_id=host.bundle.bundle_id,
+        bundle_id=_bundle_id(host),
+        contract=_contract(host),
         path=str(entry.path),
         pinned=entry.pinned,
+        never_leave_device=host.never_leaves,
         state=host.state,
         detail=host.detail,
         worker_pid=host.instance.worker.pid,
@@ -46,12 +51,35 @@ def model_status(host: ModelHost, entry: BundleEntry) -> ModelStatus:
         service_per_unit_s=host.service.per_unit_s,
         spread=host.service.spread,
         activation=host.instance.report,
+        probation=None if probation is None else _probation_status(host, probation, now),
     )
+
+
+def _probation_status(host: ModelHost, probation: Probation, now: float) -> ProbationStatus:
+    conduct = host.record.conduct
+    return ProbationStatus(
+        previous=probation.previous.bundle.bundle_id,
+        ends_in_s=round(max(probation.ends_at - now, 0.0), 3),
+        answers=conduct.answers,
+        failures=conduct.failures,
+        batches=conduct.timed,
+        slow=conduct.slow,
+        p95_s=conduct.p95_s,
+        expected_p95_s=conduct.expected_p95_s,
+    )
+
+
+def _bundle_id(host: ModelHost) -> str | None:
+    return None if is_raw(host.bundle.manifest) else host.bundle.bundle_id
+
+
+def _contract(host: ModelHost) -> Contract:
+    return "none" if is_raw(host.bundle.manifest) else "checked"
 
 
 def repository_index(deployment: Deployment) -> list[dict[str, Any]]:
     """Every model in Triton's words; bundles that may not serve are in it, with the reason."""
-    words = {"ready": "READY", "loading": "LOADING", "restarting": "UNAVAILABLE", "stopped": "UNLOADING"}
+    words = {"ready": "READY", "loading": "LOADING", "stopped": "UNLOADING", "unloading": "UNLOADING"}
     index = [
         {
             "name": name,
@@ -62,7 +90,12 @@ def repository_index(deployment: Deployment) -> list[dict[str, Any]]:
         for name, host in deployment.hosts.items()
     ]
     index += [
-        {"name": bundle.model, "version": bundle.version, "state": "UNAVAILABLE", "reason": bundle.detail or ""}
-        for bundle in deployment.refused
+        {
+            "name": bundle.model,
+            "version": bundle.version,
+            "state": words.get(bundle.state, "UNAVAILABLE"),
+            "reason": bundle.detail or "",
+        }
+        for bundle in (*deployment.refused, *deployment.unloaded)
     ]
     return index

@@ -3,7 +3,8 @@
 A request without a deadline stays here. One with a deadline stays while its predicted completion, margin included, is
 in time; else it goes to the cloud if the cloud is predicted to be in time, or at least sooner than this device. When
 there is no usable cloud it stays if the expected completion (without the margin) still meets the deadline, and is
-refused otherwise. The same function decides again just before execution.
+refused otherwise. A device that is to be spared (hot, throttled, on its last charge, short of memory) keeps only what
+the cloud can't surely answer in time. The same function decides again just before execution.
 """
 
 from __future__ import annotations
@@ -16,18 +17,21 @@ from device_agent.scheduler import Forecast, Pending
 from device_agent.values import Cloud, Decision, Local, Reason, Shed
 
 LEAST_RETRY_S = 0.05
+KEPT_ANSWER_S = 0.01  # before a deadline: what it takes to give the answer that was kept
 
 
 class Here(msgspec.Struct, frozen=True, kw_only=True):
-    """This device's side. ``forecast`` None: the model's worker is down and nobody knows for how long."""
+    """This device's side. ``forecast`` None: the model's worker is down and nobody knows for how long. ``strain``: why
+    the device is to be spared, None when it isn't."""
 
     forecast: Forecast | None
     worker_ready: bool
     queue_full: bool = False
+    strain: Reason | None = None
 
     def knows_enough(self, deadline_at: float | None) -> bool:
         """Whether :func:`route` needs neither a forecast, whose cost grows with the queue, nor a cloud."""
-        return deadline_at is None and self.worker_ready and not self.queue_full
+        return deadline_at is None and self.worker_ready and not self.queue_full and self.strain is None
 
 
 class There(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +40,27 @@ class There(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     expected_s: float
     safe_s: float
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """All that :func:`route` decides by. ``queued``: how many waited, which ``here.queue_full`` comes from."""
+
+    now: float
+    deadline_at: float | None
+    local_only: bool
+    here: Here
+    there: There | None
+    queued: int = 0
+
+    def decide(self) -> Decision:
+        """What the router says to it."""
+        return route(
+            now=self.now,
+            deadline_at=self.deadline_at,
+            local_only=self.local_only,
+            here=self.here,
+            there=self.there,
+        )
 
 
 def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here, there: There | None) -> Decision:
@@ -51,6 +76,8 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
         return Shed(Reason.QUEUE_FULL, _retry_after(now, forecast))
     if not here.worker_ready:
         return _without_worker(now, deadline_at, local_only, forecast, there)
+    if here.strain is not None and there is not None and (deadline_at is None or now + there.safe_s <= deadline_at):
+        return Cloud(here.strain, there.endpoint)
     if deadline_at is None:
         return Local(Reason.LOCAL_ONLY if local_only else Reason.NO_DEADLINE)
     if forecast is None:
@@ -85,6 +112,23 @@ def _without_worker(
 
 def _retry_after(now: float, forecast: Forecast | None) -> float:
     return max(forecast.expected_at - now, LEAST_RETRY_S) if forecast else 5.0
+
+
+def second_opinion(
+    *,
+    now: float,
+    deadline_at: float | None,
+    local_only: bool,
+    confidence: float | None,
+    least: float | None,
+    there: There | None,
+) -> Cloud | None:
+    """Whom to ask again when this device has answered, and isn't sure; None: its answer stands."""
+    if least is None or confidence is None or confidence >= least or local_only or there is None:
+        return None
+    if deadline_at is not None and now + there.safe_s > deadline_at - KEPT_ANSWER_S:
+        return None
+    return Cloud(Reason.LOW_CONFIDENCE, there.endpoint)
 
 
 def after_cloud_failed(decision: Decision) -> Decision:

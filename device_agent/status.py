@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from aios_edge.telemetry import BundleStatus, Event
+from aios_edge.telemetry import BundleStatus, Contract, Event
+from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
 from device_agent.reporter import ReporterCounts
 from device_agent.values import ActivationReport
@@ -12,15 +13,31 @@ from device_agent.values import ActivationReport
 STATUS_SCHEMA = "1.0"
 
 
+class ProbationStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that was swapped in a while ago: which one would come back, how long still, and how it does. ``slow``
+    of ``batches`` took clearly longer than they should."""
+
+    previous: str
+    ends_in_s: float
+    answers: int
+    failures: int
+    batches: int
+    slow: int
+    p95_s: float | None
+    expected_p95_s: float | None
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
-    ``spread`` of it (one standard deviation)."""
+    ``spread`` of it (one standard deviation). ``contract`` ``none`` is a raw model's, which has no ``bundle_id``."""
 
     model: str
     version: str
-    bundle_id: str
+    bundle_id: str | None
+    contract: Contract
     path: str
     pinned: bool
+    never_leave_device: bool
     state: str
     detail: str | None
     worker_pid: int | None
@@ -33,6 +50,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     service_per_unit_s: float
     spread: float
     activation: ActivationReport | None
+    probation: ProbationStatus | None
 
 
 class CloudModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +97,22 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: str
 
 
+class PrivacyStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Request bodies that went to a cloud since start. ``private_payloads_sent``: of requests that must not leave, by
+    word of the client or of the settings: always 0. ``kept_back``: refused at the last moment, a fault of ours too."""
+
+    never_leave_device: tuple[str, ...]
+    payloads_sent: dict[str, int]
+    private_payloads_sent: int
+    kept_back: int
+
+
+class DeviceStateStatus(DeviceState, frozen=True, kw_only=True):
+    """What triggers look at; ``strained``: the reasons for which requests leave that this device could answer."""
+
+    strained: tuple[str, ...] = ()
+
+
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole document. ``totals``: requests since start by route."""
 
@@ -92,9 +126,12 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     listen: tuple[str, ...]
     models: dict[str, ModelStatus]
     refused: tuple[BundleStatus, ...]
+    unloaded: tuple[BundleStatus, ...]
     cloud: dict[str, CloudStatus]
     power: PowerReading | None
     power_reason: str | None
+    device_state: DeviceStateStatus
+    privacy: PrivacyStatus
     mqtt: ReporterCounts
     totals: dict[str, int]
     in_flight: int

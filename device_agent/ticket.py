@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from device_agent.answer import Answer
 from device_agent.scheduler import Pending
+from device_agent.trace import Opinion
 from device_agent.values import Cloud, InferenceRequest, Reason, Shed
 
 
@@ -21,6 +22,8 @@ class Ticket:
     verdict: asyncio.Future[Answer | Cloud | Shed]
     no_cloud: bool = False
     taken_at: float = 0.0
+    opinion: Opinion | None = None  # what was known when it was answered here
+    unsure: Cloud | None = None  # who was asked again then
 
     def resolve(self, verdict: Answer | Cloud | Shed) -> None:
         """Tell whoever waits; a cancelled one has nobody waiting."""

@@ -45,21 +45,32 @@ class Region(msgspec.Struct, frozen=True, array_like=True):
         return memoryview(payload)[self.start : self.start + self.length]
 
 
+class RawModel(msgspec.Struct, frozen=True, array_like=True):
+    """A model without a bundle. ``digest``: over its files when it went live; None before."""
+
+    name: str
+    version: str
+    digest: str | None
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Supervisor to worker, first message: load this bundle and check its contract.
 
     ``profile`` is a device profile as TOML file path or shipped name. ``check`` is ``full`` for an activation;
     ``quick`` after a crash: digests and a handful of golden samples, no latency and memory runs. ``slowdown``
     emulates a weaker device: every batch is held for its compute time times this. ``state_dir``: where engines that
-    take minutes to build are kept; None: nowhere.
+    take minutes to build are kept; None: nowhere. ``raw``: what ``bundle_path`` holds instead of a bundle.
+    ``bundle_id``: the bundle that is meant, whatever lies there now; None: any.
     """
 
     bundle_path: str
     profile: str
     generation: int
+    raw: RawModel | None = None
     check: str = "full"
     slowdown: float = 1.0
     state_dir: str | None = None
+    bundle_id: str | None = None
     version: int = PROTOCOL_VERSION
 
 
@@ -112,7 +123,8 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True):
 
     ``status`` 200: ``outputs`` is the JSON array of output tensors and ``binary`` the tensors behind it. Else
     ``error`` says what was wrong. ``length`` is the true input length (tokens for text), 0 if unknown;
-    ``batch_size`` counts the requests that shared the model run.
+    ``batch_size`` counts the requests that shared the model run. ``confidence``: the probability of the label that the
+    model gave, the lowest of the request's rows (0 for an answer that is no number); None where there is none.
     """
 
     request_id: int
@@ -123,6 +135,7 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True):
     length: int = 0
     batch_size: int = 1
     compute_s: float = 0.0
+    confidence: float | None = None
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):

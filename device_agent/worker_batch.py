@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from aios_edge.errors import RequestError
+from aios_edge.errors import RequestError, RuntimeUnavailable
 from aios_edge.golden import RawInput
 from aios_edge.oip.tensors import DecodedRequest, Tensor, decode_inputs, encode_outputs
 from aios_edge.tasks import Prediction
@@ -48,6 +48,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     length: int = 0
     batch_size: int = 1
     compute_s: float = 0.0
+    confidence: float | None = None
 
 
 class _Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +79,7 @@ def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float) -> li
         if work.tensors is None:
             natural.append(work)
         else:
-            grouped.setdefault(_signature(work.tensors), []).append(work)
+            grouped.setdefault(object() if activated.raw else _signature(work.tensors), []).append(work)
 
     runs: list[tuple[list[_Work], Callable[[list[_Work]], list[Answer]]]] = [
         (group, lambda works: _run_tensors(activated, works))
@@ -121,16 +122,18 @@ def _decoded(activated: Activated, job: Job) -> _Work:
     if raw is not None:
         return _Work(request_id=job.request_id, request=request, raw=raw)
     datatypes = {spec.name: spec.datatype for spec in specs}
+    declared_empty = {spec.name for spec in specs if 0 in spec.shape}
     if unknown := [name for name in request.inputs if name not in datatypes]:
-        natural = " and ".join(task.natural_names)
+        natural = f"{' and '.join(task.natural_names)}, or " if task.natural_names else ""
         raise RequestError(
             f"the model has no input {', '.join(map(repr, unknown))[:200]}",
-            remedy=f"Send {natural}, or the model's own tensors: {', '.join(datatypes)}",
+            remedy=f"Send {natural}the model's own tensors: {', '.join(datatypes)}",
         )
     for name, tensor in request.inputs.items():  # arrays don't tell BF16 from UINT16
         if datatypes.get(name, tensor.datatype) != tensor.datatype:
             raise RequestError(f"is {tensor.datatype}, the model takes {datatypes[name]}", where=f"input {name!r}")
-        if not tensor.array.size:  # some kernels of onnxruntime divide by the number of rows, which ends the process
+        # Some kernels of onnxruntime divide by the number of rows, which ends the process.
+        if not tensor.array.size and not activated.takes_empty and name not in declared_empty:
             raise RequestError("the tensor is empty", where=f"input {name!r}", remedy="Send at least one element")
     return _Work(
         request_id=job.request_id,
@@ -191,12 +194,12 @@ def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
 
 def _run_rows(activated: Activated, tensors: Tensors) -> dict[str, NDArray[np.generic]]:
     """One request's tensors in runs of at most ``max_batch_size`` rows: the memory of a run grows with its rows, and
-    one request must not cost the worker its life. A model without free rows runs once."""
+    one request must not cost the worker its life. A model without free rows runs once, and so does a raw one."""
     manifest = activated.bundle.manifest
     step = manifest.max_batch_size
     rows = {array.shape[0] if array.ndim else 0 for array in tensors.values()}
     free = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
-    if not free or len(rows) != 1 or max(rows) <= step:
+    if activated.raw or not free or len(rows) != 1 or max(rows) <= step:
         return dict(activated.runtime.run(tensors))
     parts = [
         activated.runtime.run({name: array[start : start + step] for name, array in tensors.items()})
@@ -237,7 +240,7 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
     for start in range(0, len(places), step):
         chunk = places[start : start + step]
         encoded = activated.task.encode([work.raw[row] for work, row in chunk])
-        predictions = activated.task.decode(activated.runtime.run(encoded), finite=False)
+        predictions = activated.task.decode(_run_encoded(activated, encoded), finite=False)
         lengths = activated.task.lengths(encoded)
         for (work, row), prediction, length in zip(chunk, predictions, lengths, strict=True):
             found[work.request_id, row] = prediction, length
@@ -248,13 +251,29 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
         found_here = [prediction for prediction, _ in mine]
         tensors = activated.task.prediction_tensors(found_here)
         length = max((length for _, length in mine), default=0)
+        confidence = _confidence(found_here)
         try:
             _check_classes(found_here, work.request, tensors)
         except RequestError as error:
             answers.append(_failed(work.request_id, error))
         else:
-            answers.append(_encoded(work, tensors, length=length, batch_size=len(works), compute_s=compute_s))
+            answer = _encoded(work, tensors, length=length, batch_size=len(works), compute_s=compute_s)
+            answers.append(msgspec.structs.replace(answer, confidence=confidence) if answer.status == 200 else answer)
     return answers
+
+
+def _run_encoded(activated: Activated, encoded: Tensors) -> Tensors:
+    """Run the model on tensors that were made here: what it has against them is no fault of the client's."""
+    try:
+        return activated.runtime.run(encoded)
+    except RequestError as error:
+        raise RuntimeUnavailable(error.what) from error
+
+
+def _confidence(predictions: Sequence[Prediction]) -> float | None:
+    """Of the row that the model is least sure of."""
+    scores = (prediction.score for prediction in predictions)
+    return min((score if math.isfinite(score) else 0.0 for score in scores), default=None)
 
 
 def _check_classes(predictions: Sequence[Prediction], request: DecodedRequest, names: Collection[str]) -> None:

@@ -95,7 +95,11 @@ class ServerMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     version: str
-    extensions: tuple[str, ...] = ("binary_tensor_data",)
+    extensions: tuple[str, ...] = (
+        "binary_tensor_data",
+        "model_repository",
+        "model_repository(unload_dependents)",
+    )
 
 
 class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -179,8 +183,6 @@ def parse_request(body: bytes | memoryview, json_length: int | None) -> Envelope
         request = _request_decoder.decode(text)
     except Exception as error:
         refuse_json(text, error)
-    if not request.inputs:
-        raise RequestError("'inputs' is empty", remedy="Send at least one input tensor")
     parameters = request.parameters or {}
     _refuse_slips(parameters)
     return Envelope(

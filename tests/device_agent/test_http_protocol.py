@@ -92,8 +92,12 @@ def test_an_agent_that_stops_does_not_take_it_for_a_client_that_went_away() -> N
         desk = Desk()
         app = HttpApp(desk, max_body_bytes=100, record=lambda completion: None)  # type: ignore[arg-type]
 
+        messages = [{"type": "http.request", "body": b"{}"}]
+
         async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": b"{}"}
+            if not messages:
+                await asyncio.Event().wait()
+            return messages.pop()
 
         async def send(message: Any) -> None:
             raise AssertionError(message)

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from aios_edge.errors import RequestError
 from aios_edge.oip.envelope import encode_response
 from aios_edge.oip.tensors import decode_response
 from aios_edge.profile_files import load_profile
@@ -53,6 +54,13 @@ def test_texts_of_several_requests_share_one_run(tiny: Activated) -> None:
     assert output(second, "label") == ["negative", "positive"]
     assert (first.length, second.length) == (5, 4)  # with [CLS] and [SEP]; the longest row of each request
     assert first.compute_s > 0
+
+
+def test_an_answer_says_how_sure_its_least_sure_row_is(tiny: Activated) -> None:
+    single, double, tensors = run(tiny, text_job(1, "good"), text_job(2, "good", "a film"), ids_job(3, [[2, 4, 3]]))
+    assert single.confidence == pytest.approx(output(single, "score")[0], abs=1e-6)
+    assert double.confidence == pytest.approx(min(output(double, "score")), abs=1e-6) and double.confidence < 0.9
+    assert tensors.confidence is None
 
 
 def test_the_answer_does_not_depend_on_the_order_of_arrival(tiny: Activated) -> None:
@@ -146,6 +154,17 @@ def test_an_unexpected_failure_is_a_500_without_its_traceback(
     assert "secret" in capfd.readouterr().err
 
 
+def test_what_the_model_refuses_is_the_clients_fault_only_where_it_sent_the_tensors(
+    tiny: Activated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(inputs: object) -> None:
+        raise RequestError("the model refuses these inputs")
+
+    monkeypatch.setattr(tiny.runtime, "run", refuse)
+    text, tensors = run(tiny, text_job(1, "good"), ids_job(2, [[2, 4, 3]]))
+    assert (text.status, tensors.status) == (500, 400)
+
+
 def test_outputs_are_binary_where_asked(tiny: Activated) -> None:
     (answer,) = run(
         tiny, text_job(1, "good", outputs=[{"name": "score", "parameters": {"binary_data": True}}, {"name": "label"}])
@@ -185,7 +204,7 @@ def test_an_answer_that_is_no_number_is_refused_as_json_and_spoils_no_other(unsu
 
 def test_an_answer_that_is_no_number_travels_as_binary(unsure: Activated) -> None:
     (answer,) = run(unsure, text_job(1, "a zebra", "good", parameters={"binary_data_output": True}))
-    assert answer.status == 200
+    assert answer.status == 200 and answer.confidence == 0.0
     body, length = encode_response(model_name="m", model_version="1", outputs=answer.outputs, binary=answer.binary)
     outputs = decode_response(body, length).outputs
     assert outputs["label"].array.tolist() == [b"", b"positive"]
