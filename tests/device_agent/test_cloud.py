@@ -267,7 +267,7 @@ def test_no_answer_keeps_the_one_place_of_a_half_open_breaker(reply: Any) -> Non
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
         await until(lambda: usable(pool))
         endpoint, good = pool.endpoints["c"], server.reply
-        endpoint.breaker = endpoint.breaker._with(state="half_open")
+        endpoint.health.breaker = endpoint.breaker._with(state="half_open")
         server.reply = reply
         answer = await pool.infer(GO, request(), "m")
         assert answer is None or answer.status == 400
@@ -279,7 +279,7 @@ def test_no_answer_keeps_the_one_place_of_a_half_open_breaker(reply: Any) -> Non
 
 
 def test_metadata_that_is_no_text_is_a_reason_and_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("device_agent.cloud.RECHECK_MISFIT_S", 0.05)
+    monkeypatch.setattr("device_agent.cloud_watch.RECHECK_MISFIT_S", 0.05)
 
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
         model = pool.endpoints["c"].models["m"]
@@ -298,7 +298,7 @@ def test_a_model_that_the_endpoint_lacks_does_not_keep_the_others_away() -> None
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
         pool.add(msgspec.structs.replace(SHAPE, name="absent"))
         endpoint = pool.endpoints["c"]
-        endpoint.models = {"absent": endpoint.models["absent"], "m": endpoint.models["m"]}
+        endpoint.models["m"] = endpoint.models.pop("m")  # behind it
         await until(lambda: usable(pool))
         assert "404" in (endpoint.models["absent"].reason or "")
         absent, known = (endpoint.status(time.monotonic()).models[name] for name in ("absent", "m"))
@@ -343,9 +343,9 @@ def test_a_check_that_swallows_its_cancellation_does_not_keep_the_agent_from_sto
 
         swallowed: list[bool] = []
         await until(lambda: usable(pool))
-        endpoint._check = stubborn  # type: ignore[method-assign]
+        endpoint.watch._check = stubborn  # type: ignore[method-assign]
         endpoint.models["m"].usable = False
-        endpoint._wake.set()
+        endpoint.watch.wake.set()
         await busy.wait()
         await asyncio.wait_for(pool.stop(), 5)
         assert swallowed

@@ -1,0 +1,132 @@
+"""One ``[[cloud]]``: a server of the Open Inference Protocol v2 over HTTP(S), and what becomes of a request there.
+
+It is usable for a model once its metadata was seen to fit ours (names, datatypes, and label order where the server
+tells it) and while its breaker allows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from aios_edge.errors import RemoteError, RequestError
+from aios_edge.oip.envelope import JSON_LENGTH_HEADER, rewrite_request
+from device_agent.answer import Answer
+from device_agent.breaker import Breaker, BreakerRule
+from device_agent.cloud_answer import PASSED_ON, cloud_answer
+from device_agent.cloud_fit import ModelShape
+from device_agent.cloud_health import Emit, Health
+from device_agent.cloud_model import CloudModel
+from device_agent.cloud_watch import CloudWatch
+from device_agent.http1 import HttpClient
+from device_agent.router import There
+from device_agent.settings import CloudEndpoint, Policy, read_secret
+from device_agent.status import CloudStatus
+from device_agent.values import Cloud, InferenceRequest
+
+log = logging.getLogger("device_agent.cloud")
+
+
+class Endpoint:
+    """Its connections, breaker, and what it knows of our models."""
+
+    def __init__(self, settings: CloudEndpoint, policy: Policy, emit: Emit, clock: Callable[[], float]) -> None:
+        self.name = settings.name
+        self.url = settings.url
+        self.models: dict[str, CloudModel] = {}
+        rule = BreakerRule(
+            failures=policy.breaker_failures,
+            backoff_s=policy.breaker_backoff_s,
+            backoff_max_s=policy.breaker_backoff_max_s,
+        )
+        self.health = Health(self.name, rule, emit, clock, self._opened)
+        self._settings = settings
+        self._clock = clock
+        self._client = HttpClient(settings.url, ca=str(settings.ca) if settings.ca else None)
+        self._headers: dict[str, str] = {}
+        if settings.bearer_file:
+            self._headers["Authorization"] = f"Bearer {read_secret(settings.bearer_file)}"
+        self.watch = CloudWatch(self.name, self._client, self._headers, self.models, self.health, emit, clock)
+
+    @property
+    def breaker(self) -> Breaker:
+        """Whether it may be asked."""
+        return self.health.breaker
+
+    def add(self, shape: ModelShape) -> None:
+        """A model of ours that may go there, under the name of the model map."""
+        self.models[shape.name] = CloudModel.at(self._settings.model_map.get(shape.name, shape.name), shape)
+        self.watch.wake.set()
+
+    async def stop(self) -> None:
+        """Stop checking and close idle connections."""
+        await self.watch.stop()
+        self._client.close()
+
+    def status(self, now: float) -> CloudStatus:
+        """What ``/status`` shows."""
+        models = {name: model.status(now) for name, model in self.models.items()}
+        return CloudStatus(url=self.url, breaker=self.breaker.state, models=models)
+
+    def offer(self, model: str, now: float, *, natural: bool) -> There | None:
+        """What the router may count on; None while the endpoint can't be used for this model and kind of input."""
+        known = self.models.get(model)
+        if known is None or not known.usable or not self.breaker.allows() or (natural and not known.natural):
+            return None
+        expected_s, safe_s = known.round_trip.predict(now)
+        return There(endpoint=self.name, expected_s=expected_s, safe_s=safe_s)
+
+    async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | None:
+        """Send a request there; None when the endpoint failed it (the breaker knows)."""
+        known = self.models[model]
+        started = self._clock()
+        timeout_s = self._settings.timeout_s
+        if request.deadline_at is not None:
+            timeout_s = min(timeout_s, max(request.deadline_at - started, 0.001))
+        body, json_length = rewrite_request(
+            request.body,
+            request.json_length,
+            updates={} if request.deadline_at is None else {"timeout": max(int(timeout_s * 1e6), 1)},
+            removals=("privacy",),
+        )
+        headers = {"Content-Type": "application/json", **self._headers}
+        if json_length is not None:
+            headers = {**headers, "Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(json_length)}
+        self.health.sent()
+        try:
+            response = await self._client.request(
+                "POST", f"{known.path}/infer", headers=headers, body=body, timeout_s=timeout_s
+            )
+        except asyncio.TimeoutError:
+            if timeout_s < self._settings.timeout_s:  # the deadline's: it takes longer than that
+                now = self._clock()
+                known.round_trip = known.round_trip.observed(now - started, now)
+            self.health.failed(f"no answer within {timeout_s:.3f} s")
+            return None
+        except RemoteError as error:
+            self.health.failed(error.what)
+            return None
+        except asyncio.CancelledError:
+            self.health.abandoned()
+            raise
+        except Exception as error:  # whatever it is, a half-open breaker must get its one place back
+            log.exception("cloud %s: a request failed in an unknown way", self.name)
+            self.health.failed(f"{type(error).__name__}: {error}")
+            return None
+        if response.status != 200 and response.status not in PASSED_ON:
+            self.health.failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
+            return None
+        try:
+            answer = cloud_answer(response, decision.reason, known.shape, request.client_id)
+        except RequestError as error:
+            self.health.failed(f"its answer is not an inference response ({error})")
+            return None
+        now = self._clock()
+        known.round_trip = known.round_trip.observed(now - started, now)
+        self.health.succeeded()
+        return answer
+
+    def _opened(self) -> None:
+        self._client.close()
+        self.watch.wake.set()
