@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from aios_edge.errors import AiosEdgeError
 from device_agent.answer import Answer
+from device_agent.budget_book import BudgetBook
+from device_agent.cloud_account import limits_of
 from device_agent.cloud_endpoint import Endpoint
 from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_health import Emit
+from device_agent.cloud_settings import CloudEndpoint
 from device_agent.router import There
-from device_agent.settings import CloudEndpoint, Policy
-from device_agent.values import Cloud, InferenceRequest
+from device_agent.settings import Policy
+from device_agent.values import Cloud, InferenceRequest, Reason
 
 log = logging.getLogger("device_agent.cloud")
 
@@ -28,8 +32,9 @@ class CloudPool:
         emit: Emit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._book = BudgetBook({settings.name: limits_of(settings) for settings in endpoints}, clock)
         self.endpoints: Mapping[str, Endpoint] = {
-            settings.name: Endpoint(settings, policy, emit, clock) for settings in endpoints
+            settings.name: Endpoint(settings, policy, self._book, emit, clock) for settings in endpoints
         }
 
     def add(self, shape: ModelShape) -> None:
@@ -37,27 +42,42 @@ class CloudPool:
         for endpoint in self.endpoints.values():
             endpoint.add(shape)
 
-    def start(self) -> None:
-        """Start the background checks."""
+    def start(self, state_dir: Path | None = None) -> None:
+        """Start the background checks, with what was spent according to the folder."""
+        if state_dir is not None:
+            self._book.open(state_dir)
         for endpoint in self.endpoints.values():
             endpoint.watch.start()
 
     async def stop(self) -> None:
-        """Stop them and close connections."""
+        """Stop them, close connections, and write down what was spent."""
         for endpoint in self.endpoints.values():
             await endpoint.stop()
+        await self._book.close()
 
-    def best(self, model: str, now: float, *, natural: bool) -> There | None:
+    def best(self, model: str, now: float, *, natural: bool, request_bytes: int = 0) -> There | None:
         """The endpoint that is predicted to answer soonest, of those that may be used now."""
         offers = [
-            offer for endpoint in self.endpoints.values() if (offer := endpoint.offer(model, now, natural=natural))
+            offer
+            for endpoint in self.endpoints.values()
+            if endpoint.account.affords(request_bytes) and (offer := endpoint.offer(model, now, natural=natural))
         ]
         return min(offers, key=lambda offer: offer.safe_s, default=None)
 
-    async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | None:
-        """Send a request to the endpoint the router chose; None when it failed."""
+    def unaffordable(self, model: str, now: float, *, natural: bool, request_bytes: int) -> There | None:
+        """The soonest of the endpoints that only their budgets keep from being asked."""
+        offers = [
+            offer
+            for endpoint in self.endpoints.values()
+            if not endpoint.account.affords(request_bytes) and (offer := endpoint.offer(model, now, natural=natural))
+        ]
+        return min(offers, key=lambda offer: offer.safe_s, default=None)
+
+    async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | Reason:
+        """Send a request to the endpoint the router chose. The answer, or why there is none: ``cloud_failed``,
+        ``budget``."""
         try:
             return await self.endpoints[decision.endpoint].infer(decision, request, model)
         except AiosEdgeError as error:
             log.warning("cloud %s: %s", decision.endpoint, error)
-            return None
+            return Reason.CLOUD_FAILED

@@ -11,19 +11,22 @@ import logging
 from collections.abc import Callable
 
 from aios_edge.errors import RemoteError, RequestError
-from aios_edge.oip.envelope import JSON_LENGTH_HEADER, rewrite_request
+from aios_edge.oip.envelope import JSON_LENGTH_HEADER, Parameters, rewrite_request
 from device_agent.answer import Answer
 from device_agent.breaker import Breaker, BreakerRule
+from device_agent.budget_book import BudgetBook
+from device_agent.cloud_account import Account
 from device_agent.cloud_answer import PASSED_ON, cloud_answer
 from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_health import Emit, Health
 from device_agent.cloud_model import CloudModel
+from device_agent.cloud_settings import CloudEndpoint
 from device_agent.cloud_watch import CloudWatch
-from device_agent.http1 import HttpClient
+from device_agent.http1 import MAX_RESPONSE_BYTES, AnswerSize, HttpClient
 from device_agent.router import There
-from device_agent.settings import CloudEndpoint, Policy, read_secret
+from device_agent.settings import Policy, read_secret
 from device_agent.status import CloudStatus
-from device_agent.values import Cloud, InferenceRequest
+from device_agent.values import Cloud, InferenceRequest, Reason
 
 log = logging.getLogger("device_agent.cloud")
 
@@ -31,7 +34,9 @@ log = logging.getLogger("device_agent.cloud")
 class Endpoint:
     """Its connections, breaker, and what it knows of our models."""
 
-    def __init__(self, settings: CloudEndpoint, policy: Policy, emit: Emit, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, settings: CloudEndpoint, policy: Policy, book: BudgetBook, emit: Emit, clock: Callable[[], float]
+    ) -> None:
         self.name = settings.name
         self.url = settings.url
         self.models: dict[str, CloudModel] = {}
@@ -41,6 +46,7 @@ class Endpoint:
             backoff_max_s=policy.breaker_backoff_max_s,
         )
         self.health = Health(self.name, rule, emit, clock, self._opened)
+        self.account = Account(settings, book, emit, clock)
         self._settings = settings
         self._clock = clock
         self._client = HttpClient(settings.url, ca=str(settings.ca) if settings.ca else None)
@@ -67,61 +73,100 @@ class Endpoint:
     def status(self, now: float) -> CloudStatus:
         """What ``/status`` shows."""
         models = {name: model.status(now) for name, model in self.models.items()}
-        return CloudStatus(url=self.url, breaker=self.breaker.state, models=models)
+        return CloudStatus(
+            url=self.url,
+            breaker=self.breaker.state,
+            models=models,
+            spent=self.account.spent(),
+            budgets=self.account.budgets(),
+        )
 
     def offer(self, model: str, now: float, *, natural: bool) -> There | None:
-        """What the router may count on; None while the endpoint can't be used for this model and kind of input."""
+        """What the router may count on, budgets aside; None while the endpoint can't be used for this model and kind of
+        input."""
         known = self.models.get(model)
         if known is None or not known.usable or not self.breaker.allows() or (natural and not known.natural):
             return None
         expected_s, safe_s = known.round_trip.predict(now)
         return There(endpoint=self.name, expected_s=expected_s, safe_s=safe_s)
 
-    async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | None:
-        """Send a request there; None when the endpoint failed it (the breaker knows)."""
-        known = self.models[model]
-        started = self._clock()
-        timeout_s = self._settings.timeout_s
-        if request.deadline_at is not None:
-            timeout_s = min(timeout_s, max(request.deadline_at - started, 0.001))
-        body, json_length = rewrite_request(
-            request.body,
-            request.json_length,
-            updates={} if request.deadline_at is None else {"timeout": max(int(timeout_s * 1e6), 1)},
-            removals=("privacy",),
-        )
-        headers = {"Content-Type": "application/json", **self._headers}
-        if json_length is not None:
-            headers = {**headers, "Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(json_length)}
+    async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | Reason:
+        """Send a request there. The answer, or why there is none: ``cloud_failed`` (the breaker knows), ``budget``."""
+        body, headers = self._outgoing(request)
         self.health.sent()
         try:
+            posting = await self.account.pay(len(body))
+        except asyncio.CancelledError:
+            self.health.abandoned()
+            raise
+        if posting is None:
+            self.health.abandoned()
+            return Reason.BUDGET
+        try:
+            return await self._send(decision, request, self.models[model], headers, body, posting.answer)
+        finally:
+            self.account.settle(posting)
+
+    def _outgoing(self, request: InferenceRequest) -> tuple[bytes, dict[str, str]]:
+        """Body and headers: the client's parameters with the time that is left, and our key."""
+        left: Parameters = (
+            {} if request.deadline_at is None else {"timeout": max(int(self._timeout_s(request) * 1e6), 1)}
+        )
+        body, json_length = rewrite_request(request.body, request.json_length, updates=left, removals=("privacy",))
+        if json_length is None:
+            return body, {"Content-Type": "application/json", **self._headers}
+        binary = {"Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(json_length)}
+        return body, {**binary, **self._headers}
+
+    def _timeout_s(self, request: InferenceRequest) -> float:
+        if request.deadline_at is None:
+            return self._settings.timeout_s
+        return min(self._settings.timeout_s, request.deadline_at - self._clock())
+
+    async def _send(
+        self,
+        decision: Cloud,
+        request: InferenceRequest,
+        known: CloudModel,
+        headers: dict[str, str],
+        body: bytes,
+        size: AnswerSize,
+    ) -> Answer | Reason:
+        started, timeout_s = self._clock(), self._timeout_s(request)
+        if timeout_s <= 0:  # what was spent had to be written down first
+            self.health.abandoned()
+            return Reason.CLOUD_FAILED
+        try:
             response = await self._client.request(
-                "POST", f"{known.path}/infer", headers=headers, body=body, timeout_s=timeout_s
+                "POST", f"{known.path}/infer", headers=headers, body=body, timeout_s=timeout_s, size=size
             )
         except asyncio.TimeoutError:
             if timeout_s < self._settings.timeout_s:  # the deadline's: it takes longer than that
                 now = self._clock()
                 known.round_trip = known.round_trip.observed(now - started, now)
             self.health.failed(f"no answer within {timeout_s:.3f} s")
-            return None
+            return Reason.CLOUD_FAILED
         except RemoteError as error:
+            if size.cut_off and size.limit_bytes < MAX_RESPONSE_BYTES:  # it answers, we can't afford to read it
+                self.health.abandoned()
+                return Reason.BUDGET
             self.health.failed(error.what)
-            return None
+            return Reason.CLOUD_FAILED
         except asyncio.CancelledError:
             self.health.abandoned()
             raise
         except Exception as error:  # whatever it is, a half-open breaker must get its one place back
             log.exception("cloud %s: a request failed in an unknown way", self.name)
             self.health.failed(f"{type(error).__name__}: {error}")
-            return None
+            return Reason.CLOUD_FAILED
         if response.status != 200 and response.status not in PASSED_ON:
             self.health.failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
-            return None
+            return Reason.CLOUD_FAILED
         try:
             answer = cloud_answer(response, decision.reason, known.shape, request.client_id)
         except RequestError as error:
             self.health.failed(f"its answer is not an inference response ({error})")
-            return None
+            return Reason.CLOUD_FAILED
         now = self._clock()
         known.round_trip = known.round_trip.observed(now - started, now)
         self.health.succeeded()

@@ -28,6 +28,19 @@ class Response:
 
 
 @dataclass
+class AnswerSize:
+    """How much of an answer's body may be read, and how much was. Reading stops with the piece that exceeds it."""
+
+    limit_bytes: int = MAX_RESPONSE_BYTES
+    read_bytes: int = 0
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether there was more than may be read."""
+        return self.read_bytes > self.limit_bytes
+
+
+@dataclass
 class _Parse:
     """Callbacks of the parser."""
 
@@ -76,17 +89,27 @@ class HttpClient:
         self._idle: list[_Connection] = []
 
     async def request(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes = b"", timeout_s: float
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        timeout_s: float,
+        size: AnswerSize | None = None,
     ) -> Response:
-        """Send one request and read the whole answer within ``timeout_s``."""
-        return await asyncio.wait_for(self._request(method, path, headers or {}, body), timeout_s)
+        """Send one request and read the whole answer within ``timeout_s``; ``size`` tells how much was read."""
+        size = size or AnswerSize()
+        return await asyncio.wait_for(self._request(method, path, headers or {}, body, size), timeout_s)
 
     def close(self) -> None:
         """Close idle connections."""
         while self._idle:
             self._idle.pop()[1].close()
 
-    async def _request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+    async def _request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, size: AnswerSize
+    ) -> Response:
         lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._netloc}", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         try:
@@ -99,16 +122,18 @@ class HttpClient:
                 connection[1].close()
                 continue
             try:
-                return await self._exchange(connection, head, body, reused=True)
+                return await self._exchange(connection, head, body, size, reused=True)
             except _Stale:
                 continue  # the server closed it while it was idle: nothing was read, so sending again is safe
         try:
             connection = await asyncio.open_connection(self._host, self._port, ssl=self._tls, limit=_READ_BYTES)
         except (OSError, ssl.SSLError) as error:
             raise RemoteError(f"can't connect ({error})", where=self.url) from error
-        return await self._exchange(connection, head, body, reused=False)
+        return await self._exchange(connection, head, body, size, reused=False)
 
-    async def _exchange(self, connection: _Connection, head: bytes, body: bytes, *, reused: bool) -> Response:
+    async def _exchange(
+        self, connection: _Connection, head: bytes, body: bytes, size: AnswerSize, *, reused: bool
+    ) -> Response:
         reader, writer = connection
         started = time.monotonic()
         parse = _Parse()
@@ -126,8 +151,9 @@ class HttpClient:
                     break
                 received = True
                 parser.feed_data(data)
-                if len(parse.body) > MAX_RESPONSE_BYTES:
-                    raise RemoteError(f"the answer is longer than {MAX_RESPONSE_BYTES} bytes", where=self.url)
+                size.read_bytes = len(parse.body)
+                if size.cut_off:
+                    raise RemoteError(f"the answer is longer than {size.limit_bytes} bytes", where=self.url)
             if not parse.complete:
                 if reused and not received:
                     raise _Stale

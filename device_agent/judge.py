@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from aios_edge.manifest import Manifest
 from device_agent import scheduler
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
-from device_agent.router import Here, There, next_review_at, route
+from device_agent.router import Here, There, for_want_of_cloud, next_review_at, route
 from device_agent.scheduler import Forecast, Pending
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
-from device_agent.values import Decision
+from device_agent.values import Cloud, Decision, Reason
 
 
 class Judge:
@@ -38,7 +40,8 @@ class Judge:
         if forecast is None:
             forecast = self.forecast(ticket.pending, now, waiting=waiting)
         request = ticket.request
-        return route(
+        ask = partial(
+            route,
             now=now,
             deadline_at=request.deadline_at,
             local_only=request.local_only,
@@ -47,14 +50,29 @@ class Judge:
                 worker_ready=self._instance.ready,
                 queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
             ),
-            there=self.there(ticket, now),
         )
+        decision = ask(there=self.there(ticket, now))
+        if not isinstance(decision, Cloud) and (dear := self._unaffordable(ticket, now)):
+            return for_want_of_cloud(decision, Reason.BUDGET) if isinstance(ask(there=dear), Cloud) else decision
+        return decision
 
     def there(self, ticket: Ticket, now: float) -> There | None:
         """The cloud endpoint that may take it now."""
         if ticket.no_cloud or ticket.request.local_only:
             return None
-        return self._around.cloud.best(self._manifest.name, now, natural=ticket.request.natural)
+        request = ticket.request
+        return self._around.cloud.best(
+            self._manifest.name, now, natural=request.natural, request_bytes=len(request.body)
+        )
+
+    def _unaffordable(self, ticket: Ticket, now: float) -> There | None:
+        """The cloud endpoint that could take it if its budget weren't spent."""
+        request = ticket.request
+        if ticket.no_cloud or request.local_only:
+            return None
+        return self._around.cloud.unaffordable(
+            self._manifest.name, now, natural=request.natural, request_bytes=len(request.body)
+        )
 
     def forecast(self, pending: Pending, now: float, *, waiting: bool) -> Forecast | None:
         """When it would be answered here; None where nobody knows."""

@@ -19,7 +19,7 @@ from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.rehearsal import rehearse
 from device_agent.review import Review
-from device_agent.router import after_cloud_failed
+from device_agent.router import for_want_of_cloud
 from device_agent.scheduler import Pending
 from device_agent.service_time import ServiceTime
 from device_agent.surroundings import Surroundings
@@ -118,10 +118,10 @@ class ModelHost:
                 return shed_answer(decision)
             if isinstance(decision, Cloud):
                 answer = await self._around.cloud.infer(decision, request, self.name)
-                if answer is not None:
+                if isinstance(answer, Answer):
                     return answer
                 ticket.no_cloud = True
-                decision = after_cloud_failed(self._judge.decide(ticket))
+                decision = for_want_of_cloud(self._judge.decide(ticket), answer)
                 continue
             ticket.reason = decision.reason
             outcome = await self._wait(ticket)

@@ -81,12 +81,12 @@ def _retry_after(now: float, forecast: Forecast | None) -> float:
     return max(forecast.expected_at - now, LEAST_RETRY_S) if forecast else 5.0
 
 
-def after_cloud_failed(decision: Decision) -> Decision:
-    """The decision made anew without the cloud that failed, saying that it was tried."""
+def for_want_of_cloud(decision: Decision, why: Reason) -> Decision:
+    """The decision made without a cloud that would have taken it, saying why it didn't."""
     if isinstance(decision, Local):
-        return Local(Reason.CLOUD_FAILED)
+        return Local(why)
     if isinstance(decision, Shed) and decision.reason is not Reason.DEADLINE_PASSED:
-        return Shed(Reason.CLOUD_FAILED, decision.retry_after_s)
+        return Shed(why, decision.retry_after_s)
     return decision
 
 

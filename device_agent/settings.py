@@ -13,12 +13,12 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
 from aios_edge.errors import SettingsError
 from aios_edge.mqtt_options import MqttOptions
+from device_agent.cloud_settings import CloudEndpoint, check_endpoints
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -30,10 +30,6 @@ NOT_AVAILABLE = {
     ("http", "tls_cert"),
     ("http", "tls_key"),
     ("mqtt", "home_assistant"),
-    ("cloud", "client_cert"),
-    ("cloud", "weight"),
-    ("cloud", "requests_per_day"),
-    ("cloud", "bytes_per_day"),
     ("repository", "*"),
     ("tenant", "*"),
     ("commands", "*"),
@@ -105,17 +101,6 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     breaker_backoff_max_s: float = 30.0
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
-
-
-class CloudEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One ``[[cloud]]``: any Open Inference Protocol v2 server."""
-
-    name: str
-    url: str
-    model_map: dict[str, str] = {}  # local = "remote[:version]"; a model that isn't listed keeps its name
-    bearer_file: Path | None = None  # sent as Authorization: Bearer
-    ca: Path | None = None
-    timeout_s: float = 10.0  # of one request; its deadline may be sooner
 
 
 class Emulate(msgspec.Struct, frozen=True, kw_only=True):
@@ -269,7 +254,6 @@ def _check_values(settings: Settings, where: str) -> None:
             for name in Policy.__struct_fields__
             if getattr(settings.policy, name) is not None
         ),
-        *((f"cloud.{cloud.name}.timeout_s", cloud.timeout_s) for cloud in settings.cloud),
         *((("mqtt.interval_s", settings.mqtt.interval_s),) if settings.mqtt else ()),
     )
     for key, value in positive:
@@ -279,12 +263,7 @@ def _check_values(settings: Settings, where: str) -> None:
             fail(key, f"{value} must be greater than 0", "Correct the value")
     if settings.emulate.slowdown < 1:
         fail("emulate.slowdown", "a faster device can't be emulated", "Give a factor of at least 1")
-    names = [cloud.name for cloud in settings.cloud]
-    for cloud in settings.cloud:
-        if names.count(cloud.name) > 1:
-            fail("cloud.name", f"{cloud.name!r} appears twice", "Give each [[cloud]] its own name")
-        if not _is_http_url(cloud.url):
-            fail(f"cloud.{cloud.name}.url", f"{cloud.url!r} is not an http(s) URL", "Write http://host:port")
+    check_endpoints(settings.cloud, where)
     if settings.mqtt and settings.mqtt.password_file and not settings.mqtt.username:
         fail("mqtt.password_file", "a password needs a username", "Set mqtt.username")
 
@@ -297,14 +276,6 @@ def check_model_maps(settings: Settings, models: Collection[str]) -> None:
                 what = f"no bundle here is named '{name}'"
                 where = f"cloud.{cloud.name}.model_map"
                 raise SettingsError(what, where=where, remedy=_nearest(name, tuple(models)))
-
-
-def _is_http_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none, half an IPv6 address
-        return False
 
 
 def read_secret(path: Path) -> str:

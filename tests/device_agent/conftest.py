@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # what test files here share: cloud_server
+
 
 @dataclass
 class AgentProcess:

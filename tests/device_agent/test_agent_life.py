@@ -121,6 +121,33 @@ def test_overflow_goes_to_the_cloud_until_the_breaker_opens(start_agent: Any, sm
     assert device.stop() == 0
 
 
+def test_a_spent_budget_keeps_requests_here_and_says_so(start_agent: Any, small_batches: Path) -> None:
+    cloud = start_agent(bundle=small_batches)
+    device = start_agent(
+        f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nrequests_per_day = 2\ncost_per_request = 0.5\n{SLOW}',
+        bundle=small_batches,
+    )
+    device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
+    assert [device.infer(timeout=90_000)[1]["parameters"]["route"] for _ in range(2)] == ["cloud", "cloud"]
+    for _ in range(2):
+        code, document, _ = device.infer(timeout=90_000)
+        assert code == 503 and document["parameters"] == {"route": None, "reason": "budget"}
+    assert device.infer()[1]["parameters"]["reason"] == "no_deadline", "the budget is the cause of nothing here"
+    code, document, _ = device.infer(timeout=90_000, privacy="local-only")
+    assert document["parameters"]["reason"] == "local_only"
+    assert device.events("budget_exhausted") == [{"endpoint": "c", "budget": "requests"}]
+    told = device.status()["cloud"]["c"]
+    assert told["budgets"] == {"requests": {"per_day": 2.0, "left": 0.0}} and told["spent"]["cost"] == 1.0
+    with urllib.request.urlopen(f"{device.url}/metrics") as page:
+        text = page.read().decode()
+    assert 'aios_cloud_requests_total{endpoint="c"} 2\n' in text
+    assert 'aios_cloud_cost_total{endpoint="c"} 1.0\n' in text
+    assert 'aios_cloud_budget_left{endpoint="c",budget="requests"} 0.0\n' in text
+    assert (device.config.parent / "state" / "budgets.json").exists()
+    assert cloud.status()["totals"] == {"local": 2}
+    assert device.stop() == 0
+
+
 def test_a_cloud_that_comes_later_is_found_and_one_that_does_not_fit_is_not_used(
     start_agent: Any, make_bundle: Any
 ) -> None:

@@ -1,0 +1,94 @@
+"""Budgets of an endpoint, counted by the server that was asked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cloud_server import ANSWER, GO, Server, drive, http, request, until, usable
+
+from device_agent.answer import Answer
+from device_agent.cloud import CloudPool
+from device_agent.values import Reason
+
+Outcomes = list["Answer | Reason"]
+
+
+async def ask(pool: CloudPool, times: int) -> Outcomes:
+    return list(await asyncio.gather(*(pool.infer(GO, request(), "m") for _ in range(times))))
+
+
+def answered(outcomes: Outcomes) -> int:
+    assert {Reason.BUDGET} >= {outcome for outcome in outcomes if isinstance(outcome, Reason)}
+    return sum(isinstance(outcome, Answer) for outcome in outcomes)
+
+
+def inferences(server: Server) -> list[bytes]:
+    return [body for first, _, body in server.seen if first.startswith("POST")]
+
+
+def test_requests_and_cost_end_with_their_budget_say_so_once_and_stay_spent(tmp_path: Path) -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        assert answered(await ask(pool, 30)) == 7 and len(inferences(server)) == 7
+        assert not usable(pool) and events.count("budget_exhausted") == 1
+        kept = pool.unaffordable("m", time.monotonic(), natural=False, request_bytes=1)
+        assert kept is not None and kept.endpoint == "c"
+        status = pool.endpoints["c"].status(time.monotonic())
+        assert status.spent.requests == 7 and status.spent.cost == pytest.approx(0.7)
+        assert status.budgets["requests"].left == 0 and status.budgets["cost"].left == pytest.approx(0.3)
+        assert pool.endpoints["c"].breaker.failures == 0
+
+    async def after_a_restart(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: pool.endpoints["c"].models["m"].usable)
+        assert not usable(pool) and answered(await ask(pool, 3)) == 0 and not inferences(server)
+
+    limits = {"requests_per_day": 7, "cost_per_request": 0.1, "cost_per_day": 1.0}
+    drive(scenario, Server(), state_dir=tmp_path, **limits)
+    drive(after_a_restart, Server(), state_dir=tmp_path, **limits)
+
+
+def test_bytes_are_those_of_requests_and_answers_and_never_more() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        answer_bytes = len(http(200, ANSWER).partition(b"\r\n\r\n")[2])
+        outcomes = await ask(pool, 5)
+        while usable(pool):
+            outcomes += await ask(pool, 2)
+        sent = inferences(server)
+        spent = pool.endpoints["c"].status(time.monotonic()).spent
+        assert answered(outcomes) == len(sent) == spent.requests > 5
+        assert (spent.sent_bytes, spent.received_bytes) == (sum(map(len, sent)), len(sent) * answer_bytes)
+        assert 3_500 < spent.sent_bytes + spent.received_bytes <= 5_000
+        assert events.count("budget_exhausted") == 1
+
+    drive(scenario, Server(), bytes_per_day=5_000)
+
+
+def test_an_answer_beyond_the_budget_is_cut_off_and_is_no_fault_of_the_endpoint() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        server.reply = lambda: http(200, {**ANSWER, "more": "x" * 4_000})
+        assert await ask(pool, 1) == [Reason.BUDGET]
+        assert pool.endpoints["c"].breaker.failures == 0
+        spent = pool.endpoints["c"].status(time.monotonic()).spent
+        assert spent.received_bytes > 4_000, "what was read is paid for all the same"
+
+    drive(scenario, Server(), bytes_per_day=5_000)
+
+
+def test_who_goes_away_has_paid_for_the_request_only() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        server.reply = lambda: None
+        task = asyncio.ensure_future(pool.infer(GO, request(), "m"))
+        await until(lambda: inferences(server))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        left = pool.endpoints["c"].status(time.monotonic()).budgets["bytes"].left
+        assert left == 100_000 - len(inferences(server)[0])
+
+    drive(scenario, Server(), bytes_per_day=100_000)
