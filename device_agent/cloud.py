@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from aios_edge.errors import AiosEdgeError
 from device_agent.answer import Answer
 from device_agent.budget_book import BudgetBook
 from device_agent.cloud_account import limits_of
+from device_agent.cloud_choice import Candidate, Wanted, choose, soonest
 from device_agent.cloud_endpoint import Endpoint
 from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_health import Emit
@@ -31,7 +33,9 @@ class CloudPool:
         policy: Policy,
         emit: Emit,
         clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[], float] = random.random,
     ) -> None:
+        self._draw = draw
         self._book = BudgetBook({settings.name: limits_of(settings) for settings in endpoints}, clock)
         self.endpoints: Mapping[str, Endpoint] = {
             settings.name: Endpoint(settings, policy, self._book, emit, clock) for settings in endpoints
@@ -55,23 +59,26 @@ class CloudPool:
             await endpoint.stop()
         await self._book.close()
 
-    def best(self, model: str, now: float, *, natural: bool, request_bytes: int = 0) -> There | None:
-        """The endpoint that is predicted to answer soonest, of those that may be used now."""
-        offers = [
-            offer
-            for endpoint in self.endpoints.values()
-            if endpoint.account.affords(request_bytes) and (offer := endpoint.offer(model, now, natural=natural))
-        ]
-        return min(offers, key=lambda offer: offer.safe_s, default=None)
+    def choose(self, model: str, wanted: Wanted, now: float) -> There | None:
+        """The endpoint that may take a request."""
+        return choose(self._candidates(model, wanted, now, affordable=True), now, wanted.deadline_at, self._draw())
 
-    def unaffordable(self, model: str, now: float, *, natural: bool, request_bytes: int) -> There | None:
-        """The soonest of the endpoints that only their budgets keep from being asked."""
-        offers = [
-            offer
-            for endpoint in self.endpoints.values()
-            if not endpoint.account.affords(request_bytes) and (offer := endpoint.offer(model, now, natural=natural))
+    def soonest(self, model: str, wanted: Wanted, now: float) -> There | None:
+        """The one of them that is predicted to answer first."""
+        return soonest(self._candidates(model, wanted, now, affordable=True))
+
+    def unaffordable(self, model: str, wanted: Wanted, now: float) -> There | None:
+        """The soonest of those that only their budgets keep from being asked."""
+        return soonest(self._candidates(model, wanted, now, affordable=False))
+
+    def _candidates(self, model: str, wanted: Wanted, now: float, *, affordable: bool) -> list[Candidate]:
+        return [
+            Candidate(there=offer, weight=endpoint.weight)
+            for name, endpoint in self.endpoints.items()
+            if name not in wanted.without
+            and endpoint.account.affords(wanted.request_bytes) is affordable
+            and (offer := endpoint.offer(model, now, natural=wanted.natural))
         ]
-        return min(offers, key=lambda offer: offer.safe_s, default=None)
 
     async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | Reason:
         """Send a request to the endpoint the router chose. The answer, or why there is none: ``cloud_failed``,

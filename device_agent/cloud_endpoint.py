@@ -39,6 +39,7 @@ class Endpoint:
     ) -> None:
         self.name = settings.name
         self.url = settings.url
+        self.weight = settings.weight
         self.models: dict[str, CloudModel] = {}
         rule = BreakerRule(
             failures=policy.breaker_failures,

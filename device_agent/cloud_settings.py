@@ -20,6 +20,7 @@ class CloudEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     bearer_file: Path | None = None  # sent as Authorization: Bearer
     ca: Path | None = None
     timeout_s: float = 10.0  # of one request; its deadline may be sooner
+    weight: float = 1.0  # its share of the requests for which several endpoints are in time; 0: a spare
     requests_per_day: int | None = None  # in any 24 hours
     bytes_per_day: int | None = None  # bodies of requests and answers
     cost_per_request: float = 0.0  # in the user's unit
@@ -49,12 +50,11 @@ def _check(endpoint: CloudEndpoint, where: str) -> None:
         if value is not None and not (math.isfinite(value) and value > 0):
             what = "must be greater than 0" if math.isfinite(value) else "is not a finite number greater than 0"
             raise SettingsError(f"{value} {what}", where=f"{where}.{key}", remedy="Correct the value")
-    if not (math.isfinite(endpoint.cost_per_request) and endpoint.cost_per_request >= 0):
-        raise SettingsError(
-            f"{endpoint.cost_per_request} is not a finite number of at least 0",
-            where=f"{where}.cost_per_request",
-            remedy="Correct the value",
-        )
+    for key in ("weight", "cost_per_request"):
+        value = getattr(endpoint, key)
+        if not (math.isfinite(value) and value >= 0):
+            what = f"{value} is not a finite number of at least 0"
+            raise SettingsError(what, where=f"{where}.{key}", remedy="Correct the value")
     if endpoint.cost_per_day is not None and not endpoint.cost_per_request:
         raise SettingsError(
             "nothing costs anything", where=f"{where}.cost_per_day", remedy="Set cost_per_request as well"

@@ -6,6 +6,7 @@ from functools import partial
 
 from aios_edge.manifest import Manifest
 from device_agent import scheduler
+from device_agent.cloud_choice import Wanted
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.router import Here, There, for_want_of_cloud, next_review_at, route
@@ -60,19 +61,13 @@ class Judge:
         """The cloud endpoint that may take it now."""
         if ticket.no_cloud or ticket.request.local_only:
             return None
-        request = ticket.request
-        return self._around.cloud.best(
-            self._manifest.name, now, natural=request.natural, request_bytes=len(request.body)
-        )
+        return self._around.cloud.choose(self._manifest.name, ticket.wanted, now)
 
     def _unaffordable(self, ticket: Ticket, now: float) -> There | None:
         """The cloud endpoint that could take it if its budget weren't spent."""
-        request = ticket.request
-        if ticket.no_cloud or request.local_only:
+        if ticket.no_cloud or ticket.request.local_only:
             return None
-        return self._around.cloud.unaffordable(
-            self._manifest.name, now, natural=request.natural, request_bytes=len(request.body)
-        )
+        return self._around.cloud.unaffordable(self._manifest.name, ticket.wanted, now)
 
     def forecast(self, pending: Pending, now: float, *, waiting: bool) -> Forecast | None:
         """When it would be answered here; None where nobody knows."""
@@ -98,4 +93,5 @@ class Judge:
 
     def next_review_at(self, now: float) -> float | None:
         """When one that waits has its last chance in the cloud, or its deadline passes."""
-        return next_review_at(self._queue.order, self._around.cloud.best(self._manifest.name, now, natural=False), now)
+        soonest = self._around.cloud.soonest(self._manifest.name, Wanted(), now)
+        return next_review_at(self._queue.order, soonest, now)

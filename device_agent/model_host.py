@@ -120,8 +120,10 @@ class ModelHost:
                 answer = await self._around.cloud.infer(decision, request, self.name)
                 if isinstance(answer, Answer):
                     return answer
-                ticket.no_cloud = True
-                decision = for_want_of_cloud(self._judge.decide(ticket), answer)
+                ticket.failed_at = (*ticket.failed_at, decision.endpoint)
+                decision = self._judge.decide(ticket)  # another endpoint, if there is time
+                if not isinstance(decision, Cloud):
+                    decision = for_want_of_cloud(decision, answer)
                 continue
             ticket.reason = decision.reason
             outcome = await self._wait(ticket)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 from aios_edge.manifest import TensorSpec
 from device_agent.cloud import CloudPool
+from device_agent.cloud_choice import Wanted
 from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_settings import CloudEndpoint
 from device_agent.settings import Policy
@@ -109,6 +110,44 @@ def request(timeout_s: float | None = 5.0) -> InferenceRequest:
 GO = Cloud(Reason.PREDICTED_LATE, "c")
 
 
+def shape_of(bundle: Any) -> tuple[ModelShape, Any]:
+    """A bundle's model, and the metadata of a server that has it."""
+    shape = ModelShape.of(bundle.manifest)
+    tensors = [
+        [{"name": tensor.name, "datatype": tensor.datatype, "shape": list(tensor.shape)} for tensor in side]
+        for side in (shape.inputs, shape.outputs)
+    ]
+    return shape, {"name": shape.name, "inputs": tensors[0], "outputs": tensors[1]}
+
+
+@asynccontextmanager
+async def asking(
+    *servers: Server, shape: ModelShape = SHAPE, policy: Policy | None = None, draw: Any = None, **endpoint: Any
+) -> AsyncIterator[tuple[CloudPool, list[Any]]]:
+    """A pool of the endpoints ``a``, ``b``, ``c`` …, all usable, and its events; a list gives each its own setting."""
+    async with AsyncExitStack() as stack:
+        for server in servers:
+            await stack.enter_async_context(serving(server))
+        events: list[Any] = []
+        settings = tuple(
+            CloudEndpoint(
+                name="abc"[number],
+                url=server.url,
+                **{key: value[number] if isinstance(value, list) else value for key, value in endpoint.items()},
+            )
+            for number, server in enumerate(servers)
+        )
+        more = {} if draw is None else {"draw": draw}
+        pool = CloudPool(settings, policy or Policy(), lambda kind, **_: events.append(kind), **more)
+        pool.add(shape)
+        pool.start()
+        try:
+            await until(lambda: all(one.models[shape.name].usable for one in pool.endpoints.values()))
+            yield pool, events
+        finally:
+            await pool.stop()
+
+
 def drive(
     scenario: Callable[[Server, CloudPool, list[Any]], Awaitable[None]],
     server: Server,
@@ -139,4 +178,4 @@ async def until(condition: Callable[[], Any]) -> None:
 
 
 def usable(pool: CloudPool, natural: bool = False) -> bool:
-    return pool.best("m", time.monotonic(), natural=natural) is not None
+    return pool.choose("m", Wanted(natural=natural), time.monotonic()) is not None

@@ -15,6 +15,7 @@ from cloud_server import ANSWER, GO, METADATA, SHAPE, Server, drive, http, reque
 from aios_edge.errors import RemoteError
 from device_agent.answer import Answer
 from device_agent.cloud import CloudPool
+from device_agent.cloud_choice import Wanted
 from device_agent.cloud_fit import misfit
 from device_agent.http1 import HttpClient
 from device_agent.round_trip import RoundTrip
@@ -201,7 +202,7 @@ def test_a_deadline_that_the_endpoint_missed_is_learnt_from() -> None:
         await until(lambda: usable(pool))
         server.reply = lambda: None
         assert await pool.infer(GO, request(0.2), "m") is Reason.CLOUD_FAILED
-        offer = pool.best("m", time.monotonic(), natural=False)
+        offer = pool.choose("m", Wanted(), time.monotonic())
         assert offer is not None and offer.expected_s > 0.1, "nobody else with such a deadline is sent there at once"
 
     drive(scenario, Server())

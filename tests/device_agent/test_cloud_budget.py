@@ -12,6 +12,7 @@ from cloud_server import ANSWER, GO, Server, drive, http, request, until, usable
 
 from device_agent.answer import Answer
 from device_agent.cloud import CloudPool
+from device_agent.cloud_choice import Wanted
 from device_agent.values import Reason
 
 Outcomes = list["Answer | Reason"]
@@ -35,7 +36,7 @@ def test_requests_and_cost_end_with_their_budget_say_so_once_and_stay_spent(tmp_
         await until(lambda: usable(pool))
         assert answered(await ask(pool, 30)) == 7 and len(inferences(server)) == 7
         assert not usable(pool) and events.count("budget_exhausted") == 1
-        kept = pool.unaffordable("m", time.monotonic(), natural=False, request_bytes=1)
+        kept = pool.unaffordable("m", Wanted(request_bytes=1), time.monotonic())
         assert kept is not None and kept.endpoint == "c"
         status = pool.endpoints["c"].status(time.monotonic())
         assert status.spent.requests == 7 and status.spent.cost == pytest.approx(0.7)

@@ -39,7 +39,7 @@ def test_everything_there_is() -> None:
         '[[bundle]]\npath = "b1"\npinned = true\n[[bundle]]\npath = "/b2"\n'
         "[policy]\nqueue_limit = 3\ndefault_deadline_s = 0.5\n"
         '[[cloud]]\nname = "c"\nurl = "https://x"\nmodel_map = {a = "b:2"}\nbearer_file = "t"\nca = "ca"\n'
-        "timeout_s = 1\nrequests_per_day = 9\nbytes_per_day = 99\ncost_per_request = 0.1\ncost_per_day = 5\n"
+        "timeout_s = 1\nweight = 0\nrequests_per_day = 9\nbytes_per_day = 99\ncost_per_request = 0.1\ncost_per_day = 5\n"
         "[emulate]\nslowdown = 8\n"
     )
     assert settings.device.profile == str(BASE / "my.toml") and str(settings.device.state_dir) == "/var/lib/aios"
@@ -64,6 +64,7 @@ def test_everything_there_is() -> None:
             '[[cloud]]\nname = "c"\nurl = "http://x"\nrequests_per_day = 0',
             "cloud.c.requests_per_day: 0 must be greater",
         ),
+        ('[[cloud]]\nname = "c"\nurl = "http://x"\nweight = -1', "cloud.c.weight: -1.0 is not a finite number"),
         ('[[cloud]]\nname = "c"\nurl = "http://x"\nbytes_per_day = 1.5', "cloud[0].bytes_per_day"),
         ('[[cloud]]\nname = "c"\nurl = "http://x"\ncost_per_request = -1', "cloud.c.cost_per_request: -1.0 is not"),
         ('[[cloud]]\nname = "c"\nurl = "http://x"\ncost_per_day = 1', "cloud.c.cost_per_day: nothing costs anything"),
