@@ -35,6 +35,13 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     energy: Energy | None = None
 
 
+class Unanswered(msgspec.Struct, frozen=True, kw_only=True):
+    """No cloud endpoint answered: why (``cloud_failed``, ``budget``), and which were tried."""
+
+    reason: Reason
+    endpoints: tuple[str, ...]
+
+
 _SHED_TEXT = {
     Reason.CLOUD_UNAVAILABLE: "this device would be late and no cloud endpoint can take it",
     Reason.CLOUD_FAILED: "this device would be late and the cloud failed",

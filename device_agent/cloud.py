@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from aios_edge.errors import AiosEdgeError
-from device_agent.answer import Answer
+from device_agent.answer import Answer, Unanswered
 from device_agent.budget_book import BudgetBook
 from device_agent.cloud_account import limits_of
 from device_agent.cloud_choice import Candidate, Wanted, choose, soonest
@@ -17,6 +17,7 @@ from device_agent.cloud_endpoint import Endpoint
 from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_health import Emit
 from device_agent.cloud_settings import CloudEndpoint
+from device_agent.hedge import HedgeAllowance, first_good
 from device_agent.router import There
 from device_agent.settings import Policy
 from device_agent.values import Cloud, InferenceRequest, Reason
@@ -35,7 +36,10 @@ class CloudPool:
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
+        self._policy = policy
+        self._clock = clock
         self._draw = draw
+        self._allowance = HedgeAllowance()
         self._book = BudgetBook({settings.name: limits_of(settings) for settings in endpoints}, clock)
         self.endpoints: Mapping[str, Endpoint] = {
             settings.name: Endpoint(settings, policy, self._book, emit, clock) for settings in endpoints
@@ -80,11 +84,45 @@ class CloudPool:
             and (offer := endpoint.offer(model, now, natural=wanted.natural))
         ]
 
-    async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | Reason:
-        """Send a request to the endpoint the router chose. The answer, or why there is none: ``cloud_failed``,
-        ``budget``."""
-        try:
-            return await self.endpoints[decision.endpoint].infer(decision, request, model)
-        except AiosEdgeError as error:
-            log.warning("cloud %s: %s", decision.endpoint, error)
-            return Reason.CLOUD_FAILED
+    async def infer(
+        self, decision: Cloud, request: InferenceRequest, model: str, *, tried: tuple[str, ...] = ()
+    ) -> Answer | Unanswered:
+        """Send a request to the endpoint the router chose, and to another one when that takes long and the policy wants
+        it. ``tried``: endpoints that failed it before; then it isn't sent twice."""
+        asked: list[str] = []
+
+        async def ask(where: Cloud) -> Answer | Reason:
+            asked.append(where.endpoint)
+            try:
+                return await self.endpoints[where.endpoint].infer(where, request, model)
+            except AiosEdgeError as error:
+                log.warning("cloud %s: %s", where.endpoint, error)
+                return Reason.CLOUD_FAILED
+
+        def second() -> Awaitable[Answer | Reason] | None:
+            where = self._hedge(decision, request, model)
+            return None if where is None else ask(where)
+
+        self._allowance = self._allowance.earned()
+        after_s = None if tried or not self._policy.hedge else self.endpoints[decision.endpoint].p95_s(model)
+        if after_s is None:
+            result = await ask(decision)
+        else:
+            result = await first_good(ask(decision), second, after_s, lambda result: isinstance(result, Answer))
+        return result if isinstance(result, Answer) else Unanswered(reason=result, endpoints=tuple(asked))
+
+    def _hedge(self, first: Cloud, request: InferenceRequest, model: str) -> Cloud | None:
+        """Who else is asked, because the first endpoint takes longer than it nearly always does."""
+        now = self._clock()
+        wanted = Wanted(
+            natural=request.natural,
+            request_bytes=len(request.body),
+            deadline_at=request.deadline_at,
+            without=(first.endpoint,),
+        )
+        if not self._allowance.allows() or (there := self.choose(model, wanted, now)) is None:
+            return None
+        if request.deadline_at is not None and now + there.expected_s > request.deadline_at:
+            return None
+        self._allowance = self._allowance.used()
+        return Cloud(Reason.HEDGED, there.endpoint)

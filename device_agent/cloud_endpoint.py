@@ -40,6 +40,7 @@ class Endpoint:
         self.name = settings.name
         self.url = settings.url
         self.weight = settings.weight
+        self.hedges = 0  # requests that were sent here because another endpoint took long
         self.models: dict[str, CloudModel] = {}
         rule = BreakerRule(
             failures=policy.breaker_failures,
@@ -78,6 +79,7 @@ class Endpoint:
             url=self.url,
             breaker=self.breaker.state,
             models=models,
+            hedges=self.hedges,
             spent=self.account.spent(),
             budgets=self.account.budgets(),
         )
@@ -91,9 +93,14 @@ class Endpoint:
         expected_s, safe_s = known.round_trip.predict(now)
         return There(endpoint=self.name, expected_s=expected_s, safe_s=safe_s)
 
+    def p95_s(self, model: str) -> float | None:
+        """What nineteen of twenty answers of that model took at most; None while nobody knows."""
+        return self.models[model].round_trip.p95_s()
+
     async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | Reason:
         """Send a request there. The answer, or why there is none: ``cloud_failed`` (the breaker knows), ``budget``."""
         body, headers = self._outgoing(request)
+        self.hedges += decision.reason is Reason.HEDGED
         self.health.sent()
         try:
             posting = await self.account.pay(len(body))
@@ -154,6 +161,9 @@ class Endpoint:
             self.health.failed(error.what)
             return Reason.CLOUD_FAILED
         except asyncio.CancelledError:
+            now = self._clock()
+            if now - started > known.round_trip.predict(now)[0]:  # it would have taken longer still
+                known.round_trip = known.round_trip.observed(now - started, now)
             self.health.abandoned()
             raise
         except Exception as error:  # whatever it is, a half-open breaker must get its one place back

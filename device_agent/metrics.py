@@ -150,6 +150,13 @@ class Metrics:
             one,
         )
         page.family(
+            "aios_cloud_hedges_total",
+            "counter",
+            "Of these, sent because another endpoint took long.",
+            [((name,), cloud.hedges) for name, cloud in status.cloud.items()],
+            one,
+        )
+        page.family(
             "aios_cloud_bytes_total",
             "counter",
             "Bodies of these requests and of their answers.",

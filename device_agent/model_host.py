@@ -117,13 +117,13 @@ class ModelHost:
             if isinstance(decision, Shed):
                 return shed_answer(decision)
             if isinstance(decision, Cloud):
-                answer = await self._around.cloud.infer(decision, request, self.name)
+                answer = await self._around.cloud.infer(decision, request, self.name, tried=ticket.failed_at)
                 if isinstance(answer, Answer):
                     return answer
-                ticket.failed_at = (*ticket.failed_at, decision.endpoint)
+                ticket.failed_at = (*ticket.failed_at, *answer.endpoints)
                 decision = self._judge.decide(ticket)  # another endpoint, if there is time
                 if not isinstance(decision, Cloud):
-                    decision = for_want_of_cloud(decision, answer)
+                    decision = for_want_of_cloud(decision, answer.reason)
                 continue
             ticket.reason = decision.reason
             outcome = await self._wait(ticket)

@@ -100,6 +100,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     breaker_backoff_s: float = 1.0  # first pause before a probe; doubles up to breaker_backoff_max_s
     breaker_backoff_max_s: float = 30.0
     drain_s: float = 20.0  # on SIGTERM queued work has this long
+    hedge: bool = False  # ask a second cloud endpoint when the first takes longer than nearly always
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
 
 
@@ -252,7 +253,7 @@ def _check_values(settings: Settings, where: str) -> None:
         *(
             (f"policy.{name}", getattr(settings.policy, name))
             for name in Policy.__struct_fields__
-            if getattr(settings.policy, name) is not None
+            if (value := getattr(settings.policy, name)) is not None and not isinstance(value, bool)
         ),
         *((("mqtt.interval_s", settings.mqtt.interval_s),) if settings.mqtt else ()),
     )

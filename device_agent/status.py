@@ -64,11 +64,13 @@ class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CloudStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One endpoint. ``budgets``: ``requests``, ``bytes`` and ``cost``, those that have a limit."""
+    """One endpoint. ``hedges``: requests it was sent because another endpoint took long. ``budgets``: ``requests``,
+    ``bytes`` and ``cost``, those that have a limit."""
 
     url: str
     breaker: str
     models: dict[str, CloudModelStatus]
+    hedges: int
     spent: CloudSpending
     budgets: dict[str, BudgetStatus]
 

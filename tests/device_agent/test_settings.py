@@ -37,9 +37,10 @@ def test_everything_there_is() -> None:
         '[mqtt]\nurl = "mqtts://b"\nusername = "u"\npassword_file = "pw"\nca = "ca.pem"\ncert = "c"\nkey = "k"\n'
         'protocol = "3.1.1"\nformat = "json"\ninterval_s = 2\n'
         '[[bundle]]\npath = "b1"\npinned = true\n[[bundle]]\npath = "/b2"\n'
-        "[policy]\nqueue_limit = 3\ndefault_deadline_s = 0.5\n"
+        "[policy]\nqueue_limit = 3\nhedge = true\ndefault_deadline_s = 0.5\n"
         '[[cloud]]\nname = "c"\nurl = "https://x"\nmodel_map = {a = "b:2"}\nbearer_file = "t"\nca = "ca"\n'
-        "timeout_s = 1\nweight = 0\nrequests_per_day = 9\nbytes_per_day = 99\ncost_per_request = 0.1\ncost_per_day = 5\n"
+        "timeout_s = 1\nweight = 0\nrequests_per_day = 9\nbytes_per_day = 99\n"
+        "cost_per_request = 0.1\ncost_per_day = 5\n"
         "[emulate]\nslowdown = 8\n"
     )
     assert settings.device.profile == str(BASE / "my.toml") and str(settings.device.state_dir) == "/var/lib/aios"
