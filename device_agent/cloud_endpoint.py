@@ -22,6 +22,7 @@ from device_agent.cloud_health import Emit, Health
 from device_agent.cloud_model import CloudModel
 from device_agent.cloud_settings import CloudEndpoint
 from device_agent.cloud_watch import CloudWatch
+from device_agent.compression import gzipped
 from device_agent.http1 import MAX_RESPONSE_BYTES, AnswerSize, HttpClient
 from device_agent.router import There
 from device_agent.settings import Policy, read_secret
@@ -29,6 +30,8 @@ from device_agent.status import CloudStatus
 from device_agent.values import Cloud, InferenceRequest, Reason
 
 log = logging.getLogger("device_agent.cloud")
+
+ASIDE_BYTES = 256 * 1024  # compressing more takes milliseconds
 
 
 class Endpoint:
@@ -51,7 +54,10 @@ class Endpoint:
         self.account = Account(settings, book, emit, clock)
         self._settings = settings
         self._clock = clock
-        self._client = HttpClient(settings.url, ca=str(settings.ca) if settings.ca else None)
+        self._compresses = settings.compression == "gzip"
+        self._client = HttpClient(
+            settings.url, ca=settings.ca, client_cert=settings.client_cert, client_key=settings.client_key
+        )
         self._headers: dict[str, str] = {}
         if settings.bearer_file:
             self._headers["Authorization"] = f"Bearer {read_secret(settings.bearer_file)}"
@@ -103,8 +109,10 @@ class Endpoint:
         self.hedges += decision.reason is Reason.HEDGED
         self.health.sent()
         try:
+            if self._compresses:
+                body, headers = await _packed(body, headers)
             posting = await self.account.pay(len(body))
-        except asyncio.CancelledError:
+        except BaseException:
             self.health.abandoned()
             raise
         if posting is None:
@@ -170,6 +178,9 @@ class Endpoint:
             log.exception("cloud %s: a request failed in an unknown way", self.name)
             self.health.failed(f"{type(error).__name__}: {error}")
             return Reason.CLOUD_FAILED
+        if response.status == 415 and "Content-Encoding" in headers:
+            log.warning("cloud %s takes no gzip: it is sent bodies as they are, until the next start", self.name)
+            self._compresses = False
         if response.status != 200 and response.status not in PASSED_ON:
             self.health.failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
             return Reason.CLOUD_FAILED
@@ -186,3 +197,9 @@ class Endpoint:
     def _opened(self) -> None:
         self._client.close()
         self.watch.wake.set()
+
+
+async def _packed(body: bytes, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:
+    """The body compressed, where that pays; a long one beside the loop, which zlib leaves to others meanwhile."""
+    packed = await asyncio.to_thread(gzipped, body) if len(body) > ASIDE_BYTES else gzipped(body)
+    return (body, headers) if packed is None else (packed, {**headers, "Content-Encoding": "gzip"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -20,6 +21,9 @@ class CloudEndpoint(msgspec.Struct, frozen=True, kw_only=True):
     bearer_file: Path | None = None  # sent as Authorization: Bearer
     ca: Path | None = None
     timeout_s: float = 10.0  # of one request; its deadline may be sooner
+    client_cert: Path | None = None  # PEM, for servers that ask who we are; its key may be in it
+    client_key: Path | None = None
+    compression: Literal["none", "gzip"] = "none"  # of request bodies, where that pays
     weight: float = 1.0  # its share of the requests for which several endpoints are in time; 0: a spare
     requests_per_day: int | None = None  # in any 24 hours
     bytes_per_day: int | None = None  # bodies of requests and answers
@@ -45,6 +49,11 @@ def _check(endpoint: CloudEndpoint, where: str) -> None:
         raise SettingsError(
             f"{endpoint.url!r} is not an http(s) URL", where=f"{where}.url", remedy="Write http://host:port"
         )
+    if endpoint.client_key is not None and endpoint.client_cert is None:
+        raise SettingsError("a key needs a certificate", where=f"{where}.client_key", remedy="Set client_cert")
+    if endpoint.client_cert is not None and not endpoint.url.startswith("https:"):
+        what = f"{endpoint.url} is no https URL, so no certificate is shown there"
+        raise SettingsError(what, where=f"{where}.client_cert", remedy="Write https://…, or remove it")
     for key in ("timeout_s", "requests_per_day", "bytes_per_day", "cost_per_day"):
         value = getattr(endpoint, key)
         if value is not None and not (math.isfinite(value) and value > 0):

@@ -8,6 +8,7 @@ import time
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httptools
 
@@ -69,7 +70,9 @@ class HttpClient:
     """One origin. Raises :class:`RemoteError` for everything that is the other side's or the network's fault, and
     :class:`asyncio.TimeoutError` when ``timeout_s`` passes."""
 
-    def __init__(self, url: str, *, ca: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, ca: Path | None = None, client_cert: Path | None = None, client_key: Path | None = None
+    ) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SettingsError(f"{url!r} is not an http(s) URL", remedy="Write http://host:port")
@@ -80,12 +83,7 @@ class HttpClient:
         self._netloc = parts.netloc.rpartition("@")[2]
         self._tls: ssl.SSLContext | None = None
         if parts.scheme == "https":
-            try:
-                self._tls = ssl.create_default_context(cafile=ca)
-            except (OSError, ssl.SSLError) as error:
-                raise SettingsError(
-                    f"the CA file can't be used ({error})", where=ca, remedy="Give a PEM file"
-                ) from error
+            self._tls = _tls(ca, client_cert, client_key)
         self._idle: list[_Connection] = []
 
     async def request(
@@ -174,6 +172,27 @@ class HttpClient:
                 self._idle.append(connection)
             else:
                 writer.close()
+
+
+def _tls(ca: Path | None, client_cert: Path | None, client_key: Path | None) -> ssl.SSLContext:
+    """What we trust, and who we are. Raises :class:`SettingsError` naming the file that can't be used."""
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"the CA file can't be used ({error})", where=str(ca), remedy="Give a PEM file") from error
+    if client_cert is None:
+        return context
+    try:
+        # A key behind a passphrase would be asked for on the terminal; a daemon has none.
+        context.load_cert_chain(client_cert, client_key, password=lambda: b"")
+    except (OSError, ssl.SSLError) as error:
+        where = f"{client_cert} with {client_key}" if client_key else str(client_cert)
+        raise SettingsError(
+            f"certificate and key can't be used ({error})",
+            where=where,
+            remedy="Give PEM files that belong together; the key without a passphrase",
+        ) from error
+    return context
 
 
 class _Stale(Exception):

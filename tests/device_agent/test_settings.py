@@ -40,6 +40,7 @@ def test_everything_there_is() -> None:
         "[policy]\nqueue_limit = 3\nhedge = true\ndefault_deadline_s = 0.5\n"
         '[[cloud]]\nname = "c"\nurl = "https://x"\nmodel_map = {a = "b:2"}\nbearer_file = "t"\nca = "ca"\n'
         "timeout_s = 1\nweight = 0\nrequests_per_day = 9\nbytes_per_day = 99\n"
+        'client_cert = "me.pem"\nclient_key = "me.key"\ncompression = "gzip"\n'
         "cost_per_request = 0.1\ncost_per_day = 5\n"
         "[emulate]\nslowdown = 8\n"
     )
@@ -47,6 +48,7 @@ def test_everything_there_is() -> None:
     assert [entry.path for entry in settings.bundle] == [BASE / "b1", Path("/b2")]
     assert settings.http.unix_socket == BASE / "run/a.sock"
     assert settings.cloud[0].model_map == {"a": "b:2"} and settings.cloud[0].bearer_file == BASE / "t"
+    assert settings.cloud[0].client_cert == BASE / "me.pem" and settings.cloud[0].client_key == BASE / "me.key"
     assert settings.mqtt and settings.mqtt.password_file == BASE / "pw"
 
 
@@ -65,6 +67,9 @@ def test_everything_there_is() -> None:
             '[[cloud]]\nname = "c"\nurl = "http://x"\nrequests_per_day = 0',
             "cloud.c.requests_per_day: 0 must be greater",
         ),
+        ('[[cloud]]\nname = "c"\nurl = "http://x"\nclient_cert = "x"', "cloud.c.client_cert: http://x is no https"),
+        ('[[cloud]]\nname = "c"\nurl = "https://x"\nclient_key = "x"', "cloud.c.client_key: a key needs a"),
+        ('[[cloud]]\nname = "c"\nurl = "https://x"\ncompression = "br"', "cloud[0].compression"),
         ('[[cloud]]\nname = "c"\nurl = "http://x"\nweight = -1', "cloud.c.weight: -1.0 is not a finite number"),
         ('[[cloud]]\nname = "c"\nurl = "http://x"\nbytes_per_day = 1.5', "cloud[0].bytes_per_day"),
         ('[[cloud]]\nname = "c"\nurl = "http://x"\ncost_per_request = -1', "cloud.c.cost_per_request: -1.0 is not"),
