@@ -1,8 +1,8 @@
 """What one endpoint's requests cost: counted since start, and taken from its budgets.
 
 Bytes are those of bodies, requests as they are sent and answers as they come. Nobody knows an answer's length before
-it is there, so an eighth of what is left is set aside for it (a quarter more than the longest so far took, at least);
-it is read no further than that, and what it didn't need goes back.
+it is there, so an eighth of what is left is set aside for it (half for the first, and at least a quarter more than the
+longest so far took). It is read no further than that, and what it didn't need goes back.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from device_agent.status import BudgetStatus, CloudSpending
 
 REQUESTS, BYTES, COST = "requests", "bytes", "cost"
 ANSWER_SHARE = 8
+FIRST_SHARE = 2
 LEAST_ANSWER_BYTES = 256
 
 
@@ -61,7 +62,8 @@ class Account:
         price = self._price(request_bytes)
         left = self._book.left(self._name, BYTES)
         if left is not None:
-            share = max(int(left - request_bytes) // ANSWER_SHARE, self._answer_room)
+            parts = ANSWER_SHARE if self._received_bytes else FIRST_SHARE
+            share = max(int(left - request_bytes) // parts, self._answer_room)
             posting.answer.limit_bytes = min(share, MAX_RESPONSE_BYTES)
             price[BYTES] = request_bytes + posting.answer.limit_bytes
         if not await self._book.spend(self._name, price):

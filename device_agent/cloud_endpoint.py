@@ -164,6 +164,7 @@ class Endpoint:
             return Reason.CLOUD_FAILED
         except RemoteError as error:
             if size.cut_off and size.limit_bytes < MAX_RESPONSE_BYTES:  # it answers, we can't afford to read it
+                log.warning("cloud %s: an answer is longer than bytes_per_day has room for", self.name)
                 self.health.abandoned()
                 return Reason.BUDGET
             self.health.failed(error.what)

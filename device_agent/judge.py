@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 from aios_edge.manifest import Manifest
@@ -9,7 +10,7 @@ from device_agent import scheduler
 from device_agent.cloud_choice import Wanted
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
-from device_agent.router import Here, There, for_want_of_cloud, next_review_at, route
+from device_agent.router import Here, There, after_worker_lost, for_want_of_cloud, next_review_at, route
 from device_agent.scheduler import Forecast, Pending
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
@@ -52,10 +53,7 @@ class Judge:
                 queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
             ),
         )
-        decision = ask(there=self.there(ticket, now))
-        if not isinstance(decision, Cloud) and (dear := self._unaffordable(ticket, now)):
-            return for_want_of_cloud(decision, Reason.BUDGET) if isinstance(ask(there=dear), Cloud) else decision
-        return decision
+        return self._or_for_budget(ticket, now, ask)
 
     def there(self, ticket: Ticket, now: float) -> There | None:
         """The cloud endpoint that may take it now."""
@@ -63,11 +61,21 @@ class Judge:
             return None
         return self._around.cloud.choose(self._manifest.name, ticket.wanted, now)
 
-    def _unaffordable(self, ticket: Ticket, now: float) -> There | None:
-        """The cloud endpoint that could take it if its budget weren't spent."""
-        if ticket.no_cloud or ticket.request.local_only:
-            return None
-        return self._around.cloud.unaffordable(self._manifest.name, ticket.wanted, now)
+    def elsewhere(self, ticket: Ticket, now: float, back_in_s: float) -> Decision:
+        """Where one goes whose worker died, or doesn't come back."""
+        ask = partial(after_worker_lost, now, ticket.request.deadline_at, back_in_s=back_in_s)
+        return self._or_for_budget(ticket, now, ask)
+
+    def _or_for_budget(self, ticket: Ticket, now: float, ask: Callable[..., Decision]) -> Decision:
+        """What ``ask`` says to the cloud there is; with the reason ``budget`` where it would have chosen an endpoint
+        that can't be afforded."""
+        decision = ask(there=self.there(ticket, now))
+        if isinstance(decision, Cloud) or ticket.no_cloud or ticket.request.local_only:
+            return decision
+        dear = self._around.cloud.unaffordable(self._manifest.name, ticket.wanted, now)
+        if dear is None or not isinstance(ask(there=dear), Cloud):
+            return decision
+        return for_want_of_cloud(decision, Reason.BUDGET)
 
     def forecast(self, pending: Pending, now: float, *, waiting: bool) -> Forecast | None:
         """When it would be answered here; None where nobody knows."""

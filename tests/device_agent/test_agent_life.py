@@ -148,6 +148,28 @@ def test_a_spent_budget_keeps_requests_here_and_says_so(start_agent: Any, small_
     assert device.stop() == 0
 
 
+def test_kills_in_a_row_do_not_fill_a_budget(start_agent: Any, small_batches: Path) -> None:
+    cloud = start_agent(bundle=small_batches)
+    device = start_agent(
+        f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nrequests_per_day = 3\n{SLOW}', bundle=small_batches
+    )
+    asked = []
+    for _ in range(2):
+        device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
+        end = time.monotonic() + 10
+        while device.status()["cloud"]["c"]["spent"]["requests"] < 2 and time.monotonic() < end:
+            reason = device.infer(timeout=90_000)[1]["parameters"]["reason"]
+            if reason == "budget":
+                break
+        asked.append(device.status()["cloud"]["c"]["spent"]["requests"])
+        device.process.kill()
+        device.process.wait()
+        device = start_agent(again=device)
+    assert asked == [2, 1] and device.status()["cloud"]["c"]["budgets"]["requests"]["left"] == 0
+    assert sum(cloud.status()["totals"].values()) <= 3
+    assert device.stop() == 0
+
+
 def test_a_cloud_that_comes_later_is_found_and_one_that_does_not_fit_is_not_used(
     start_agent: Any, make_bundle: Any
 ) -> None:

@@ -82,6 +82,16 @@ def test_an_answer_beyond_the_budget_is_cut_off_and_is_no_fault_of_the_endpoint(
     drive(scenario, Server(), bytes_per_day=5_000)
 
 
+def test_the_first_answer_may_be_long_while_there_is_room() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        server.reply = lambda: http(200, {**ANSWER, "more": "x" * 20_000})
+        assert answered(await ask(pool, 1)) == 1
+        assert answered(await ask(pool, 2)) == 2, "what the first one needed is set aside for the next"
+
+    drive(scenario, Server(), bytes_per_day=100_000)
+
+
 def test_who_goes_away_has_paid_for_the_request_only() -> None:
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
         await until(lambda: usable(pool))

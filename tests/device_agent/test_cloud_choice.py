@@ -110,6 +110,17 @@ def posts(server: Server) -> int:
     return sum(first.startswith("POST") for first, _, _ in server.seen)
 
 
+def test_who_has_no_worker_and_no_budget_hears_of_the_budget(tiny_bundle: Any) -> None:
+    async def main() -> None:
+        shape, metadata = shape_of(tiny_bundle)
+        async with asking(Server(metadata), shape=shape, requests_per_day=1) as (pool, _):
+            answers = [await through_a_host(tiny_bundle, pool, request()) for _ in range(2)]
+            assert [answer.reason for answer in answers] == [Reason.WORKER_LOST, Reason.BUDGET]
+            assert answers[1].status == 503 and "budget" in (answers[1].error or "")
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize(("failing", "status", "asked"), [(1, 200, [1, 1, 0]), (2, 503, [1, 1, 0])])
 def test_a_request_that_one_endpoint_failed_is_asked_of_one_other(
     tiny_bundle: Any, failing: int, status: int, asked: list[int]
