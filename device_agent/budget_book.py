@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import msgspec
 
 from device_agent import budget_file
 from device_agent.budget import Budget
@@ -24,26 +27,32 @@ log = logging.getLogger("device_agent.cloud")
 AHEAD = 0.01  # of a day's worth
 
 
+class Limit(msgspec.Struct, frozen=True, kw_only=True):
+    """``per_day`` at most. ``unit``: the least that is ever spent."""
+
+    per_day: float
+    unit: float = 1.0
+
+
 class BudgetBook:
     """``budgets`` by endpoint and name; those of endpoints without a limit are missing."""
 
     def __init__(
         self,
-        per_day: Mapping[str, Mapping[str, float]],
+        limits: Mapping[str, Mapping[str, Limit]],
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
     ) -> None:
-        self.budgets = {
-            (endpoint, name): Budget(per_day=limit)
-            for endpoint, limits in per_day.items()
-            for name, limit in limits.items()
-        }
+        by_key = {(endpoint, name): limit for endpoint, named in limits.items() for name, limit in named.items()}
+        self.budgets = {key: Budget(per_day=limit.per_day) for key, limit in by_key.items()}
+        self._units = {key: limit.unit for key, limit in by_key.items()}
         self._clock = clock
         self._wall = wall
         self._path: Path | None = None
         self._boot_id = budget_file.this_boot()
         self._strangers: BudgetsByEndpoint = {}  # of endpoints and limits that aren't configured now: they may be again
         self._ahead = dict.fromkeys(self.budgets, 0.0)  # what the file counts as spent and isn't yet
+        self._aside = dict(self._ahead)
         self._granted = dict(self._ahead)  # the same when it was written
         self._saving: asyncio.Task[None] | None = None
         self._told = False
@@ -77,9 +86,9 @@ class BudgetBook:
         """Whether all of that may be spent now."""
         now = self._clock()
         return all(
-            budget.affords(amount, now)
+            self.budgets[key].affords(amount + self._aside[key], now)
             for name, amount in amounts.items()
-            if (budget := self.budgets.get((endpoint, name))) is not None
+            if (key := (endpoint, name)) in self.budgets
         )
 
     async def spend(self, endpoint: str, amounts: Mapping[str, float]) -> bool:
@@ -109,8 +118,13 @@ class BudgetBook:
 
     def left(self, endpoint: str, name: str) -> float | None:
         """What may be spent now, None without a limit."""
-        budget = self.budgets.get((endpoint, name))
-        return None if budget is None else budget.left(self._clock())
+        key = (endpoint, name)
+        return max(self.budgets[key].left(self._clock()) - self._aside[key], 0.0) if key in self.budgets else None
+
+    def set_aside(self, endpoint: str, name: str, amount: float) -> None:
+        """Keep that much, for something that is probably not spent; less than 0 to let go of it. It isn't written."""
+        if (endpoint, name) in self._aside:
+            self._aside[endpoint, name] += amount
 
     def status(self, endpoint: str) -> dict[str, BudgetStatus]:
         """An endpoint's budgets for ``/status``."""
@@ -130,13 +144,18 @@ class BudgetBook:
 
     async def _save(self, path: Path) -> None:
         now = self._clock()
-        ahead = {key: min(budget.per_day * AHEAD, budget.left(now)) for key, budget in self.budgets.items()}
+        ahead = {key: self._room_ahead(key, now) for key in self.budgets}
         before = dict(self._ahead)
         await asyncio.to_thread(self._write, path, self._as_saved(ahead))
         for key, amount in ahead.items():
             # Spent while it was written: beyond what the file knows.
             self._ahead[key] = amount + self._ahead[key] - before[key]
         self._granted = ahead
+
+    def _room_ahead(self, key: tuple[str, str], now: float) -> float:
+        """In whole units: less would help nobody, and a kill would cost one."""
+        budget, unit = self.budgets[key], self._units[key]
+        return math.floor(min(budget.per_day * AHEAD, budget.left(now)) / unit) * unit
 
     def _as_saved(self, ahead: Mapping[tuple[str, str], float]) -> SavedBudgets:
         now = self._clock()

@@ -1,8 +1,8 @@
 """What one endpoint's requests cost: counted since start, and taken from its budgets.
 
 Bytes are those of bodies, requests as they are sent and answers as they come. Nobody knows an answer's length before
-it is there, so an eighth of what is left is set aside for it (half for the first, and at least a quarter more than the
-longest so far took). It is read no further than that, and what it didn't need goes back.
+it is there, so a quarter more than the longest so far took is paid for it, and up to an eighth of what is left is set
+aside (half for the first). It is read no further than that, and what it didn't need goes back.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from device_agent.budget_book import BudgetBook
+from device_agent.budget_book import BudgetBook, Limit
 from device_agent.cloud_health import Emit
 from device_agent.cloud_settings import CloudEndpoint
 from device_agent.http1 import MAX_RESPONSE_BYTES, AnswerSize
@@ -24,17 +24,23 @@ LEAST_ANSWER_BYTES = 256
 
 @dataclass
 class Posting:
-    """One request that was paid for. ``answer`` is what may be read, and what was."""
+    """One request that was paid for, with ``paid_bytes`` of an answer and ``aside_bytes`` more set aside. ``answer`` is
+    what may be read, and what was."""
 
-    request_bytes: int
     spent_at: float
+    paid_bytes: int = 0
+    aside_bytes: int = 0
     answer: AnswerSize = field(default_factory=AnswerSize)
 
 
-def limits_of(settings: CloudEndpoint) -> dict[str, float]:
+def limits_of(settings: CloudEndpoint) -> dict[str, Limit]:
     """The budgets an endpoint has, by name; those without a limit are missing."""
-    limits = {REQUESTS: settings.requests_per_day, BYTES: settings.bytes_per_day, COST: settings.cost_per_day}
-    return {name: float(limit) for name, limit in limits.items() if limit is not None}
+    limits = {
+        REQUESTS: (settings.requests_per_day, 1.0),
+        BYTES: (settings.bytes_per_day, 1.0),
+        COST: (settings.cost_per_day, settings.cost_per_request),
+    }
+    return {name: Limit(per_day=per_day, unit=unit) for name, (per_day, unit) in limits.items() if per_day is not None}
 
 
 class Account:
@@ -58,15 +64,21 @@ class Account:
 
     async def pay(self, request_bytes: int) -> Posting | None:
         """Take it from the budgets; None when one of them is spent."""
-        posting = Posting(request_bytes=request_bytes, spent_at=self._clock())
-        price = self._price(request_bytes)
+        posting = Posting(spent_at=self._clock(), paid_bytes=self._answer_room)
         left = self._book.left(self._name, BYTES)
         if left is not None:
             parts = ANSWER_SHARE if self._received_bytes else FIRST_SHARE
-            share = max(int(left - request_bytes) // parts, self._answer_room)
-            posting.answer.limit_bytes = min(share, MAX_RESPONSE_BYTES)
-            price[BYTES] = request_bytes + posting.answer.limit_bytes
-        if not await self._book.spend(self._name, price):
+            share = min(int(left - request_bytes) // parts, MAX_RESPONSE_BYTES)
+            posting.aside_bytes = max(share - posting.paid_bytes, 0)
+            posting.answer.limit_bytes = posting.paid_bytes + posting.aside_bytes
+        self._book.set_aside(self._name, BYTES, posting.aside_bytes)
+        paid = False
+        try:
+            paid = await self._book.spend(self._name, self._price(request_bytes))
+        finally:
+            if not paid:
+                self._book.set_aside(self._name, BYTES, -posting.aside_bytes)
+        if not paid:
             return None
         self._last_request = request_bytes
         self._set_aside += posting.answer.limit_bytes
@@ -82,7 +94,8 @@ class Account:
         room = answer.read_bytes * 2 if answer.cut_off else answer.read_bytes * 5 // 4
         self._answer_room = max(self._answer_room, room)
         self._received_bytes += answer.read_bytes
-        self._book.give_back(self._name, BYTES, answer.limit_bytes - answer.read_bytes, posting.spent_at)
+        self._book.set_aside(self._name, BYTES, -posting.aside_bytes)
+        self._book.give_back(self._name, BYTES, posting.paid_bytes - answer.read_bytes, posting.spent_at)
         self._tell()
 
     def spent(self) -> CloudSpending:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from device_agent import budget_file
 from device_agent.budget import DAY_S, GRAIN_S, Budget, Spending
-from device_agent.budget_book import AHEAD, BudgetBook
+from device_agent.budget_book import AHEAD, BudgetBook, Limit
 from device_agent.budget_file import SavedBudget, SavedBudgets, restore
 
 STEPS = st.lists(
@@ -81,7 +81,8 @@ class Clock:
 
 
 def book(clock: Clock, **limits: float) -> BudgetBook:
-    return BudgetBook({"c": limits}, clock, wall=lambda: 1e9 + clock.now)
+    each = {name: Limit(per_day=limit) for name, limit in limits.items()}
+    return BudgetBook({"c": each}, clock, wall=lambda: 1e9 + clock.now)
 
 
 async def spend(of: BudgetBook, times: int, amount: float = 1.0) -> int:
@@ -136,6 +137,17 @@ def test_a_kill_loses_a_hundredth_at_most_and_little_is_written(
         await agent.close()
         stopped.open(tmp_path)
         assert stopped.left("c", "requests") == 5_000
+
+    asyncio.run(main())
+
+
+def test_a_kill_takes_nothing_from_a_budget_that_is_written_with_every_request(tmp_path: Path) -> None:
+    async def main() -> None:
+        for _ in range(3):
+            agent = book(Clock(), requests=3)
+            agent.open(tmp_path)
+            assert await spend(agent, 1) == 1
+        assert await spend(agent, 1) == 0
 
     asyncio.run(main())
 
@@ -195,7 +207,7 @@ def test_an_endpoint_that_is_taken_out_for_a_while_finds_its_spendings_again(tmp
         agent.open(tmp_path)
         await spend(agent, 5)
         await agent.close()
-        other = BudgetBook({"other": {"requests": 1.0}}, clock)
+        other = BudgetBook({"other": {"requests": Limit(per_day=1.0)}}, clock)
         other.open(tmp_path)
         await other.spend("other", {"requests": 1.0})
         await other.close()

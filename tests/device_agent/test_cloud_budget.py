@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cloud_server import ANSWER, GO, Server, drive, http, request, until, usable
 
+from device_agent import budget_file
 from device_agent.answer import Answer, Unanswered
 from device_agent.cloud import CloudPool
 from device_agent.cloud_choice import Wanted
@@ -68,6 +69,26 @@ def test_bytes_are_those_of_requests_and_answers_and_never_more() -> None:
         assert events.count("budget_exhausted") == 1
 
     drive(scenario, Server(), bytes_per_day=5_000)
+
+
+def test_room_that_is_set_aside_for_answers_is_not_written_down_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writings = []
+    write = budget_file.write
+    monkeypatch.setattr(budget_file, "write", lambda path, saved: (writings.append(saved), write(path, saved)))
+
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        for _ in range(10):
+            assert answered(await ask(pool, 5)) == 5
+        assert len(writings) < 8
+        written = writings[-1].endpoints["c"]["bytes"]
+        spent = pool.endpoints["c"].account.spent()
+        counted = written.ahead + sum(gone.amount for gone in written.spendings)
+        assert 0 <= counted - spent.sent_bytes - spent.received_bytes < 200_000, "nor lost with a kill"
+
+    drive(scenario, Server(), state_dir=tmp_path, bytes_per_day=10_000_000, requests_per_day=10_000)
 
 
 def test_an_answer_beyond_the_budget_is_cut_off_and_is_no_fault_of_the_endpoint() -> None:
