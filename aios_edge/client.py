@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -39,10 +41,11 @@ class HttpError(RemoteError):
 
 
 class Overloaded(HttpError):
-    """503 with Retry-After: the request was shed, not broken; it may be sent again after ``retry_after_s``."""
+    """503 or 429 with Retry-After: the request was shed, or more than was agreed, but not broken; it may be sent again
+    after ``retry_after_s``."""
 
-    def __init__(self, text: str, *, where: str, retry_after_s: float) -> None:
-        super().__init__(503, text, where=where, remedy=f"Try again in {retry_after_s:g} s")
+    def __init__(self, text: str, *, where: str, retry_after_s: float, status: int = 503) -> None:
+        super().__init__(status, text, where=where, remedy=f"Try again in {retry_after_s:g} s")
         self.retry_after_s = retry_after_s
 
 
@@ -84,13 +87,16 @@ class Client:
     """One kept-alive connection to one agent, opened when first used. Not for use by several threads at once.
 
     ``url``: ``http://host:port``, ``https://host:port`` or ``unix:///path``. ``timeout_s`` bounds every wait on the
-    socket. Every method raises :class:`RemoteError` when the server can't be reached or answers nonsense,
-    :class:`HttpError` when it answers with an error, :class:`Overloaded` when it sheds.
+    socket; ``bearer`` is the key of a tenant, ``ca`` a file of certificates to trust instead of the system's. Every
+    method raises :class:`RemoteError` when the server can't be reached or answers nonsense, :class:`HttpError` when it
+    answers with an error, :class:`Overloaded` when it sheds.
     """
 
-    def __init__(self, url: str, timeout_s: float = 30.0, bearer: str | None = None) -> None:
+    def __init__(
+        self, url: str, timeout_s: float = 30.0, bearer: str | None = None, ca: str | os.PathLike[str] | None = None
+    ) -> None:
         self.url = url
-        self._connection = _connection(url, timeout_s)
+        self._connection = _connection(url, timeout_s, ca)
         self._headers = {"Authorization": f"Bearer {bearer}"} if bearer else {}
 
     def live(self) -> bool:
@@ -282,8 +288,8 @@ class Client:
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
             text = content[:200].decode("utf-8", "replace") or answer.reason
         retry_after_s = _seconds(answer.getheader("Retry-After"))
-        if answer.status == 503 and retry_after_s is not None:
-            return Overloaded(text, where=self.url, retry_after_s=retry_after_s)
+        if answer.status in (429, 503) and retry_after_s is not None:
+            return Overloaded(text, where=self.url, retry_after_s=retry_after_s, status=answer.status)
         return HttpError(answer.status, text, where=self.url)
 
 
@@ -303,7 +309,7 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock = sock
 
 
-def _connection(url: str, timeout_s: float) -> http.client.HTTPConnection:
+def _connection(url: str, timeout_s: float, ca: str | os.PathLike[str] | None) -> http.client.HTTPConnection:
     remedy = "Use http://host:port, https://host:port or unix:///path"
     try:
         parts = urlsplit(url)
@@ -312,10 +318,18 @@ def _connection(url: str, timeout_s: float) -> http.client.HTTPConnection:
         raise UsageError(f"is no URL ({error})", where=url, remedy=remedy) from error
     if parts.scheme == "unix" and parts.path and not parts.netloc:
         return _UnixConnection(parts.path, timeout_s)
-    if parts.scheme in ("http", "https") and parts.hostname and parts.path in ("", "/"):
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        return kind(parts.hostname, port, timeout=timeout_s)
+    if parts.scheme == "https" and parts.hostname and parts.path in ("", "/"):
+        return http.client.HTTPSConnection(parts.hostname, port, timeout=timeout_s, context=_trusting(ca))
+    if parts.scheme == "http" and parts.hostname and parts.path in ("", "/"):
+        return http.client.HTTPConnection(parts.hostname, port, timeout=timeout_s)
     raise UsageError("is not the URL of an agent", where=url, remedy=remedy)
+
+
+def _trusting(ca: str | os.PathLike[str] | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except OSError as error:  # ssl.SSLError is one
+        raise UsageError(f"is no file of certificates ({error})", where=str(ca), remedy="Give a PEM file") from error
 
 
 def _model_path(model: str) -> str:

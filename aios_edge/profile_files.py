@@ -6,12 +6,12 @@ import difflib
 import re
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import msgspec
 
 from aios_edge.errors import ProfileError
-from aios_edge.manifest import VARIANTS, Precision
+from aios_edge.manifest import CANDIDATES
 from aios_edge.profile import DeviceProfile
 
 if sys.version_info >= (3, 11):
@@ -20,7 +20,6 @@ else:
     import tomli as tomllib
 
 PROFILE_SCHEMA = "1.0"
-PRECISIONS: tuple[str, ...] = (*get_args(Precision), *VARIANTS)
 ARCHITECTURES = ("x86_64", "aarch64", "armv7l", "any")
 POWER_SOURCES = ("rapl", "ina3221", "ina238", "pmic", "estimate")
 
@@ -103,8 +102,8 @@ def profile_faults(profile: DeviceProfile) -> tuple[str, ...]:
     require(bool(profile.precision_preference), "precision_preference", "is empty")
     unique("precision_preference", profile.precision_preference)
     for precision in profile.precision_preference:
-        what = f"{precision!r} is not one of {', '.join(PRECISIONS)}{_meant(precision, PRECISIONS)}"
-        require(precision in PRECISIONS, "precision_preference", what)
+        what = f"{precision!r} is not one of {', '.join(CANDIDATES)}{_meant(precision, CANDIDATES)}"
+        require(precision in CANDIDATES, "precision_preference", what)
     unique("cpu_flags", profile.cpu_flags)
     for key in ("intra_op", "inter_op", "workers"):
         require(getattr(profile.threads, key) >= 1, f"threads.{key}", "is less than 1")

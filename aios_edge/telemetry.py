@@ -130,11 +130,14 @@ class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Resident sets: the supervisor's, and each worker's by model."""
+    """Resident sets: the supervisor's, and each worker's by model. ``pressure_percent``: how much of the last ten
+    seconds some task of the device waited for memory."""
 
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
     memory_reason: str | None = None
+    pressure_percent: float | None = None
+    pressure_reason: str | None = None
 
 
 class OutboxFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,6 +175,9 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     thermal_reason: str | None = None  # why there is none
     throttled: bool | None = None
     throttled_reason: str | None = None
+    battery_percent: float | None = None
+    battery_reason: str | None = None
+    strained: tuple[str, ...] = ()  # for what requests leave that the device could answer: hot, throttled …
     cpu_utilisation: float | None = None  # 0 to 1, all cores
     cpu_utilisation_reason: str | None = None
     memory: MemoryFigures = MemoryFigures()

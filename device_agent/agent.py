@@ -13,25 +13,31 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from aios_edge.profile_files import load_profile
 from aios_edge.telemetry import Scalar, StatusBody
 from device_agent import state_dir
 from device_agent.agent_views import agent_state, agent_status, gauges, status_body
 from device_agent.answer import Energy, energy_share
+from device_agent.audit import AuditLog
 from device_agent.bundle_check import check_bundles, profile_mismatch
 from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
-from device_agent.http import HttpApp
+from device_agent.http import App, HttpApp
 from device_agent.http_server import HttpServer
 from device_agent.listen import address, open_sockets, remove_socket_file
 from device_agent.metrics import Metrics
-from device_agent.power.meter import PowerMeter
+from device_agent.power.meter import PROC, SYS, PowerMeter
 from device_agent.reporter import Reporter, ReporterOptions
 from device_agent.settings import Settings
 from device_agent.status import AgentStatus
+from device_agent.strain import Strain
 from device_agent.surroundings import Surroundings
+from device_agent.tenant_door import TenantDoor
+from device_agent.tls import server_context
+from device_agent.trace_writer import TraceWriter
 from device_agent.values import CheckedBundles, Completion
 from device_agent.window import Gauges
 
@@ -42,27 +48,40 @@ class Agent:
     """``await Agent(settings).run()`` serves until it is told to stop, by a signal or :meth:`shut_down`.
 
     Raises :class:`ResourceError` for a socket that is taken, :class:`SettingsError` or :class:`ProfileError` for what
-    is written wrong, and :class:`PromiseBroken` when not a single bundle may serve.
+    is written wrong, and :class:`PromiseBroken` when not a single bundle may serve. The roots are where sensors are.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, sys_root: Path = SYS, proc_root: Path = PROC) -> None:
         self.settings = settings
         self.profile = load_profile(settings.device.profile)
         self.listen: tuple[str, ...] = ()
+        self._tls = server_context(settings.http.tls_cert, settings.http.tls_key)
         self.ready = asyncio.Event()  # serving; for whoever runs the agent inside a program
         self._started_at = time.monotonic()
         self._stopping = asyncio.Event()
         self._metrics = Metrics()
-        self._reporter = self._make_reporter()
+        self._strain = Strain(settings.policy, self._emit)
+        self._reporter = self._make_reporter(PowerMeter(self.profile.power, sys_root, proc_root))
         self._cloud = CloudPool(settings.cloud, settings.policy, self._emit)
-        self._around = Surroundings(policy=settings.policy, cloud=self._cloud, emit=self._emit, energy=self._energy)
+        policy = settings.policy
+        self._trace = TraceWriter(policy.trace, policy.trace_bytes) if policy.trace else None
+        self._around = Surroundings(
+            policy=policy,
+            cloud=self._cloud,
+            emit=self._emit,
+            energy=self._energy,
+            strain=lambda: self._strain.reason,
+            trace=self._trace.write if self._trace else None,
+            device=lambda: (self._strain.state, self._strain.sampled_at),
+        )
         self._deployment = Deployment(settings, self.profile, self._around)
+        self._audit = AuditLog(settings.device.state_dir, {tenant.id: tenant.audit_bytes for tenant in settings.tenant})
         self._desk = FrontDesk(self._deployment, settings.policy, self._metrics, self.status)
 
     async def run(self) -> None:
         """Serve until stopped; returns after a clean stop."""
         sockets = open_sockets(self.settings.http)
-        self.listen = tuple(address(sock) for sock in sockets)
+        self.listen = tuple(address(sock, tls=self._tls is not None) for sock in sockets)
         why = "stopped"
         held = contextlib.ExitStack()
         try:
@@ -81,14 +100,16 @@ class Agent:
             if self.settings.http.unix_socket is not None:
                 remove_socket_file(self.settings.http.unix_socket)
             await self._cloud.stop()
+            if self._trace is not None:
+                await self._trace.stop()
             await self._reporter.stop(why)
+            await asyncio.to_thread(self._audit.close)
             held.close()
             log.info("stopped")
 
     async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
-        app = HttpApp(self._desk, max_body_bytes=self.settings.http.max_body_bytes, record=self._record)
-        server = HttpServer(app, drain_s=self.settings.policy.drain_s)
+        server = HttpServer(self._app(), drain_s=self.settings.policy.drain_s, tls=self._tls)
         doors = asyncio.create_task(server.serve(sockets=list(sockets)), name="doors")
         activation = asyncio.create_task(self._deployment.activate_all(), name="activation")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
@@ -138,13 +159,20 @@ class Agent:
             deployment=self._deployment,
             cloud=self._cloud,
             reporter=self._reporter,
+            strain=self._strain,
             metrics=self._metrics,
             desk=self._desk,
         )
 
     # Putting it together
 
-    def _make_reporter(self) -> Reporter:
+    def _app(self) -> App:
+        limit, tenants = self.settings.http.max_body_bytes, self.settings.tenant
+        if not tenants:
+            return HttpApp(self._desk, max_body_bytes=limit, record=self._record)
+        return TenantDoor(tenants, self._desk, self._deployment, self._audit, max_body_bytes=limit, record=self._record)
+
+    def _make_reporter(self, meter: PowerMeter) -> Reporter:
         mqtt, device = self.settings.mqtt, self.settings.device
         options = ReporterOptions(
             group=device.group,
@@ -156,7 +184,11 @@ class Agent:
             outbox_bytes=mqtt.outbox_bytes if mqtt else 16_000_000,
         )
         return Reporter(
-            options, meter=PowerMeter(self.profile.power), status_body=self._status_body, gauges=self._gauges
+            options,
+            meter=meter,
+            status_body=self._status_body,
+            gauges=self._gauges,
+            on_reading=self._strain.look,
         )
 
     @contextlib.contextmanager
@@ -189,4 +221,4 @@ class Agent:
         return status_body(self.settings, self.profile, self._deployment)
 
     def _gauges(self) -> Gauges:
-        return gauges(self._deployment, self._cloud)
+        return gauges(self._deployment, self._cloud, self._strain)

@@ -6,6 +6,8 @@ import os
 import platform
 from pathlib import Path
 
+import msgspec
+
 from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import StatusBody
 from aios_edge.version import __version__
@@ -17,6 +19,7 @@ from device_agent.metrics import Metrics
 from device_agent.model_views import bundle_status, model_status
 from device_agent.reporter import Reporter
 from device_agent.settings import Settings
+from device_agent.strain import Strain
 from device_agent.window import Gauges
 
 
@@ -40,6 +43,7 @@ def agent_status(
     deployment: Deployment,
     cloud: CloudPool,
     reporter: Reporter,
+    strain: Strain,
     metrics: Metrics,
     desk: FrontDesk,
 ) -> st.AgentStatus:
@@ -64,6 +68,13 @@ def agent_status(
         cloud={name: endpoint.status(now) for name, endpoint in cloud.endpoints.items()},
         power=reading,
         power_reason="not sampled yet" if reading is None else reading.reason,
+        device_state=st.DeviceStateStatus(**msgspec.structs.asdict(strain.state), strained=strain.reasons),
+        privacy=st.PrivacyStatus(
+            never_leave_device=cloud.audit.staying,
+            payloads_sent=dict(cloud.audit.sent),
+            private_payloads_sent=cloud.audit.private_sent.total(),
+            kept_back=cloud.audit.kept_back,
+        ),
         mqtt=reporter.counts,
         totals=metrics.totals(),
         in_flight=desk.in_flight,
@@ -89,12 +100,13 @@ def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployme
     )
 
 
-def gauges(deployment: Deployment, cloud: CloudPool) -> Gauges:
+def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
     """What telemetry tells of this moment."""
     workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
     return Gauges(
         queue_depth=sum(host.queued for host in deployment.hosts.values()),
         breakers={name: endpoint.breaker.state for name, endpoint in cloud.endpoints.items()},
+        strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),
         workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
     )

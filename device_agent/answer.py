@@ -18,7 +18,9 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
-    """Exactly one of: local output (``outputs`` and ``binary``), a remote body (``remote_body``), or ``error``."""
+    """Exactly one of: local output (``outputs`` and ``binary``), a remote body (``remote_body``), or ``error``.
+
+    ``confidence``: the lowest probability of a label in a local answer; None where the answer has no probabilities."""
 
     status: int
     route: str  # local, cloud, shed, error
@@ -33,6 +35,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     compute_s: float | None = None
     batch_size: int | None = None
     energy: Energy | None = None
+    confidence: float | None = None
 
 
 class Unanswered(msgspec.Struct, frozen=True, kw_only=True):
@@ -97,4 +100,5 @@ def local_answer(
         compute_s=item.compute_s,
         batch_size=item.batch_size,
         energy=energy if ok else None,
+        confidence=item.confidence if ok else None,
     )

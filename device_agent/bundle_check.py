@@ -12,7 +12,7 @@ from aios_edge.profile import DeviceProfile
 from device_agent import state_dir
 from device_agent.hosting import no_bundle, open_entry, same_name, worker_spec
 from device_agent.model_host import ModelHost
-from device_agent.settings import BundleEntry, Settings, check_model_maps
+from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.surroundings import Surroundings
 from device_agent.values import ActivationReport, CheckedBundles, RefusedBundle
 
@@ -39,7 +39,7 @@ async def check_bundles(settings: Settings, profile: DeviceProfile, around: Surr
             raise same_name(bundle.manifest.name, entry.path)
         opened[bundle.manifest.name] = entry, bundle
     if not refused:  # else nobody knows the name of the one that can't be read
-        check_model_maps(settings, opened)
+        check_model_names(settings, {name: entry for name, (entry, _) in opened.items()})
     reports: list[ActivationReport] = []
     for entry, bundle in opened.values():
         host = ModelHost(worker_spec(settings, profile, entry, bundle, state_dir=None), bundle, around)

@@ -18,6 +18,7 @@ from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_health import Emit
 from device_agent.cloud_settings import CloudEndpoint
 from device_agent.hedge import HedgeAllowance, first_good
+from device_agent.payload_audit import PayloadAudit
 from device_agent.router import There
 from device_agent.settings import Policy
 from device_agent.values import Cloud, InferenceRequest, Reason
@@ -40,9 +41,10 @@ class CloudPool:
         self._clock = clock
         self._draw = draw
         self._allowance = HedgeAllowance()
+        self.audit = PayloadAudit()
         self._book = BudgetBook({settings.name: limits_of(settings) for settings in endpoints}, clock)
         self.endpoints: Mapping[str, Endpoint] = {
-            settings.name: Endpoint(settings, policy, self._book, emit, clock) for settings in endpoints
+            settings.name: Endpoint(settings, policy, self._book, emit, clock, self.audit) for settings in endpoints
         }
 
     def add(self, shape: ModelShape) -> None:
@@ -89,6 +91,8 @@ class CloudPool:
     ) -> Answer | Unanswered:
         """Send a request to the endpoint the router chose, and to another one when that takes long and the policy wants
         it. ``tried``: endpoints that failed it before; then it isn't sent twice."""
+        if not self.audit.may_leave(request):
+            return Unanswered(reason=Reason.CLOUD_FAILED, endpoints=(decision.endpoint,))
         asked: list[str] = []
 
         async def ask(where: Cloud) -> Answer | Reason:

@@ -24,6 +24,7 @@ from device_agent.cloud_settings import CloudEndpoint
 from device_agent.cloud_watch import CloudWatch
 from device_agent.compression import gzipped
 from device_agent.http1 import MAX_RESPONSE_BYTES, AnswerSize, HttpClient
+from device_agent.payload_audit import PayloadAudit
 from device_agent.router import There
 from device_agent.settings import Policy, read_secret
 from device_agent.status import CloudStatus
@@ -38,7 +39,13 @@ class Endpoint:
     """Its connections, breaker, and what it knows of our models."""
 
     def __init__(
-        self, settings: CloudEndpoint, policy: Policy, book: BudgetBook, emit: Emit, clock: Callable[[], float]
+        self,
+        settings: CloudEndpoint,
+        policy: Policy,
+        book: BudgetBook,
+        emit: Emit,
+        clock: Callable[[], float],
+        audit: PayloadAudit,
     ) -> None:
         self.name = settings.name
         self.url = settings.url
@@ -54,6 +61,7 @@ class Endpoint:
         self.account = Account(settings, book, emit, clock)
         self._settings = settings
         self._clock = clock
+        self._audit = audit
         self._compresses = settings.compression == "gzip"
         self._client = HttpClient(
             settings.url, ca=settings.ca, client_cert=settings.client_cert, client_key=settings.client_key
@@ -128,7 +136,9 @@ class Endpoint:
         left: Parameters = (
             {} if request.deadline_at is None else {"timeout": max(int(self._timeout_s(request) * 1e6), 1)}
         )
-        body, json_length = rewrite_request(request.body, request.json_length, updates=left, removals=("privacy",))
+        body, json_length = rewrite_request(
+            request.body, request.json_length, updates=request.changed_parameters | left, removals=("privacy",)
+        )
         if json_length is None:
             return body, {"Content-Type": "application/json", **self._headers}
         binary = {"Content-Type": "application/octet-stream", JSON_LENGTH_HEADER: str(json_length)}
@@ -152,6 +162,7 @@ class Endpoint:
         if timeout_s <= 0:  # what was spent had to be written down first
             self.health.abandoned()
             return Reason.CLOUD_FAILED
+        self._audit.left(request)
         try:
             response = await self._client.request(
                 "POST", f"{known.path}/infer", headers=headers, body=body, timeout_s=timeout_s, size=size
@@ -186,7 +197,7 @@ class Endpoint:
             self.health.failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
             return Reason.CLOUD_FAILED
         try:
-            answer = cloud_answer(response, decision.reason, known.shape, request.client_id)
+            answer = cloud_answer(response, decision.reason, known.shape, request)
         except RequestError as error:
             self.health.failed(f"its answer is not an inference response ({error})")
             return Reason.CLOUD_FAILED

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.profile import DeviceProfile
@@ -15,7 +15,7 @@ from device_agent.cloud_fit import ModelShape
 from device_agent.hosting import no_bundle, open_entry, same_name, worker_spec
 from device_agent.model_host import ModelHost
 from device_agent.provider_chain import forget_engines
-from device_agent.settings import BundleEntry, Settings, check_model_maps
+from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.surroundings import Surroundings
 from device_agent.values import ActivationReport, RefusedBundle
 
@@ -64,8 +64,7 @@ class Deployment:
         """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404)."""
         host = self._hosts.get(model)
         if host is None:
-            known = ", ".join(self._hosts) or "none"
-            raise RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {known}")
+            raise no_model(model, self._hosts)
         ours = host.bundle.manifest.version
         if version not in (None, ours):
             raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
@@ -77,11 +76,11 @@ class Deployment:
         Raises the last refusal when not a single one may serve, and :class:`SettingsError` for what is written wrong.
         """
         last: AiosEdgeError | None = None
-        names: list[str] | None = None
+        names: dict[str, BundleEntry] | None = None
         with contextlib.suppress(AiosEdgeError):  # a bundle that can't be opened is refused below, when its turn comes
-            names = [open_entry(entry).manifest.name for entry in self._settings.bundle]
+            names = {open_entry(entry).manifest.name: entry for entry in self._settings.bundle}
         if names is not None:
-            check_model_maps(self._settings, names)
+            check_model_names(self._settings, names)
         for entry in self._settings.bundle:
             try:
                 await self._activate(entry)
@@ -104,8 +103,10 @@ class Deployment:
             raise same_name(name, entry.path)
         state_dir = self._settings.device.state_dir
         spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=state_dir)
-        host = ModelHost(spec, bundle, self._around)
+        host = ModelHost(spec, bundle, self._around, never_leaves=entry.never_leave_device)
         self._hosts[name], self._entries[name] = host, entry
+        if entry.never_leave_device:  # before its first request
+            self._around.cloud.audit.keep(name)
         log.info("%s %s: checking its contract on this device", name, bundle.manifest.version)
         try:
             report = await host.activate()
@@ -113,7 +114,8 @@ class Deployment:
             del self._hosts[name], self._entries[name]
             await host.stop()
             raise
-        self._around.cloud.add(ModelShape.of(bundle.manifest))
+        if not entry.never_leave_device:  # else no endpoint hears as much as its name
+            self._around.cloud.add(ModelShape.of(bundle.manifest))
         self._tell_activated(host, report)
 
     def _tell_activated(self, host: ModelHost, report: ActivationReport) -> None:
@@ -143,3 +145,8 @@ class Deployment:
         self._refused.append(
             BundleStatus(model=name, version=version, bundle_id=None, state="refused", detail=str(error))
         )
+
+
+def no_model(model: str, known: Iterable[str]) -> RequestError:
+    """What a client is told that names a model which isn't among those it knows of."""
+    return RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {', '.join(known) or 'none'}")

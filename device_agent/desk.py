@@ -29,6 +29,7 @@ from device_agent.model_host import ModelHost
 from device_agent.model_views import repository_index
 from device_agent.settings import Policy
 from device_agent.status import AgentStatus
+from device_agent.tenants import Tenant
 from device_agent.values import Completion, InferenceRequest, Shed
 
 
@@ -81,12 +82,14 @@ class FrontDesk:
         """``GET /status``."""
         return msgspec.json.encode(self._agent_status())
 
-    async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply:
+    async def infer(
+        self, model: str, version: str | None, body: bytes, json_length: int | None, tenant: Tenant | None = None
+    ) -> Reply:
         """Answer one inference request; raises :class:`RequestError` for what can't be understood."""
         arrived_at = self._clock()
         host = self._deployment.host(model, version)
         envelope = parse_request(body, json_length)
-        request = self._request(host, envelope, body, json_length, arrived_at)
+        request = self._request(host, envelope, body, json_length, arrived_at, tenant)
         load = Load(
             draining=self.draining,
             in_flight_bytes=self.in_flight_bytes,
@@ -106,7 +109,13 @@ class FrontDesk:
         return self._reply(host, request, answer)
 
     def _request(
-        self, host: ModelHost, envelope: Envelope, body: bytes, json_length: int | None, arrived_at: float
+        self,
+        host: ModelHost,
+        envelope: Envelope,
+        body: bytes,
+        json_length: int | None,
+        arrived_at: float,
+        tenant: Tenant | None,
     ) -> InferenceRequest:
         timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._policy.default_deadline_s
         rows = max((tensor.shape[0] for tensor in envelope.inputs if tensor.shape), default=1)
@@ -116,6 +125,7 @@ class FrontDesk:
                 status=413,
                 remedy="Send smaller batches, or raise policy.max_rows",
             )
+        priority = envelope.priority if tenant is None else tenant.priority(envelope.priority)
         tensors = {tensor.name for tensor in host.bundle.manifest.inputs}
         return InferenceRequest(
             request_id=next(self._numbers),
@@ -123,12 +133,14 @@ class FrontDesk:
             body=body,
             json_length=json_length,
             client_id=envelope.id,
-            priority=envelope.priority,
+            priority=priority,
             deadline_at=None if timeout_s is None else arrived_at + timeout_s,
             local_only=envelope.local_only,
             arrived_at=arrived_at,
             cost_hint_bytes=envelope.cost_hint_bytes,
             natural=any(tensor.name not in tensors for tensor in envelope.inputs),
+            tenant=None if tenant is None else tenant.id,
+            lowered=priority != envelope.priority,
         )
 
     def _reply(self, host: ModelHost, request: InferenceRequest, answer: Answer) -> Reply:
@@ -145,12 +157,14 @@ class FrontDesk:
             batch_size=answer.batch_size,
             late=None if request.deadline_at is None else now > request.deadline_at,
             energy_j=energy_j,
+            request_id=request.request_id,
+            client_id=request.client_id,
         )
         if answer.error is not None:
             headers = () if answer.retry_after_s is None else (retry_after(answer.retry_after_s),)
             # No route took it, and the reason is what a program decides by.
-            shed = {"route": None, "reason": answer.reason.value} if answer.route == "shed" else None
-            error = error_body(answer.error, shed)
+            shed = {"route": None, "reason": answer.reason.value, **request.changed_parameters}
+            error = error_body(answer.error, shed if answer.route == "shed" else None)
             return Reply(status=answer.status, body=error, headers=headers, completion=completion)
         if answer.remote_body is not None:
             body, json_length = answer.remote_body, answer.remote_json_length
@@ -161,7 +175,7 @@ class FrontDesk:
                 outputs=answer.outputs,
                 binary=answer.binary,
                 id=request.client_id,
-                parameters=_parameters(answer),
+                parameters=_parameters(answer) | request.changed_parameters,
             )
         if json_length is None:
             return Reply(body=body, completion=completion)

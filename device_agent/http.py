@@ -29,6 +29,7 @@ _JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,30 +85,16 @@ class HttpApp:
             log.exception("%s %s failed", scope["method"], scope["path"])
             reply = Reply(status=500, body=error_body("an internal error; the agent's log has it"))
         completion = reply.completion
-        headers = [
-            (b"content-type", reply.content_type.encode()),
-            (b"content-length", str(len(reply.body)).encode()),
-            *reply.headers,
-        ]
-        if reply.status == 413:
-            headers.append((b"connection", b"close"))  # the rest of the body is only thrown away
-        if reply.status == 415:
-            headers.append((b"accept-encoding", b"gzip"))
         try:
-            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-            body = b"" if scope["method"] == "HEAD" else reply.body
-            await send({"type": "http.response.body", "body": body})
+            await respond(scope, send, reply)
         finally:
             if completion is not None:
                 self._record(completion)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
         method = scope["method"]
-        # The raw path, so that a model's name may hold an encoded slash.
-        raw = scope.get("raw_path") or scope["path"].encode()
-        parts = [unquote(part) for part in raw.split(b"?")[0].decode("latin-1").strip("/").split("/")]
         read = method in ("GET", "HEAD")
-        match parts:
+        match path_parts(scope):
             case ["v2"]:
                 return _only(read, "GET") or Reply(body=self._desk.server_metadata())
             case ["v2", "health", "live"]:
@@ -186,6 +173,27 @@ class HttpApp:
             status=413,
             remedy="Send smaller batches, or raise http.max_body_bytes",
         )
+
+
+def path_parts(scope: Scope) -> list[str]:
+    """The path of a request, split. The raw one, so that a model's name may hold an encoded slash."""
+    raw = scope.get("raw_path") or scope["path"].encode()
+    return [unquote(part) for part in raw.split(b"?")[0].decode("latin-1").strip("/").split("/")]
+
+
+async def respond(scope: Scope, send: Send, reply: Reply) -> None:
+    """Send a whole response."""
+    headers = [
+        (b"content-type", reply.content_type.encode()),
+        (b"content-length", str(len(reply.body)).encode()),
+        *reply.headers,
+    ]
+    if reply.status == 413:
+        headers.append((b"connection", b"close"))  # the rest of the body is only thrown away
+    if reply.status == 415:
+        headers.append((b"accept-encoding", b"gzip"))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
 
 
 class _Gone(Exception):

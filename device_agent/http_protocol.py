@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -23,6 +25,9 @@ MAX_HEAD_BYTES = 64 * 1024
 #: How much, and how long, a refused client may go on sending until it is cut off.
 LINGER_BYTES = 256 * 1024 * 1024
 LINGER_S = 20.0
+#: Where in a scope's ``state`` the user id of the process at the other end is: an int on the Unix socket, else None.
+PEER_UID = "peer_uid"
+_UCRED = struct.Struct("3i")  # pid, uid, gid: struct ucred
 
 
 class DoorProtocol(HttpToolsProtocol):
@@ -34,6 +39,12 @@ class DoorProtocol(HttpToolsProtocol):
     _cut_off: asyncio.TimerHandle | None = None  # set while what comes is thrown away
     _left_bytes = LINGER_BYTES
     _owed: tuple[bytes, str] | None = None  # a refusal that waits for the answers to whole requests before it
+    _peer_uid: int | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """A client has connected."""
+        super().connection_made(transport)
+        self._peer_uid = _peer_uid(transport)
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client; closes the connection when they can't become a request."""
@@ -58,6 +69,7 @@ class DoorProtocol(HttpToolsProtocol):
         """The head is whole; what follows is its body."""
         self._in_head, self._turned = False, True
         self._head_bytes = 0
+        self.scope["state"][PEER_UID] = self._peer_uid
         super().on_headers_complete()
         self.cycle.transport = _AnswerTransport(self)  # its task begins later
 
@@ -114,7 +126,8 @@ class DoorProtocol(HttpToolsProtocol):
             self.cycle.disconnected = True  # whatever it finds, it can't be sent any more
             self.cycle.message_event.set()
         try:
-            self.transport.write_eof()
+            if self.transport.can_write_eof():  # TLS can't end one direction alone; the answer's length is told anyway
+                self.transport.write_eof()
         except OSError:  # the client has gone
             self.transport.close()
         else:
@@ -157,3 +170,12 @@ class _AnswerTransport(asyncio.Transport):
 
     def close(self) -> None:
         self._door.hang_up()
+
+
+def _peer_uid(transport: asyncio.Transport) -> int | None:
+    """Whose process connected, as the kernel saw it then."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family != socket.AF_UNIX:
+        return None
+    uid: int = _UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))[1]
+    return uid

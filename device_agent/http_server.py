@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import ssl
 from collections.abc import Iterator
 
 import uvicorn
 
-from device_agent.http import HttpApp
+from device_agent.http import App
 from device_agent.http_protocol import DoorProtocol
 
 
@@ -15,9 +17,10 @@ class HttpServer(uvicorn.Server):
     """Serves the application on sockets that are already open; ``should_exit`` closes it.
 
     ``drain_s``: how long requests in flight may take after that; two seconds are added to tell those who still wait.
+    ``tls``: for TCP only. What the file system guards stays plain.
     """
 
-    def __init__(self, app: HttpApp, *, drain_s: float) -> None:
+    def __init__(self, app: App, *, drain_s: float, tls: ssl.SSLContext | None = None) -> None:
         config = uvicorn.Config(
             app,
             http=DoorProtocol,
@@ -34,6 +37,16 @@ class HttpServer(uvicorn.Server):
             timeout_graceful_shutdown=round(drain_s) + 2,
         )
         super().__init__(config)
+        self._tls = tls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        servers = []
+        for sock in sockets or ():
+            self.config.ssl = None if sock.family == socket.AF_UNIX else self._tls
+            await super().startup(sockets=[sock])
+            servers += self.servers
+        self.servers = servers
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

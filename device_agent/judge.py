@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from aios_edge.manifest import Manifest
@@ -10,12 +9,21 @@ from device_agent import scheduler
 from device_agent.cloud_choice import Wanted
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
-from device_agent.router import Here, There, after_worker_lost, for_want_of_cloud, next_review_at, route
+from device_agent.router import (
+    Here,
+    Question,
+    There,
+    after_worker_lost,
+    next_review_at,
+    or_for_budget,
+    second_opinion,
+)
 from device_agent.scheduler import Forecast, Pending
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
-from device_agent.values import Cloud, Decision, Reason
+from device_agent.trace import Opinion
+from device_agent.values import Cloud, Decision
 
 
 class Judge:
@@ -37,23 +45,44 @@ class Judge:
 
     def decide(self, ticket: Ticket, forecast: Forecast | None = None) -> Decision:
         """Ask the router about a ticket, waiting or not yet; ``forecast`` where more is known than the queue tells."""
+        return self.question(ticket, forecast).decide()
+
+    def question(self, ticket: Ticket, forecast: Forecast | None = None) -> Question:
+        """What the router would be asked now."""
         now = self._around.clock()
         waiting = ticket in self._queue
         if forecast is None:
             forecast = self.forecast(ticket.pending, now, waiting=waiting)
         request = ticket.request
-        ask = partial(
-            route,
+        return Question(
             now=now,
             deadline_at=request.deadline_at,
             local_only=request.local_only,
+            queued=len(self._queue),
             here=Here(
                 forecast=forecast,
                 worker_ready=self._instance.ready,
                 queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
+                strain=self._around.strain(),
             ),
+            there=self.there(ticket, now),
+            dear=self._dear(ticket, now),
         )
-        return self._or_for_budget(ticket, now, ask)
+
+    def second_opinion(self, ticket: Ticket, confidence: float | None) -> Cloud | None:
+        """Ask the router about a ticket that was answered here."""
+        now, request = self._around.clock(), ticket.request
+        there = self.there(ticket, now)
+        if confidence is not None:
+            ticket.opinion = Opinion(at=now, confidence=confidence, there=there)
+        return second_opinion(
+            now=now,
+            deadline_at=request.deadline_at,
+            local_only=request.local_only,
+            confidence=confidence,
+            least=self._around.policy.min_confidence,
+            there=there,
+        )
 
     def there(self, ticket: Ticket, now: float) -> There | None:
         """The cloud endpoint that may take it now."""
@@ -61,21 +90,16 @@ class Judge:
             return None
         return self._around.cloud.choose(self._manifest.name, ticket.wanted, now)
 
+    def _dear(self, ticket: Ticket, now: float) -> There | None:
+        """The cloud endpoint that could take it if its budget weren't spent."""
+        if ticket.no_cloud or ticket.request.local_only:
+            return None
+        return self._around.cloud.unaffordable(self._manifest.name, ticket.wanted, now)
+
     def elsewhere(self, ticket: Ticket, now: float, back_in_s: float) -> Decision:
         """Where one goes whose worker died, or doesn't come back."""
         ask = partial(after_worker_lost, now, ticket.request.deadline_at, back_in_s=back_in_s)
-        return self._or_for_budget(ticket, now, ask)
-
-    def _or_for_budget(self, ticket: Ticket, now: float, ask: Callable[..., Decision]) -> Decision:
-        """What ``ask`` says to the cloud there is; with the reason ``budget`` where it would have chosen an endpoint
-        that can't be afforded."""
-        decision = ask(there=self.there(ticket, now))
-        if isinstance(decision, Cloud) or ticket.no_cloud or ticket.request.local_only:
-            return decision
-        dear = self._around.cloud.unaffordable(self._manifest.name, ticket.wanted, now)
-        if dear is None or not isinstance(ask(there=dear), Cloud):
-            return decision
-        return for_want_of_cloud(decision, Reason.BUDGET)
+        return or_for_budget(ask, there=self.there(ticket, now), dear=self._dear(ticket, now))
 
     def forecast(self, pending: Pending, now: float, *, waiting: bool) -> Forecast | None:
         """When it would be answered here; None where nobody knows."""

@@ -30,12 +30,13 @@ def open_sockets(http: Http) -> tuple[socket.socket, ...]:
     return tuple(opened)
 
 
-def address(sock: socket.socket) -> str:
-    """What a client would be told: ``http://127.0.0.1:8080`` or ``unix:/run/agent.sock``."""
+def address(sock: socket.socket, *, tls: bool = False) -> str:
+    """What a client would be told: ``http://127.0.0.1:8080``, ``https://…`` or ``unix:/run/agent.sock``."""
     name = sock.getsockname()
     if sock.family == socket.AF_UNIX:
         return f"unix:{name}"
-    return f"http://[{name[0]}]:{name[1]}" if sock.family == socket.AF_INET6 else f"http://{name[0]}:{name[1]}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{name[0]}]:{name[1]}" if sock.family == socket.AF_INET6 else f"{scheme}://{name[0]}:{name[1]}"
 
 
 def remove_socket_file(path: Path) -> None:

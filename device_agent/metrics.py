@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+from device_agent.device_state import STRAINS
 from device_agent.status import AgentStatus
 from device_agent.values import Completion
 
@@ -60,12 +61,18 @@ class Metrics:
 
     def render(self, status: AgentStatus) -> bytes:
         """The page. What isn't known is absent, never 0."""
-        page = _Page()
+        page = Page()
         version, profile = status.agent_version, status.device.profile
         page.family("aios_build_info", "gauge", "Version and profile of this agent.", [((version, profile), 1)], _BUILD)
         page.family("aios_ready", "gauge", "1 while every model serves.", [((), int(status.state == "ready"))], ())
         page.family("aios_uptime_seconds", "gauge", "Since the agent started.", [((), status.uptime_s)], ())
         page.family("aios_emulated_slowdown", "gauge", "1 is a device as it is.", [((), status.emulate.slowdown)], ())
+        self.requests_on(page)
+        self._gauges(page, status)
+        return page.text()
+
+    def requests_on(self, page: Page) -> None:
+        """What was counted of the requests."""
         page.family(
             "aios_requests_total",
             "counter",
@@ -83,10 +90,8 @@ class Metrics:
             {(m,): h for m, h in self._batch.items()},
             ("model",),
         )
-        self._gauges(page, status)
-        return page.text()
 
-    def _gauges(self, page: _Page, status: AgentStatus) -> None:
+    def _gauges(self, page: Page, status: AgentStatus) -> None:
         models = status.models.values()
         one = ("model",)
         page.family("aios_queue_depth", "gauge", "Requests waiting.", [((m.model,), m.queued) for m in models], one)
@@ -137,10 +142,12 @@ class Metrics:
                 _keyed(self._energy_j.items()),
                 one,
             )
+        self._device(page, status)
+        self._privacy(page, status)
         page.family("aios_outbox_depth", "gauge", "Messages waiting.", [((), status.mqtt.outbox.depth)], ())
         page.family("aios_mqtt_connected", "gauge", "1 while connected.", [((), int(status.mqtt.link.connected))], ())
 
-    def _cloud(self, page: _Page, status: AgentStatus) -> None:
+    def _cloud(self, page: Page, status: AgentStatus) -> None:
         one, spent = ("endpoint",), [(name, cloud.spent) for name, cloud in status.cloud.items()]
         page.family(
             "aios_cloud_requests_total",
@@ -186,6 +193,43 @@ class Metrics:
             ("endpoint", "budget"),
         )
 
+    def _privacy(self, page: Page, status: AgentStatus) -> None:
+        privacy = status.privacy
+        page.family(
+            "aios_payloads_sent_total",
+            "counter",
+            "Request bodies sent to a cloud.",
+            _keyed(privacy.payloads_sent.items()),
+            ("model",),
+        )
+        page.family(
+            "aios_private_payloads_sent_total",
+            "counter",
+            "Request bodies sent to a cloud that must not leave the device: always 0.",
+            [((), privacy.private_payloads_sent)],
+            (),
+        )
+
+    def _device(self, page: Page, status: AgentStatus) -> None:
+        state = status.device_state
+        page.family(
+            "aios_device_strained",
+            "gauge",
+            "1 while requests leave for this reason that the device could answer.",
+            [((reason.value,), int(reason.value in state.strained)) for reason in STRAINS],
+            ("reason",),
+        )
+        for name, text, value in (
+            ("aios_temperature_celsius", "The hottest zone.", state.temperature_c),
+            ("aios_battery_percent", "Charge of the device's batteries.", state.battery_percent),
+            (
+                "aios_memory_pressure_percent",
+                "Of the last 10 s some task waited for memory.",
+                state.memory_pressure_percent,
+            ),
+        ):
+            page.family(name, "gauge", text, [((), value)] if value is not None else [], ())
+
 
 _BUILD = ("version", "profile")
 _Sample = tuple[tuple[str, ...], float]
@@ -195,11 +239,14 @@ def _keyed(items: Iterable[tuple[str, float]]) -> list[_Sample]:
     return [((key,), value) for key, value in items]
 
 
-class _Page:
+class Page:
+    """Families of samples, written one after the other."""
+
     def __init__(self) -> None:
         self._lines: list[str] = []
 
     def family(self, name: str, kind: str, text: str, samples: list[_Sample], labels: tuple[str, ...]) -> None:
+        """One family; without samples it is left out."""
         if samples:
             self._head(name, kind, text)
             self._lines += [f"{name}{_labels(labels, values)} {_number(value)}" for values, value in samples]
@@ -211,6 +258,7 @@ class _Page:
         series: Mapping[_Labels, _Histogram],
         labels: tuple[str, ...],
     ) -> None:
+        """A family of histograms."""
         if series:
             self._head(name, "histogram", text)
         for values, histogram in series.items():
@@ -223,6 +271,7 @@ class _Page:
             self._lines.append(f"{name}_count{_labels(labels, values)} {seen}")
 
     def text(self) -> bytes:
+        """All of it."""
         return ("\n".join(self._lines) + "\n").encode()
 
     def _head(self, name: str, kind: str, text: str) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 
+import msgspec
+
 from aios_edge.bundle.read import Bundle
 from aios_edge.errors import WorkerLost
 from device_agent.answer import Answer, shed_answer
@@ -21,21 +23,24 @@ from device_agent.rehearsal import rehearse
 from device_agent.review import Review
 from device_agent.router import for_want_of_cloud
 from device_agent.scheduler import Pending
+from device_agent.second_opinion import second_opinion
 from device_agent.service_time import ServiceTime
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
-from device_agent.values import ActivationReport, Cloud, InferenceRequest, Reason, Shed
+from device_agent.trace import Decided, traced
+from device_agent.values import ActivationReport, Cloud, Decision, InferenceRequest, Reason, Shed
 from device_agent.worker_pool import WorkerSpec
 
 log = logging.getLogger("device_agent.model")
 
 
 class ModelHost:
-    """Serves one bundle. What its worker is doing: ``instance``."""
+    """Serves one bundle. What its worker is doing: ``instance``. ``never_leaves``: every request is local-only."""
 
-    def __init__(self, spec: WorkerSpec, bundle: Bundle, around: Surroundings) -> None:
+    def __init__(self, spec: WorkerSpec, bundle: Bundle, around: Surroundings, *, never_leaves: bool = False) -> None:
         self.name = spec.model
+        self.never_leaves = never_leaves
         self.bundle = bundle
         self.slowdown = spec.slowdown
         self._around = around
@@ -100,7 +105,9 @@ class ModelHost:
     # A request
 
     async def infer(self, request: InferenceRequest) -> Answer:
-        """Answer one request, wherever; cancelling takes it out of the queue."""
+        """Answer one request, wherever it may; cancelling takes it out of the queue."""
+        if self.never_leaves:
+            request = msgspec.structs.replace(request, local_only=True)
         ticket = Ticket(
             request=request,
             pending=Pending(
@@ -112,7 +119,29 @@ class ModelHost:
             reason=Reason.IDLE,
             verdict=asyncio.get_running_loop().create_future(),
         )
-        decision = self._judge.decide(ticket)
+        question = self._judge.question(ticket)
+        decision = question.decide()
+        if self._around.trace is None:
+            return await self._answer(ticket, decision)
+        device, sampled_at = self._around.device()
+        answer = await self._answer(ticket, decision)
+        line = traced(
+            self.name,
+            question,
+            ticket.unsure or decision,
+            device=device,
+            sampled_at=sampled_at,
+            opinion=ticket.opinion,
+            outcome=Decided(route=answer.route, reason=answer.reason.value),
+            status=answer.status,
+            now=self._around.clock(),
+        )
+        self._around.trace(line)
+        return answer
+
+    async def _answer(self, ticket: Ticket, decision: Decision) -> Answer:
+        """Follow a decision, and those after it, to an answer."""
+        request = ticket.request
         while True:
             if isinstance(decision, Shed):
                 return shed_answer(decision)
@@ -128,7 +157,11 @@ class ModelHost:
             ticket.reason = decision.reason
             outcome = await self._wait(ticket)
             if isinstance(outcome, Answer):
-                return outcome
+                ticket.unsure = self._judge.second_opinion(ticket, outcome.confidence)
+                if ticket.unsure is None:
+                    return outcome
+                now = self._around.clock()
+                return await second_opinion(outcome, ticket.unsure, request, self._around.cloud, now)
             decision = outcome
 
     async def _wait(self, ticket: Ticket) -> Answer | Cloud | Shed:

@@ -34,6 +34,7 @@ def model_status(host: ModelHost, entry: BundleEntry) -> ModelStatus:
         bundle_id=host.bundle.bundle_id,
         path=str(entry.path),
         pinned=entry.pinned,
+        never_leave_device=host.never_leaves,
         state=host.state,
         detail=host.detail,
         worker_pid=host.instance.worker.pid,

@@ -81,6 +81,7 @@ class Reporter:
         meter: Meter,
         status_body: Callable[[], StatusBody],
         gauges: Callable[[], Gauges],
+        on_reading: Callable[[PowerReading], None] = lambda reading: None,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -90,7 +91,7 @@ class Reporter:
         self.last: Telemetry | None = None
         self.last_reading: PowerReading | None = None
         self._options, self._meter = options, meter
-        self._status_body, self._gauges = status_body, gauges
+        self._status_body, self._gauges, self._on_reading = status_body, gauges, on_reading
         self._clock, self._wall = clock, wall
         self._window = TelemetryWindow(clock())
         self._seq = self._published = self._refused = 0
@@ -205,6 +206,7 @@ class Reporter:
                 continue
             self.last_reading = reading
             self._window.add(reading)
+            self._on_reading(reading)
             if reading.throttled is not None and reading.throttled != bool(throttled):
                 kind = "throttled" if reading.throttled else "throttling_ended"
                 self.event(kind, flags=", ".join(reading.throttled_flags), total_w=reading.total_w)

@@ -3,12 +3,14 @@
 A request without a deadline stays here. One with a deadline stays while its predicted completion, margin included, is
 in time; else it goes to the cloud if the cloud is predicted to be in time, or at least sooner than this device. When
 there is no usable cloud it stays if the expected completion (without the margin) still meets the deadline, and is
-refused otherwise. The same function decides again just before execution.
+refused otherwise. A device that is to be spared (hot, throttled, on its last charge, short of memory) keeps only what
+the cloud can't surely answer in time. The same function decides again just before execution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -16,14 +18,17 @@ from device_agent.scheduler import Forecast, Pending
 from device_agent.values import Cloud, Decision, Local, Reason, Shed
 
 LEAST_RETRY_S = 0.05
+KEPT_ANSWER_S = 0.01  # before a deadline: what it takes to give the answer that was kept
 
 
 class Here(msgspec.Struct, frozen=True, kw_only=True):
-    """This device's side. ``forecast`` None: the model's worker is down and nobody knows for how long."""
+    """This device's side. ``forecast`` None: the model's worker is down and nobody knows for how long. ``strain``: why
+    the device is to be spared, None when it isn't."""
 
     forecast: Forecast | None
     worker_ready: bool
     queue_full: bool = False
+    strain: Reason | None = None
 
 
 class There(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +37,24 @@ class There(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str
     expected_s: float
     safe_s: float
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    """All that :func:`route` decides by. ``queued``: how many waited, which ``here.queue_full`` comes from. ``dear``:
+    the endpoint that could be asked if its budget weren't spent."""
+
+    now: float
+    deadline_at: float | None
+    local_only: bool
+    here: Here
+    there: There | None
+    queued: int = 0
+    dear: There | None = None
+
+    def decide(self) -> Decision:
+        """What the router says to it."""
+        ask = partial(route, now=self.now, deadline_at=self.deadline_at, local_only=self.local_only, here=self.here)
+        return or_for_budget(ask, there=self.there, dear=self.dear)
 
 
 def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here, there: There | None) -> Decision:
@@ -47,6 +70,8 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
         return Shed(Reason.QUEUE_FULL, _retry_after(now, forecast))
     if not here.worker_ready or forecast is None:
         return _without_worker(now, deadline_at, local_only, forecast, there)
+    if here.strain is not None and there is not None and (deadline_at is None or now + there.safe_s <= deadline_at):
+        return Cloud(here.strain, there.endpoint)
     if deadline_at is None:
         return Local(Reason.LOCAL_ONLY if local_only else Reason.NO_DEADLINE)
     if forecast.safe_at <= deadline_at:
@@ -79,6 +104,32 @@ def _without_worker(
 
 def _retry_after(now: float, forecast: Forecast | None) -> float:
     return max(forecast.expected_at - now, LEAST_RETRY_S) if forecast else 5.0
+
+
+def or_for_budget(ask: Callable[..., Decision], *, there: There | None, dear: There | None) -> Decision:
+    """What ``ask`` says to the cloud there is; with the reason ``budget`` where it would have chosen ``dear``, which
+    only its spent budget keeps from being asked."""
+    decision = ask(there=there)
+    if dear is None or isinstance(decision, Cloud) or not isinstance(ask(there=dear), Cloud):
+        return decision
+    return for_want_of_cloud(decision, Reason.BUDGET)
+
+
+def second_opinion(
+    *,
+    now: float,
+    deadline_at: float | None,
+    local_only: bool,
+    confidence: float | None,
+    least: float | None,
+    there: There | None,
+) -> Cloud | None:
+    """Whom to ask again when this device has answered, and isn't sure; None: its answer stands."""
+    if least is None or confidence is None or confidence >= least or local_only or there is None:
+        return None
+    if deadline_at is not None and now + there.safe_s > deadline_at - KEPT_ANSWER_S:
+        return None
+    return Cloud(Reason.LOW_CONFIDENCE, there.endpoint)
 
 
 def for_want_of_cloud(decision: Decision, why: Reason) -> Decision:

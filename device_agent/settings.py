@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import msgspec
 from aios_edge.errors import SettingsError
 from aios_edge.mqtt_options import MqttOptions
 from device_agent.cloud_settings import CloudEndpoint, check_endpoints
+from device_agent.tenants import Tenant, check_tenants
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -27,11 +28,8 @@ else:
 
 #: Options of the documented format that this version doesn't have yet: (table, key), key "*" for the whole table.
 NOT_AVAILABLE = {
-    ("http", "tls_cert"),
-    ("http", "tls_key"),
     ("mqtt", "home_assistant"),
     ("repository", "*"),
-    ("tenant", "*"),
     ("commands", "*"),
 }
 _LOOPBACK = ("localhost", "::1")
@@ -51,8 +49,10 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
 
     bind: str = "127.0.0.1:8080"  # host:port, [v6]:port; port 0 lets the system choose; "" for no TCP
     unix_socket: Path | None = None  # mode 0660
+    tls_cert: Path | None = None  # PEM, with what leads to its authority; of the TCP door
+    tls_key: Path | None = None
     max_body_bytes: int = 32 * 1024 * 1024
-    allow_insecure: bool = False  # bind beyond loopback although there are no keys and no TLS yet
+    allow_insecure: bool = False  # bind beyond loopback without TLS, or without a tenant that has a key
 
 
 class Mqtt(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +87,7 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     pinned: bool = False  # never unloaded to make room; nothing is in this version
+    never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,6 +103,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     hedge: bool = False  # ask a second cloud endpoint when the first takes longer than nearly always
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
+    min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
+    trace: Path | None = None  # a file of what each decision was made by, for aios-edge policy replay
+    trace_bytes: int = 16_000_000  # it and the part before it together
+    # What may leave goes to a cloud that is in time while one of these is passed; none by default: what this device
+    # can answer in time stays, unless somebody wants the device spared.
+    max_temperature_c: float | None = None  # of the hottest zone
+    avoid_when_throttled: bool = False
+    min_battery_percent: float | None = None  # while it discharges
+    max_memory_pressure_percent: float | None = None  # some task waited for memory, of the last ten seconds
 
 
 class Emulate(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +129,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     bundle: tuple[BundleEntry, ...] = ()
     policy: Policy = Policy()
     cloud: tuple[CloudEndpoint, ...] = ()
+    tenant: tuple[Tenant, ...] = ()
     emulate: Emulate = Emulate()
 
 
@@ -129,6 +140,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "bundle": BundleEntry,
     "policy": Policy,
     "cloud": CloudEndpoint,
+    "tenant": Tenant,
     "emulate": Emulate,
 }
 _LISTS = ("bundle", "cloud", "tenant")
@@ -239,21 +251,28 @@ def _check_values(settings: Settings, where: str) -> None:
         except ValueError:
             fail("http.bind", f"{settings.http.bind!r} is not host:port", "Write for example 127.0.0.1:8080")
         else:
-            if not (host in _LOOPBACK or host.startswith("127.")) and not settings.http.allow_insecure:
+            missing = _missing_beyond_loopback(settings)
+            if missing and not (host in _LOOPBACK or host.startswith("127.")) and not settings.http.allow_insecure:
                 fail(
                     "http.bind",
-                    f"{host} is not loopback, and this version has neither TLS nor keys",
-                    "Bind 127.0.0.1 behind a proxy, or set allow_insecure = true if the network is trusted",
+                    f"{host} is not loopback, and there is no {' and no '.join(missing)}",
+                    "Set tls_cert and tls_key, and a [[tenant]] with a key (aios-edge agent key); or bind 127.0.0.1"
+                    " behind a proxy, or set allow_insecure = true if the network is trusted",
                 )
     elif settings.http.unix_socket is None:
         fail("http", "neither bind nor unix_socket is set", "Set one of them")
+    if (settings.http.tls_cert is None) != (settings.http.tls_key is None):
+        fail("http.tls_cert", "a certificate needs its key, and a key its certificate", "Set tls_cert and tls_key")
+    if settings.http.tls_cert is not None and not settings.http.bind:
+        fail("http.tls_cert", "there is no TCP door for it; the Unix socket is always plain", "Set http.bind")
+    check_tenants(settings.tenant, where=where, unix_socket=settings.http.unix_socket is not None)
     positive: tuple[tuple[str, float], ...] = (
         ("http.max_body_bytes", settings.http.max_body_bytes),
         ("emulate.slowdown", settings.emulate.slowdown),
         *(
-            (f"policy.{name}", getattr(settings.policy, name))
+            (f"policy.{name}", value)
             for name in Policy.__struct_fields__
-            if (value := getattr(settings.policy, name)) is not None and not isinstance(value, bool)
+            if isinstance(value := getattr(settings.policy, name), int | float) and not isinstance(value, bool)
         ),
         *((("mqtt.interval_s", settings.mqtt.interval_s),) if settings.mqtt else ()),
     )
@@ -262,6 +281,11 @@ def _check_values(settings: Settings, where: str) -> None:
             fail(key, f"{value} is not a finite number greater than 0", "Correct the value")
         if not value > 0:
             fail(key, f"{value} must be greater than 0", "Correct the value")
+    for name in ("min_battery_percent", "max_memory_pressure_percent"):
+        if (getattr(settings.policy, name) or 0.0) > 100.0:
+            fail(f"policy.{name}", "a share can't be more than 100 percent", "Give a limit below 100")
+    if (settings.policy.min_confidence or 0.0) > 1.0:
+        fail("policy.min_confidence", "a probability can't be more than 1", "Give a limit up to 1")
     if settings.emulate.slowdown < 1:
         fail("emulate.slowdown", "a faster device can't be emulated", "Give a factor of at least 1")
     check_endpoints(settings.cloud, where)
@@ -269,14 +293,27 @@ def _check_values(settings: Settings, where: str) -> None:
         fail("mqtt.password_file", "a password needs a username", "Set mqtt.username")
 
 
-def check_model_maps(settings: Settings, models: Collection[str]) -> None:
-    """Every local name of a ``[cloud.model_map]`` is a model of this device; raises :class:`SettingsError`."""
+def _missing_beyond_loopback(settings: Settings) -> list[str]:
+    """What a door that others can reach should have."""
+    with_key = any(tenant.key_sha256 is not None for tenant in settings.tenant)
+    return [*(["TLS"] if settings.http.tls_cert is None else []), *([] if with_key else ["tenant with a key"])]
+
+
+def check_model_names(settings: Settings, models: Mapping[str, BundleEntry]) -> None:
+    """Every model that a ``[[tenant]]`` names is one of this device, and every local name of a ``[cloud.model_map]`` is
+    one that may leave it; raises :class:`SettingsError`."""
+    named = [(f"tenant.{tenant.id}.models", name) for tenant in settings.tenant for name in tenant.models or ()]
+    named += [(f"cloud.{cloud.name}.model_map", name) for cloud in settings.cloud for name in cloud.model_map]
+    for where, name in named:
+        if name not in models:
+            what = f"no bundle here is named '{name}'"
+            raise SettingsError(what, where=where, remedy=_nearest(name, tuple(models)))
     for cloud in settings.cloud:
+        where = f"cloud.{cloud.name}.model_map"
         for name in cloud.model_map:
-            if name not in models:
-                what = f"no bundle here is named '{name}'"
-                where = f"cloud.{cloud.name}.model_map"
-                raise SettingsError(what, where=where, remedy=_nearest(name, tuple(models)))
+            if models[name].never_leave_device:
+                what = f"'{name}' has never_leave_device, and a name for it there"
+                raise SettingsError(what, where=where, remedy="Remove one of the two")
 
 
 def read_secret(path: Path) -> str:

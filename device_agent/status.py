@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from aios_edge.telemetry import BundleStatus, Event
+from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
 from device_agent.reporter import ReporterCounts
 from device_agent.values import ActivationReport
@@ -21,6 +22,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     bundle_id: str
     path: str
     pinned: bool
+    never_leave_device: bool
     state: str
     detail: str | None
     worker_pid: int | None
@@ -100,6 +102,22 @@ class DeviceStatus(msgspec.Struct, frozen=True, kw_only=True):
     state_dir: str
 
 
+class PrivacyStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Request bodies that went to a cloud since start. ``private_payloads_sent``: of requests that must not leave, by
+    word of the client or of the settings: always 0. ``kept_back``: refused at the last moment, a fault of ours too."""
+
+    never_leave_device: tuple[str, ...]
+    payloads_sent: dict[str, int]
+    private_payloads_sent: int
+    kept_back: int
+
+
+class DeviceStateStatus(DeviceState, frozen=True, kw_only=True):
+    """What triggers look at; ``strained``: the reasons for which requests leave that this device could answer."""
+
+    strained: tuple[str, ...] = ()
+
+
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole document. ``totals``: requests since start by route."""
 
@@ -116,6 +134,8 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     cloud: dict[str, CloudStatus]
     power: PowerReading | None
     power_reason: str | None
+    device_state: DeviceStateStatus
+    privacy: PrivacyStatus
     mqtt: ReporterCounts
     totals: dict[str, int]
     in_flight: int

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from device_agent.answer import Answer
 from device_agent.cloud_choice import Wanted
 from device_agent.scheduler import Pending
+from device_agent.trace import Opinion
 from device_agent.values import Cloud, InferenceRequest, Reason, Shed
 
 CLOUD_TRIES = 2
@@ -24,6 +25,8 @@ class Ticket:
     verdict: asyncio.Future[Answer | Cloud | Shed]
     failed_at: tuple[str, ...] = ()  # cloud endpoints that were asked and gave no answer
     taken_at: float = 0.0
+    opinion: Opinion | None = None  # what was known when it was answered here
+    unsure: Cloud | None = None  # who was asked again then
 
     @property
     def no_cloud(self) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from aios_edge.errors import AiosEdgeError, PromiseBroken
+from aios_edge.oip.envelope import Parameters
 
 
 class Reason(str, enum.Enum):
@@ -20,9 +21,14 @@ class Reason(str, enum.Enum):
     IDLE = "idle"  # local: the worker was free
     IN_TIME = "in_time"  # local: predicted to complete before the deadline
     NO_DEADLINE = "no_deadline"  # local: nothing to be late for
-    LOCAL_ONLY = "local_only"  # local: the client forbade the cloud
+    LOCAL_ONLY = "local_only"  # local: the client forbade the cloud, or the model never leaves
     CLOUD_UNAVAILABLE = "cloud_unavailable"  # local although slow, or shed: no cloud, or its breaker is open
     PREDICTED_LATE = "predicted_late"  # cloud: this device would be late
+    HOT = "hot"  # cloud: the device is at its temperature limit
+    THROTTLED = "throttled"  # cloud: the device is being throttled
+    BATTERY_LOW = "battery_low"  # cloud: the battery is nearly empty
+    MEMORY_PRESSURE = "memory_pressure"  # cloud: work here waits for memory
+    LOW_CONFIDENCE = "low_confidence"  # cloud: this device answered, and wasn't sure
     WORKER_LOST = "worker_lost"  # cloud or shed: the worker died or is starting
     RETRIED = "retried"  # local: run again, alone, after its worker died
     CLOUD_FAILED = "cloud_failed"  # local or shed: the cloud was tried and failed
@@ -51,6 +57,13 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     arrived_at: float
     cost_hint_bytes: int
     natural: bool = False  # asks with the task's natural input, which a foreign server may not know
+    tenant: str | None = None  # whose it is, where agent.toml has tenants
+    lowered: bool = False  # claimed a higher priority than its tenant may
+
+    @property
+    def changed_parameters(self) -> Parameters:
+        """What of the client's own parameters holds otherwise than it asked: said to it, and to the cloud."""
+        return {"priority": self.priority} if self.lowered else {}
 
 
 class Local(msgspec.Struct, frozen=True, tag=True):
@@ -92,6 +105,8 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int | None = None
     late: bool | None = None  # None: it had no deadline
     energy_j: float | None = None
+    request_id: int | None = None  # the agent's own number
+    client_id: str | None = None  # the protocol's "id"
 
 
 class ActivationCheck(msgspec.Struct, frozen=True, kw_only=True):

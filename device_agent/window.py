@@ -35,6 +35,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
 
     queue_depth: int | None = None
     breakers: dict[str, str] = {}
+    strained: tuple[str, ...] = ()
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
 
@@ -120,17 +121,24 @@ class TelemetryWindow:
                 wait_reason=None if self._wait.count else "no local request in this window",
             ),
             breakers=gauges.breakers,
+            strained=gauges.strained,
             thermal=tuple(Temperature(name=z.name, temperature_c=z.temperature_c) for z in last.thermal)
             if last
             else (),
             thermal_reason=None if last and last.thermal else _why(last, "thermal_reason"),
             throttled=any(r.throttled for r in self._readings) if any(_knows(r) for r in self._readings) else None,
             throttled_reason=None if any(_knows(r) for r in self._readings) else _why(last, "throttled_reason"),
+            battery_percent=last.battery.percent if last and last.battery else None,
+            battery_reason=None if last and last.battery else _why(last, "battery_reason"),
             cpu_utilisation=_mean([(r.cpu_utilisation, w) for r, w in zip(self._readings, self._weights, strict=True)]),
             memory=MemoryFigures(
                 agent_rss_bytes=gauges.agent_rss_bytes,
                 workers_rss_bytes=gauges.workers_rss_bytes,
                 memory_reason="the agent's resident set can't be read" if gauges.agent_rss_bytes is None else None,
+                pressure_percent=last.memory_pressure_percent if last else None,
+                pressure_reason=None
+                if last and last.memory_pressure_percent is not None
+                else _why(last, "memory_pressure_reason"),
             ),
             outbox=outbox,
         )

@@ -111,7 +111,8 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True):
 
     ``status`` 200: ``outputs`` is the JSON array of output tensors and ``binary`` the tensors behind it. Else
     ``error`` says what was wrong. ``length`` is the true input length (tokens for text), 0 if unknown;
-    ``batch_size`` counts the requests that shared the model run.
+    ``batch_size`` counts the requests that shared the model run. ``confidence``: the probability of the label that the
+    model gave, the lowest of the request's rows (0 for an answer that is no number); None where there is none.
     """
 
     request_id: int
@@ -122,6 +123,7 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True):
     length: int = 0
     batch_size: int = 1
     compute_s: float = 0.0
+    confidence: float | None = None
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -123,6 +123,7 @@ def _run(
                 length=answer.length,
                 batch_size=answer.batch_size,
                 compute_s=answer.compute_s * max(1.0, slowdown),
+                confidence=answer.confidence,
             )
         )
     done = wire.Done(

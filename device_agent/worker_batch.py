@@ -49,6 +49,7 @@ class Answer:
     length: int = 0
     batch_size: int = 1
     compute_s: float = 0.0
+    confidence: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,7 +253,13 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
         found_here = [prediction for prediction, _ in mine]
         tensors = activated.task.prediction_tensors(found_here)
         length = max((length for _, length in mine), default=0)
-        answer = Answer(request_id=work.request_id, length=length, batch_size=len(works), compute_s=compute_s)
+        answer = Answer(
+            request_id=work.request_id,
+            length=length,
+            batch_size=len(works),
+            compute_s=compute_s,
+            confidence=_confidence(found_here),
+        )
         try:
             _check_classes(found_here, work.request, tensors)
         except RequestError as error:
@@ -260,6 +267,12 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
         else:
             answers.append(_encoded(work, tensors, answer))
     return answers
+
+
+def _confidence(predictions: Sequence[Prediction]) -> float | None:
+    """Of the row that the model is least sure of."""
+    scores = (prediction.score for prediction in predictions)
+    return min((score if math.isfinite(score) else 0.0 for score in scores), default=None)
 
 
 def _check_classes(predictions: Sequence[Prediction], request: DecodedRequest, names: Collection[str]) -> None:

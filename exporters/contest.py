@@ -13,8 +13,8 @@ from aios_edge.profile import DeviceProfile
 from exporters import convert, ort, steps
 from exporters.brought import assign, targets_of
 from exporters.evaluate import Quality
-from exporters.golden_samples import CPU
 from exporters.measure import SHAPES, Measured
+from exporters.plans import on_cpu
 from exporters.report import Candidate, Interval, Latency, ProfileReport, Pruned, Target, Training
 from exporters.select import Choice
 from exporters.stages import Stages
@@ -59,7 +59,7 @@ def hold(profile: DeviceProfile, common: Common, stages: Stages) -> Contest:
     match = matches(profile, common.machine)
     brought = common.brought.get(profile.name, ())
     # Figures come from the CPU: they speak of a profile only if that is where it runs the model.
-    on_target = match.ok and bool(profile.providers) and profile.providers[0].name == CPU and not brought
+    on_target = match.ok and on_cpu(profile) and not brought
     longest = common.whole.encoder.max_length
     conditions, shapes = conditions_of(profile, longest), common.shapes
     if on_target and conditions not in shapes:

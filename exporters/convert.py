@@ -72,14 +72,14 @@ def logits_of(model: Any, inputs: tuple[str, ...]) -> Any:
     class Logits(torch.nn.Module):
         """Tensors in, logits out."""
 
-        def __init__(self) -> None:
+        def __init__(self, model: Any) -> None:  # not from around: a class is freed late, and would keep it
             super().__init__()
             self.model = model
 
         def forward(self, *tensors: Any) -> Any:
             return self.model(**dict(zip(inputs, tensors, strict=True))).logits
 
-    return Logits().eval()
+    return Logits(model).eval()
 
 
 def example(model: Any, inputs: tuple[str, ...]) -> tuple[Any, ...]:

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from aios_edge.profile import DeviceProfile
 from exporters.data import Data, Labelled, leaks
 from exporters.label_order import LUCK, exchanges
-from exporters.plans import Plan
+from exporters.plans import Plan, not_for
 from exporters.quantize import CALIBRATION_SAMPLES
+from exporters.recipe import SearchSection
 from exporters.tokenizer_fit import UNKNOWN_WARNED, Coverage
 from exporters.variants import Pruning
 
@@ -33,6 +35,14 @@ def of_data(data: Data, plans: Sequence[Plan], found: Coverage) -> tuple[str, ..
     if texts < _CALIBRATION_TEXTS and any("s8" in plan.precision for plan in plans):
         said.append(f"8-bit candidates are calibrated with {texts} different training texts only")
     return tuple(said)
+
+
+def of_search(search: SearchSection, profiles: Sequence[DeviceProfile]) -> tuple[str, ...]:
+    """Before the training as well: candidates that the recipe asks for and that no profile can run."""
+    nowhere = [name for name in search.candidates if all(name in not_for(profile, search) for profile in profiles)]
+    if not nowhere:
+        return ()
+    return (f"[search] candidates does nothing with {', '.join(nowhere)}: no profile here runs it on the CPU first",)
 
 
 def of_pruning(prunings: Mapping[str, Pruning]) -> tuple[str, ...]:

@@ -180,7 +180,7 @@ def _run(job: Job, calibration: Sequence[Sample], rows: Rows | None, work: Path)
         raise RuntimeUnavailable(f"took more than {_TIMEOUT_S} s", where="neural-compressor") from error
     if done.returncode != 0 or not (work / QUANTIZED).is_file():
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        remedy = "Use the versions in constraints.txt, or remove neural_compressor from [search]"
+        remedy = "Use the versions in constraints.txt, or leave its candidates out"
         raise RuntimeUnavailable(f"failed ({last})", where="neural-compressor", remedy=remedy)
     for name in ("job.json", "calibration.npz", "rows.npz", "answers.npz"):
         (work / name).unlink(missing_ok=True)

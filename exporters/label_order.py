@@ -19,7 +19,7 @@ from aios_edge.errors import PromiseBroken
 _MEANS_ANOTHER, _ROWS_OF_ANOTHER = 2 / 3, 5
 #: What is less probable is no luck. Classes that a model can't tell apart get each other's answers by the toss of a
 #: coin: the chance of each answer's rows is a binomial tail, and that of a cycle their product. Two such classes are
-#: refused once in 3,000 times at most, whatever their numbers of rows; 14 rows, all exchanged, are enough.
+#: refused once in 2,700 times at most, whatever their numbers of rows; 14 rows, all exchanged, are enough.
 LUCK = 1e-4
 _NAMED = 5
 _REMEDY = (

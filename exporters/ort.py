@@ -6,6 +6,7 @@ memory loads no more than the agent would.
 
 from __future__ import annotations
 
+import gc
 import logging
 import platform
 from collections.abc import Iterator, Sequence
@@ -83,6 +84,8 @@ def fuse_bert(model: Path, out: Path, *, heads: int, hidden: int) -> None:
     options.enable_bias_skip_layer_norm = False
     options.enable_embed_layer_norm = False
     options.use_raw_attention_mask(True)
+    # It keeps several copies of the model, and finds a Reshape that does nothing, at most.
+    options.enable_shape_inference = not steps.lies_apart(model)
     with _quiet():
         fused = optimize_model(
             str(model),
@@ -94,6 +97,9 @@ def fuse_bert(model: Path, out: Path, *, heads: int, hidden: int) -> None:
             use_gpu=False,
         )
     fused.save_model_to_file(str(out), use_external_data_format=steps.is_large(fused.model))
+    if steps.lies_apart(model):
+        del fused
+        gc.collect()  # its fusions and it hold each other, and with them all weights
 
 
 def activations(model: Any, names: Sequence[str], samples: Sequence[Tensors]) -> Iterator[list[NDArray[Any]]]:
@@ -155,11 +161,16 @@ def quantize_dynamic_s8(model: Path, out: Path, *, operators: tuple[str, ...], r
 
 
 def to_float16(model: Any) -> Any:
-    """An ONNX model with fp16 weights and arithmetic; inputs and outputs keep their types."""
+    """An ONNX model with fp16 weights and arithmetic; inputs and outputs keep their types.
+
+    The converter sees the graph alone: it infers shapes, which ends at 2 GB, and needs a table many times over.
+    """
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
+    names = [entry.name for entry in (*model.graph.input, *model.graph.output)]
     with _quiet():
-        return convert_float_to_float16(model, keep_io_types=True)
+        bare = convert_float_to_float16(steps.without_weights(model), keep_io_types=names)
+    return steps.with_weights(bare, model)
 
 
 @contextmanager

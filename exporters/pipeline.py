@@ -89,7 +89,8 @@ def run(
     known = coverage(encoder.samples(data.validation.texts), tokenizer / TOKENIZER)
     check_coverage(known, source)
     plans = [plan for profile in profiles for plan in plans_for(profile, recipe.search)]
-    warnings = [*warnings_of(recipe, data), *doubts.of_data(data, plans, known), *doubts.of_pruning(prunings)]
+    warnings = [*warnings_of(recipe, data), *doubts.of_data(data, plans, known)]
+    warnings += [*doubts.of_search(recipe.search, profiles), *doubts.of_pruning(prunings)]
     _warn(warnings, progress)
 
     tuned_folder, tuned = stages.finetune(source, data, encoder)

@@ -62,13 +62,19 @@ def plans_for(profile: DeviceProfile, search: SearchSection = _NO_WISHES) -> tup
             where, remedy = f"profile {profile.name}", f"Known are: {', '.join(CANDIDATES)}"
             raise ProfileError(f"unknown precision '{wanted}'", where=where, remedy=remedy)
     more = (*search.candidates, *((STATIC, TUNED) if search.neural_compressor else ()))
-    asked = [wanted for wanted in more if _precision(wanted) not in _U8_S8 or on_cpu(profile)]
+    asked = [wanted for wanted in more if _runs(wanted, profile)]
     return tuple(_plan(wanted, profile) for wanted in dict.fromkeys((*preferred, *asked)))
 
 
+def not_for(profile: DeviceProfile, search: SearchSection) -> tuple[str, ...]:
+    """What the recipe asks for and the profile's first provider can't run."""
+    return tuple(wanted for wanted in search.candidates if not _runs(wanted, profile))
+
+
 def of_pruned(plans: Sequence[Plan]) -> tuple[Plan, ...]:
-    """What is built of a pruned network: each precision that the profile has, in its order, and of each the largest
-    first. Who prunes wants it small: rare rows take 4 bits, or 2, and fp32 is only for who has nothing else."""
+    """What is built of a pruned network: each precision of these plans, in their order, and of each the largest first.
+    Who prunes wants it small: rare rows take 4 bits, or 2, no product stays in float, and fp32 is only for who has
+    nothing else."""
     first = {plan.precision: plan for plan in reversed(plans) if plan.precision != STATIC}
     kept = list(dict.fromkeys(first[plan.precision] for plan in plans if plan.precision in first))
     small = [plan for plan in kept if plan.precision != "fp32"] or kept
@@ -81,9 +87,11 @@ def by_precision(plans: Sequence[Plan]) -> tuple[tuple[Plan, ...], ...]:
 
 
 def _smaller(plan: Plan) -> tuple[Plan, ...]:
+    suffix = "-r7" if plan.reduce_range else ""
+    if plan.mixed:
+        return (replace(plan, name=plan.precision + suffix, mixed=False),)
     if plan.precision != "dynamic-s8":
         return (plan,)
-    suffix = "-r7" if plan.reduce_range else ""
     found = {bits: name for name, bits in _RARE_ROW_BITS.items() if bits <= plan.rare_row_bits}
     return tuple(replace(plan, name=name + suffix, rare_row_bits=bits) for bits, name in found.items())
 
@@ -100,6 +108,10 @@ def _plan(wanted: str, profile: DeviceProfile) -> Plan:
         mixed=wanted == _MIXED,
         tuned=wanted == TUNED,
     )
+
+
+def _runs(wanted: str, profile: DeviceProfile) -> bool:
+    return _precision(wanted) not in _U8_S8 or on_cpu(profile)
 
 
 def _precision(wanted: str) -> Precision:

@@ -29,7 +29,7 @@ ALWAYS_FINE = 8192
 #: Scales that are tried for each row of 4 bits, as shares of the one that clips nothing.
 CLIPS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 _MIDDLE = 7.5  # of 16 levels
-_ROWS_AT_ONCE = 8192  # bounds the memory that the search takes
+_ROWS_AT_ONCE = 8192  # bounds the memory beside a table, which may be gigabytes
 
 Array = NDArray[np.float32]
 
@@ -64,9 +64,14 @@ def most_fine(rows: int) -> int:
 
 def in_s8(table: Array) -> tuple[NDArray[np.int8], Array]:
     """Rows [R, W] in 8 bits and the scale of each channel [W]. Pure."""
-    scale = np.abs(table).max(axis=0, initial=0).astype(np.float32) / np.float32(127)
+    reach = np.maximum(table.max(axis=0, initial=0), -table.min(axis=0, initial=0))
+    scale = reach.astype(np.float32) / np.float32(127)
     scale[scale == 0] = 1
-    return np.rint(table / scale).astype(np.int8), scale
+    entries = np.empty(table.shape, dtype=np.int8)
+    for start in range(0, len(table), _ROWS_AT_ONCE):
+        part = slice(start, start + _ROWS_AT_ONCE)
+        entries[part] = np.rint(table[part] / scale)
+    return entries, scale
 
 
 def in_nibbles(table: Array) -> Nibbles:

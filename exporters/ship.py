@@ -26,7 +26,8 @@ from exporters.encode import TOKENIZER, length_of
 from exporters.evaluate import Metrics, Quality, check_reference, metrics, quality
 from exporters.facts import Facts, documents, splits_of
 from exporters.finetune import Tuned
-from exporters.golden_samples import CPU, judge, margins_of, pick, record
+from exporters.golden_samples import judge, margins_of, pick, record
+from exporters.plans import on_cpu
 from exporters.select import apart
 from exporters.source import Source
 from exporters.stages import Stages, tool_versions
@@ -165,7 +166,7 @@ def assemble(tried: Tried, contest: Contest, making: Making, seen: Seen, target:
     largest = batch_size(
         precision,
         useful=tried.measured.max_batch_size if contest.on_target else None,
-        on_cpu=bool(profile.providers) and profile.providers[0].name == CPU,
+        on_cpu=on_cpu(profile),
     )
     manifest = manifest_of(
         variant.identity,

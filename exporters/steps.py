@@ -11,6 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 #: From so many bytes of weights on, they lie beside the graph.
 APART_FROM_BYTES = 1_800_000_000
 _EXTERNAL_FROM_BYTES = 1024
@@ -93,6 +95,27 @@ def without_weights(model: Any) -> Any:
     return bare
 
 
+def with_weights(bare: Any, model: Any) -> Any:
+    """A graph made by :func:`without_weights` with those of ``model`` again, each in the type that it has there now."""
+    from onnx import helper, numpy_helper
+
+    inputs = {entry.name: entry for entry in bare.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name not in inputs:
+            continue
+        wanted = inputs.pop(tensor.name).type.tensor_type.elem_type
+        if wanted != tensor.data_type:
+            array, kind = numpy_helper.to_array(tensor), helper.tensor_dtype_to_np_dtype(wanted)
+            most = np.finfo(kind).max
+            tensor = numpy_helper.from_array(np.clip(array, -most, most).astype(kind), tensor.name)
+        bare.graph.initializer.append(tensor)
+    kept = [entry for entry in bare.graph.input if entry.name in inputs]
+    copies = [type(entry).FromString(entry.SerializeToString()) for entry in kept]  # they live in what is emptied
+    del bare.graph.input[:]
+    bare.graph.input.extend(copies)
+    return bare
+
+
 def _pointing(model: Any, weights: Path) -> Any:
     """The model with its large initializers in the file ``weights``, each at a multiple of a page."""
     from onnx import TensorProto, external_data_helper, numpy_helper
@@ -100,16 +123,16 @@ def _pointing(model: Any, weights: Path) -> Any:
     light = _hollow(model)
     with weights.open("wb") as stream:
         for tensor in model.graph.initializer:
-            array = numpy_helper.to_array(tensor)
-            if array.nbytes < _EXTERNAL_FROM_BYTES:
+            data = tensor.raw_data or numpy_helper.to_array(tensor).tobytes()  # one copy of a table is enough
+            if len(data) < _EXTERNAL_FROM_BYTES:
                 light.graph.initializer.append(tensor)
                 continue
             stream.write(bytes(-stream.tell() % _PAGE_BYTES))
             entry = TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=b"-")
-            external_data_helper.set_external_data(entry, weights.name, stream.tell(), array.nbytes)
+            external_data_helper.set_external_data(entry, weights.name, stream.tell(), len(data))
             entry.ClearField("raw_data")
             light.graph.initializer.append(entry)
-            stream.write(array.tobytes())
+            stream.write(data)
     return light
 
 

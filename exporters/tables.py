@@ -77,7 +77,7 @@ def halve_tables(model: Any) -> int:
     tables = {
         name: tensor
         for name, tensor in _looked_up(graph).items()
-        if np.abs(numpy_helper.to_array(tensor)).max() <= np.finfo(np.float16).max
+        if _reach(numpy_helper.to_array(tensor)) <= float(np.finfo(np.float16).max)
     }
     arranged = []
     for node in graph.node:
@@ -109,6 +109,10 @@ def _looked_up(graph: Any) -> dict[str, Any]:
 
 def _looks_up(node: Any, tables: Mapping[str, Any]) -> bool:
     return node.op_type == "Gather" and node.input[0] in tables and _axis(node) == 0
+
+
+def _reach(table: NDArray[Any]) -> float:
+    return max(float(table.max()), -float(table.min()))  # no copy: a table may be gigabytes
 
 
 def _axis(node: Any) -> int:

@@ -130,7 +130,10 @@ class Trials:
         self._try_whole()
         if self._too_few is not None and not self.tried:
             raise self._too_few
-        pruning, plans = self._common.prunings.get(self._terms.profile.name), of_pruned(self._plans)
+        profile = self._terms.profile
+        # The profile's own precisions only: pruned candidates come first, and a wish is never preferred.
+        plans = of_pruned([plan for plan in plans_for(profile) if plan in self._plans])
+        pruning = self._common.prunings.get(profile.name)
         if pruning is not None and plans:
             self._try_smaller(pruning, plans)
 
@@ -282,10 +285,13 @@ class Trials:
 
     def _target(self, tried: Tried) -> Target | None:
         """What a device's measurement says of a candidate, where there is one."""
-        terms, made = self._terms, tried.made
-        mine = [each for each in terms.brought if each.found.candidate == made.name]
+        terms = self._terms
+        compared = [each.made for each in self.tried if each.made.name == "fp32" and each is not tried]
+        candidates = [*compared, tried.made]
+        names = {made.name for made in candidates}
+        brought = [each for each in terms.brought if each.found.candidate in names]
         shape = conditions_of(terms.profile, terms.longest)[:2]
-        return targets_of(assign(mine, [made], terms.profile, shape), [made]).get(made.name)
+        return targets_of(assign(brought, candidates, terms.profile, shape), candidates).get(tried.made.name)
 
     def _known_of(self, tried: Tried) -> Whole:
         """What tells how a smaller network would do on the profile's devices: their own figures, or this machine's

@@ -106,7 +106,7 @@ def plan_pruning(
         whole = (structure.asked_for(section, shape, shape.whole.vocabulary),)
     found = {}
     for profile in profiles:
-        plans, size = of_pruned(plans_for(profile, recipe.search)), profile.budgets.bundle_size_bytes
+        plans, size = of_pruned(plans_for(profile)), profile.budgets.bundle_size_bytes
         fit = shape.whole.vocabulary
         if size is not None and plans and vocabulary.can_prune(tokenizer):
             room, first = size - DOCUMENTS_BYTES, whole[structure.beginning(whole)] if whole else shape.whole

@@ -92,12 +92,16 @@ def _checked(found: CheckedBundles) -> Iterator[str]:
 
 @agent.command()
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the agent listens; unix:PATH for a socket.")
+@click.option("--bearer-file", type=click.Path(path_type=Path), help="A file with the key of a tenant.")
+@click.option("--ca", type=click.Path(path_type=Path), help="Certificates to trust instead of the system's.")
 @_as_json
-def status(url: str, as_json: bool) -> None:
-    """What a running agent is doing."""
+def status(url: str, bearer_file: Path | None, ca: Path | None, as_json: bool) -> None:
+    """What a running agent is doing; with the key of a tenant that is no admin, what it does for that tenant."""
     from aios_edge.client import Client
+    from device_agent.settings import read_secret
 
-    document: dict[str, Any] = Client(url).status()
+    bearer = None if bearer_file is None else read_secret(bearer_file)
+    document: dict[str, Any] = Client(url, bearer=bearer, ca=ca).status()
     if as_json:
         click.echo(msgspec.json.encode(document).decode())
         return
@@ -105,8 +109,24 @@ def status(url: str, as_json: bool) -> None:
         click.echo(line)
 
 
+@agent.command()
+@_as_json
+def key(as_json: bool) -> None:
+    """Make a random key for a tenant. It is shown this once and kept nowhere; agent.toml takes its SHA-256."""
+    from device_agent.tenants import key_sha256, new_key
+
+    made = new_key()
+    if as_json:
+        click.echo(msgspec.json.encode({"key": made, "key_sha256": key_sha256(made)}).decode())
+        return
+    click.echo(f"the client's key, sent as Authorization: Bearer\n  {made}")
+    click.echo(f'for its [[tenant]] in agent.toml\n  key_sha256 = "{key_sha256(made)}"')
+
+
 def describe(document: dict[str, Any]) -> list[str]:
     """The status document as lines for a person."""
+    if "tenant" in document:
+        return _describe_tenant(document)
     device = document["device"]
     lines = [
         f"{device['group']}/{device['id']}  {document['state']}  profile {device['profile']}"
@@ -139,14 +159,30 @@ def describe(document: dict[str, Any]) -> list[str]:
         lines.append(f"power {power['total_w']:.2f} W ({power['total_method']}, {power['total_source']})")
     else:
         lines.append(f"power unknown: {document['power_reason']}")
+    if strained := document["device_state"]["strained"]:
+        lines.append(f"spared: requests leave that may, for {', '.join(strained)}")
     link, outbox = document["mqtt"]["link"], document["mqtt"]["outbox"]
     connection = "connected" if link["connected"] else f"not connected: {link['reason']}"
     lines.append(f"mqtt {connection}  sent {document['mqtt']['published']}  waiting {outbox['depth']}")
     if outbox.get("error"):
         lines.append(f"  the disk refuses what waits for the broker: {outbox['error']}")
-    totals = "  ".join(f"{route} {count}" for route, count in sorted(document["totals"].items())) or "none yet"
-    lines.append(f"requests {totals}")
+    lines.append(_requests(document))
     return lines
+
+
+def _describe_tenant(document: dict[str, Any]) -> list[str]:
+    lines = [f"tenant {document['tenant']}  {document['state']}  version {document['agent_version']}"]
+    lines += [f"model {name} {model['version']}  {model['state']}" for name, model in document["models"].items()]
+    if document["requests_per_s"] is not None:
+        lines.append(f"at most {document['requests_per_s']:g} requests a second")
+    if document["bytes_per_day"] is not None:
+        lines.append(f"{document['bytes_left']} of {document['bytes_per_day']} bytes of 24 hours left")
+    return [*lines, _requests(document)]
+
+
+def _requests(document: dict[str, Any]) -> str:
+    totals = "  ".join(f"{route} {count}" for route, count in sorted(document["totals"].items())) or "none yet"
+    return f"requests {totals}"
 
 
 async def _run(agent_class: Any, settings: Any) -> None:

@@ -85,6 +85,7 @@ def _live() -> bool:
 
 
 def _print(report: ExportReport, out: Path) -> None:
+    wide = max((len(c.name) for profile in report.profiles.values() for c in profile.candidates), default=0)
     for name, profile in report.profiles.items():
         for candidate in profile.candidates:
             mark = "*" if candidate.chosen else " "
@@ -93,8 +94,8 @@ def _print(report: ExportReport, out: Path) -> None:
             if candidate.target is not None and candidate.target.speedup is not None:
                 speedup = f"{candidate.target.speedup:.2f}x on target"
             agreement = f"{candidate.agreement:.4f}" if candidate.agreement is not None else "n/a"
-            line = f"{mark} {candidate.name:<15} {size:>9}  agreement {agreement}  speed {speedup}  {candidate.reason}"
-            click.echo(f"{name:<18} {line}")
+            what = f"{name:<18} {mark} {candidate.name:<{wide}} {size:>9}"
+            click.echo(f"{what}  agreement {agreement}  speed {speedup}  {candidate.reason}")
     for warning in report.warnings:
         click.echo(f"warning: {warning}")
     used = f", {report.peak_rss_bytes / 1e6:.0f} MB of memory at most" if report.peak_rss_bytes else ""

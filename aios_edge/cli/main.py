@@ -25,6 +25,7 @@ COMMANDS = {
     "infer": "aios_edge.cli.infer",
     "power": "aios_edge.cli.power",
     "agent": "aios_edge.cli.agent",
+    "policy": "aios_edge.cli.policy",
 }
 
 

@@ -92,5 +92,10 @@ def _show(reading: PowerReading) -> None:
         click.echo(f"Throttled {'yes' if reading.throttled else 'no'}{flags}")
     if reading.cpu_utilisation is not None:
         click.echo(f"CPU       {reading.cpu_utilisation:.0%} busy")
+    if reading.battery is not None:
+        spent = {True: "discharging", False: "not discharging", None: "nobody says whether it discharges"}
+        click.echo(f"Battery   {reading.battery.percent:.0f} % ({spent[reading.battery.discharging]})")
+    if reading.memory_pressure_percent is not None:
+        click.echo(f"Memory    {reading.memory_pressure_percent:.1f} % of the last 10 s some task waited for it")
     for gap in reading.skipped:
         click.echo(f"Skipped   {gap.path}: {gap.reason}")

@@ -92,11 +92,12 @@ def detect(proc_root: Path, sys_root: Path, as_json: bool) -> None:
 
 def _rows(profile: DeviceProfile) -> list[tuple[str, str]]:
     budgets, threads = profile.budgets, profile.threads
+    narrow = profile.quantization == "dynamic-s8" and profile.weights_in_7_bits  # others have no u8 x s8 products
     rows = [
         ("architecture", profile.arch + (f" with {', '.join(profile.cpu_flags)}" if profile.cpu_flags else "")),
         ("providers", " > ".join(provider.name for provider in profile.providers)),
         ("precision", " > ".join(profile.precision_preference)),
-        ("quantization", profile.quantization + (", weights in 7 bits" if profile.weights_in_7_bits else "")),
+        ("quantization", profile.quantization + (", weights in 7 bits" if narrow else "")),
         ("isolation", profile.isolation),
         ("threads", f"{threads.intra_op} intra-op, {threads.inter_op} inter-op, {threads.workers} worker(s)"),
         ("power sources", ", ".join(profile.power.sources) or "every one that is there"),

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from aios_edge.profile import Power
 from device_agent.power import ina238, ina3221, pmic, rapl, thermal
+from device_agent.power.battery import read_battery
 from device_agent.power.estimate import CpuTimes, estimate, read_cpu_times, utilisation
+from device_agent.power.pressure import read_memory_pressure
 from device_agent.power.reading import Collected, EnergyCounter, PowerReading, Skipped, Total, Zone
 from device_agent.power.sysfs import read_text
 
@@ -58,6 +60,8 @@ class PowerMeter:
         zones, gaps = _zones(self._sys_root)
         total = self._choose(collected)
         throttled, flags, throttled_reason = self._throttling()
+        battery, unread = read_battery(self._sys_root)
+        pressure, pressure_reason = self._memory_pressure()
         idle_w, idle_method, active_w, active_reason = self._baseline(total)
         return PowerReading(
             at_s=at_s,
@@ -72,13 +76,17 @@ class PowerMeter:
             throttled=throttled,
             throttled_flags=flags,
             throttled_reason=throttled_reason,
-            skipped=tuple(gap for part in collected for gap in part.skipped) + gaps,
+            skipped=tuple(gap for part in collected for gap in part.skipped) + gaps + unread,
             cpu_utilisation=busy_share,
             cpu_utilisation_reason=busy_reason,
             idle_w=idle_w,
             idle_method=idle_method,
             active_w=active_w,
             active_reason=active_reason,
+            battery=battery,
+            battery_reason=None if battery else "; ".join(gap.reason for gap in unread) or "no battery here",
+            memory_pressure_percent=pressure,
+            memory_pressure_reason=pressure_reason,
         )
 
     def _collectors(
@@ -129,6 +137,12 @@ class PowerMeter:
                 return None, (), "throttle counters tell between two samples"
             return count > before, (), None
         return None, (), firmware.reason if firmware else "neither vcgencmd nor throttle counters here"
+
+    def _memory_pressure(self) -> tuple[float | None, str | None]:
+        if self._foreign:
+            return None, "not this host's device"
+        found = read_memory_pressure(self._proc_root)
+        return (None, found.reason) if isinstance(found, Skipped) else (found, None)
 
     def _baseline(self, total: Total) -> tuple[float | None, str | None, float | None, str | None]:
         if total.total_w is None:

@@ -33,6 +33,13 @@ class Zone(msgspec.Struct, frozen=True, kw_only=True):
     temperature_c: float
 
 
+class Battery(msgspec.Struct, frozen=True, kw_only=True):
+    """The device's own batteries taken together. ``discharging`` None: none says."""
+
+    percent: float
+    discharging: bool | None
+
+
 class Skipped(msgspec.Struct, frozen=True, kw_only=True):
     """Something that is there and gave no usable figure."""
 
@@ -85,3 +92,7 @@ class PowerReading(msgspec.Struct, frozen=True, kw_only=True):
     idle_method: str | None = None
     active_w: float | None = None
     active_reason: str | None = None
+    battery: Battery | None = None
+    battery_reason: str | None = None  # why there is none
+    memory_pressure_percent: float | None = None  # of the last ten seconds, some task waiting for memory
+    memory_pressure_reason: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_what_works() -> None:
     result = agent("--help")
     assert result.returncode == 0
-    assert all(command in result.stdout for command in ("run", "check", "status"))
+    assert all(command in result.stdout for command in ("run", "check", "status", "key"))
 
 
 def test_missing_configuration_and_files_are_wrong_usage(tmp_path: Path) -> None:
@@ -58,6 +59,7 @@ def test_status_always_names_an_emulation() -> None:
         "models": {}, "cloud": {"c": {"url": "u", "breaker": "open",
         "budgets": {"requests": {"per_day": 20.0, "left": 3.0}}, "models":
         {"m": {"remote": "r", "usable": false, "reason": "down"}}}}, "power": null, "power_reason": "no source",
+        "device_state": {"strained": ["hot"]},
         "mqtt": {"link": {"connected": false, "reason": "refused"}, "outbox": {"depth": 3, "error": "disk is full"},
         "published": 0},
         "totals": {"local": 2}}"""
@@ -65,4 +67,35 @@ def test_status_always_names_an_emulation() -> None:
     text = "\n".join(describe(document))
     assert "EMULATED" in text and "x 8" in text and "breaker open" in text and "power unknown: no source" in text
     assert "budget of requests: 3 of 20 left" in text
-    assert "disk is full" in text
+    assert "disk is full" in text and "for hot" in text
+
+
+def test_a_key_is_random_and_comes_with_its_line_for_the_settings() -> None:
+    made = [json.loads(agent("key", "--json").stdout) for _ in range(2)]
+    assert made[0]["key"] != made[1]["key"]
+    assert all(hashlib.sha256(one["key"].encode()).hexdigest() == one["key_sha256"] for one in made)
+    result = agent("key")
+    key, line = (result.stdout.splitlines()[index].strip() for index in (1, 3))
+    assert result.returncode == 0 and line == f'key_sha256 = "{hashlib.sha256(key.encode()).hexdigest()}"'
+
+
+def test_status_of_a_tenant_tells_its_limits() -> None:
+    lines = describe(
+        {
+            "tenant": "shop",
+            "state": "ready",
+            "agent_version": "0",
+            "models": {"m": {"version": "1", "state": "ready"}},
+            "totals": {},
+            "requests_per_s": 0.5,
+            "bytes_per_day": 10,
+            "bytes_left": 4,
+        }
+    )
+    assert lines == [
+        "tenant shop  ready  version 0",
+        "model m 1  ready",
+        "at most 0.5 requests a second",
+        "4 of 10 bytes of 24 hours left",
+        "requests none yet",
+    ]

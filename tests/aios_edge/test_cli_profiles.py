@@ -26,6 +26,15 @@ def test_show_prints_a_profile() -> None:
     assert "120 ms at batch 1, length 32" in run("show", "rpi5").stdout
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("x86-vnni", "dynamic-s8"), ("x86-gateway", "dynamic-s8, weights in 7 bits"), ("cloud-gpu", "none")],
+)
+def test_show_tells_of_7_bits_where_weights_have_them(name: str, told: str) -> None:
+    (row,) = (line.split(maxsplit=1) for line in run("show", name).stdout.splitlines() if "quantization" in line)
+    assert row == ["quantization", told]
+
+
 def test_an_unknown_profile_is_wrong_usage_with_a_suggestion() -> None:
     done = run("show", "rpi6")
     assert done.returncode == 2 and "did you mean 'rpi5'" in done.stderr and done.stdout == ""

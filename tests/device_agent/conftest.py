@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))  # what test files here share: cloud_server
@@ -141,3 +145,62 @@ def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[.
         if agent.process.poll() is None:
             agent.process.kill()
             agent.process.wait()
+
+
+class RecordingCloud:
+    """An Open Inference Protocol server that keeps every byte it gets. ``metadata`` answers a GET, ``answer`` a POST
+    (None: never); it is in threads of its own, so that it hears whatever a test does."""
+
+    def __init__(self, metadata: bytes) -> None:
+        self.metadata = metadata
+        self.answer: Callable[[], tuple[int, bytes] | None] = lambda: (500, b"{}")
+        self.received = bytearray()
+        self.posts: list[bytes] = []
+        self._ended = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while not self._ended.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        data = b""
+        with connection:
+            while chunk := connection.recv(1 << 16):
+                self.received += chunk
+                data += chunk
+                while b"\r\n\r\n" in data:
+                    head, _, rest = data.partition(b"\r\n\r\n")
+                    length = int(re.search(rb"content-length: (\d+)", head.lower())[1])  # type: ignore[index]
+                    if len(rest) < length:
+                        break
+                    body, data = rest[:length], rest[length:]
+                    status, reply = 200, self.metadata
+                    if head.startswith(b"POST"):
+                        self.posts.append(body)
+                        answered = self.answer()
+                        if answered is None:
+                            self._ended.wait()
+                            return
+                        status, reply = answered
+                    connection.sendall(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n" % (status, len(reply)) + reply)
+
+    def close(self) -> None:
+        self._ended.set()
+        self._listener.close()
+
+
+@pytest.fixture
+def recording_cloud(tiny_bundle: Any) -> Iterator[RecordingCloud]:
+    """A cloud that has the tiny model, natural input included."""
+    from device_agent.metadata import model_metadata
+
+    cloud = RecordingCloud(msgspec.json.encode(model_metadata(tiny_bundle.manifest)))
+    yield cloud
+    cloud.close()

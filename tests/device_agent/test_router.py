@@ -6,19 +6,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agent.admission import Admit, Load, admit
-from device_agent.router import LEAST_RETRY_S, Here, There, route
+from device_agent.device_state import STRAINS
+from device_agent.router import KEPT_ANSWER_S, LEAST_RETRY_S, Here, There, route, second_opinion
 from device_agent.scheduler import Forecast
 from device_agent.values import Cloud, InferenceRequest, Local, Reason, Shed
 
 NOW = 100.0
 
 
-def here(expected: float = 0.01, safe: float | None = None, idle: bool = False, ready: bool = True) -> Here:
+def here(
+    expected: float = 0.01,
+    safe: float | None = None,
+    idle: bool = False,
+    ready: bool = True,
+    strain: Reason | None = None,
+) -> Here:
     safe = expected * 1.3 if safe is None else safe
     return Here(
         forecast=Forecast(expected_at=NOW + expected, safe_at=NOW + safe, idle=idle),
         worker_ready=ready,
         queue_full=False,
+        strain=strain,
     )
 
 
@@ -56,6 +64,90 @@ def test_a_full_queue_overflows_and_is_shed_without_a_cloud() -> None:
     assert decide(None, full, there()) == Cloud(Reason.QUEUE_FULL, "c")
     shed = decide(None, full, None)
     assert isinstance(shed, Shed) and shed.reason is Reason.QUEUE_FULL and shed.retry_after_s == 5.0
+
+
+def test_a_device_that_is_to_be_spared_keeps_what_the_cloud_might_miss() -> None:
+    hot = here(0.01, idle=True, strain=Reason.HOT)
+    assert decide(None, hot, there(9.0)) == Cloud(Reason.HOT, "c")
+    assert decide(0.1, hot, there(0.02)) == Cloud(Reason.HOT, "c")
+    assert decide(0.1, hot, there(0.08)) == Local(Reason.IDLE), "the cloud is expected to make it, but not surely"
+    assert decide(0.1, hot, None) == Local(Reason.IDLE)
+    assert decide(0.1, hot, there(), local_only=True) == Local(Reason.LOCAL_ONLY)
+    assert decide(None, hot, there(), local_only=True) == Local(Reason.LOCAL_ONLY)
+    late = here(0.2, strain=Reason.BATTERY_LOW)
+    assert decide(0.1, late, there(0.08)) == Cloud(Reason.PREDICTED_LATE, "c")
+    assert decide(0.1, here(ready=False, strain=Reason.HOT), there()) == Cloud(Reason.WORKER_LOST, "c")
+
+
+FORECASTS = st.none() | st.builds(
+    lambda expected, margin, idle: Forecast(expected_at=NOW + expected, safe_at=NOW + expected + margin, idle=idle),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 0.5),
+    st.booleans(),
+)
+OFFERS = st.none() | st.builds(
+    lambda expected, margin: There(endpoint="c", expected_s=expected, safe_s=expected + margin),
+    st.floats(0.0, 1.0),
+    st.floats(0.0, 0.5),
+)
+CLOUD_REASONS = {Reason.PREDICTED_LATE, Reason.WORKER_LOST, Reason.QUEUE_FULL, *STRAINS}
+
+
+@given(
+    within=st.none() | st.floats(-0.1, 1.0),
+    local_only=st.booleans(),
+    at=st.builds(
+        Here,
+        forecast=FORECASTS,
+        worker_ready=st.booleans(),
+        queue_full=st.booleans(),
+        strain=st.none() | st.sampled_from(STRAINS),
+    ),
+    cloud=OFFERS,
+)
+def test_the_whole_table(within: float | None, local_only: bool, at: Here, cloud: There | None) -> None:
+    deadline = None if within is None else NOW + within
+    decision = route(now=NOW, deadline_at=deadline, local_only=local_only, here=at, there=cloud)
+    if isinstance(decision, Cloud):
+        assert cloud is not None and not local_only, "never without an offer, never what must stay"
+        assert decision.endpoint == cloud.endpoint and decision.reason in CLOUD_REASONS
+        assert deadline is None or NOW + cloud.expected_s <= deadline
+        if decision.reason in STRAINS:
+            assert decision.reason is at.strain and at.worker_ready and not at.queue_full
+            assert deadline is None or NOW + cloud.safe_s <= deadline
+    if isinstance(decision, Local):
+        assert at.forecast is not None and not at.queue_full
+        assert deadline is None or at.forecast.expected_at <= deadline
+        assert decision.reason not in STRAINS
+    if isinstance(decision, Shed):
+        assert decision.retry_after_s > 0
+    calm = Here(forecast=at.forecast, worker_ready=at.worker_ready, queue_full=at.queue_full)
+    unstrained = route(now=NOW, deadline_at=deadline, local_only=local_only, here=calm, there=cloud)
+    if unstrained != decision:
+        assert isinstance(decision, Cloud) and decision.reason is at.strain, "strain only ever sends away"
+    if cloud is None or local_only:
+        assert decision == unstrained
+        alone = route(now=NOW, deadline_at=deadline, local_only=local_only, here=at, there=None)
+        assert decision == alone
+
+
+@given(
+    within=st.none() | st.floats(-0.1, 1.0),
+    local_only=st.booleans(),
+    confidence=st.none() | st.floats(0.0, 1.0),
+    least=st.none() | st.floats(0.1, 1.0),
+    cloud=OFFERS,
+)
+def test_a_second_opinion_is_asked_for_only_when_it_can_be_given_in_time(
+    within: float | None, local_only: bool, confidence: float | None, least: float | None, cloud: There | None
+) -> None:
+    deadline = None if within is None else NOW + within
+    asked = second_opinion(
+        now=NOW, deadline_at=deadline, local_only=local_only, confidence=confidence, least=least, there=cloud
+    )
+    unsure = confidence is not None and least is not None and confidence < least
+    in_time = cloud is not None and (deadline is None or NOW + cloud.safe_s <= deadline - KEPT_ANSWER_S)
+    assert asked == (Cloud(Reason.LOW_CONFIDENCE, "c") if unsure and in_time and not local_only else None)
 
 
 @given(

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aios_edge.errors import SettingsError
-from device_agent.settings import Settings, load_settings, parse_settings, read_secret
+from device_agent.settings import Settings, check_model_names, load_settings, parse_settings, read_secret
 
 LEAST = '[device]\nid = "d"\nprofile = "rpi5"\n'
 BASE = Path("/etc/aios")
+
+
+def tenant(id: str = "x", key_sha256: str = "1" * 64, **more: Any) -> str:
+    lines = [f"{name} = {value}" for name, value in more.items()]
+    return "\n".join(["[[tenant]]", f'id = "{id}"', f'key_sha256 = "{key_sha256}"', *lines, ""])
 
 
 def parse(text: str) -> Settings:
@@ -34,21 +40,27 @@ def test_everything_there_is() -> None:
     settings = parse(
         '[device]\nid = "d"\ngroup = "g"\nprofile = "my.toml"\nstate_dir = "/var/lib/aios"\n'
         '[http]\nbind = "[::1]:0"\nunix_socket = "run/a.sock"\nmax_body_bytes = 1000\n'
+        'tls_cert = "c.pem"\ntls_key = "k.pem"\n'
         '[mqtt]\nurl = "mqtts://b"\nusername = "u"\npassword_file = "pw"\nca = "ca.pem"\ncert = "c"\nkey = "k"\n'
         'protocol = "3.1.1"\nformat = "json"\ninterval_s = 2\n'
         '[[bundle]]\npath = "b1"\npinned = true\n[[bundle]]\npath = "/b2"\n'
-        "[policy]\nqueue_limit = 3\nhedge = true\ndefault_deadline_s = 0.5\n"
+        "[policy]\nqueue_limit = 3\nhedge = true\ndefault_deadline_s = 0.5\nmax_temperature_c = 80\n"
+        "avoid_when_throttled = true\n"
+        'min_battery_percent = 15\nmax_memory_pressure_percent = 20\nmin_confidence = 0.7\ntrace = "t"\n'
         '[[cloud]]\nname = "c"\nurl = "https://x"\nmodel_map = {a = "b:2"}\nbearer_file = "t"\nca = "ca"\n'
         "timeout_s = 1\nweight = 0\nrequests_per_day = 9\nbytes_per_day = 99\n"
         'client_cert = "me.pem"\nclient_key = "me.key"\ncompression = "gzip"\n'
         "cost_per_request = 0.1\ncost_per_day = 5\n"
+        f"{tenant(requests_per_s=0.5, burst=2, bytes_per_day=10, priority_ceiling=3, models=['a'], unix_uids=[0])}"
         "[emulate]\nslowdown = 8\n"
     )
     assert settings.device.profile == str(BASE / "my.toml") and str(settings.device.state_dir) == "/var/lib/aios"
     assert [entry.path for entry in settings.bundle] == [BASE / "b1", Path("/b2")]
+    assert settings.policy.trace == BASE / "t" and settings.policy.min_confidence == 0.7
     assert settings.http.unix_socket == BASE / "run/a.sock"
     assert settings.cloud[0].model_map == {"a": "b:2"} and settings.cloud[0].bearer_file == BASE / "t"
     assert settings.cloud[0].client_cert == BASE / "me.pem" and settings.cloud[0].client_key == BASE / "me.key"
+    assert settings.http.tls_key == BASE / "k.pem" and settings.tenant[0].models == ("a",)
     assert settings.mqtt and settings.mqtt.password_file == BASE / "pw"
 
 
@@ -58,8 +70,32 @@ def test_everything_there_is() -> None:
         ("[htttp]\n", "Did you mean 'http'?"),
         ('[http]\nbnid = "x"', "Did you mean 'bind'?"),
         ("[emulate]\nslowdwon = 2", "Did you mean 'slowdown'?"),
-        ('[http]\ntls_cert = "x"', "http.tls_cert is not available in this version"),
-        ('[[tenant]]\nid = "x"', "[tenant] is not available in this version"),
+        ('[http]\ntls_cert = "x"', "a certificate needs its key"),
+        ('[http]\ntls_key = "x"', "a certificate needs its key"),
+        ('[http]\nbind = ""\nunix_socket = "s"\ntls_cert = "x"\ntls_key = "x"', "there is no TCP door for it"),
+        ('[http]\nbind = "0.0.0.0:1"\ntls_cert = "x"\ntls_key = "x"', "there is no tenant with a key."),
+        (f'[http]\nbind = "0.0.0.0:1"\n{tenant()}', "there is no TLS."),
+        (
+            '[http]\nbind = "0.0.0.0:1"\nunix_socket = "s"\n[[tenant]]\nid = "x"\nunix_uids = [0]',
+            "no TLS and no tenant",
+        ),
+        ('[[tenant]]\nid = "x"', "tenant[0].key_sha256: nobody could ever be this tenant"),
+        ('[[tenant]]\nid = "x"\nkey = "secret"', "unknown key 'key' in [tenant]"),
+        (tenant("../x"), "tenant[0].id: '../x' can't name a file"),
+        (tenant(".x"), "can't name a file"),
+        (tenant() + tenant("X"), "tenant[1].id: 'X' appears twice"),
+        (tenant() + tenant("y"), "tenant[1].key_sha256: is another tenant's key"),
+        (tenant(key_sha256="A" * 64), "64 hex digits"),
+        (tenant(unix_uids=[0]), "there is no Unix socket"),
+        (f'[http]\nunix_socket = "s"\n{tenant(unix_uids=[0])}{tenant("y", "2" * 64, unix_uids=[0])}', "one tenant"),
+        (f'[http]\nunix_socket = "s"\n{tenant(unix_uids=[-1])}', "is negative"),
+        (tenant(requests_per_s=0), "tenant[0].requests_per_s: must be greater than 0"),
+        (tenant(requests_per_s="nan"), "must be greater than 0"),
+        (tenant(requests_per_s="inf"), "is not a finite number"),
+        (tenant(burst=2), "there is no rate"),
+        (tenant(bytes_per_day=-1), "tenant[0].bytes_per_day: must be greater than 0"),
+        (tenant(priority_ceiling=-1), "is no priority"),
+        (tenant(admin="true", models=[]), "an admin sees every model"),
         ('[repository]\npath = "x"', "[repository] is not available in this version"),
         ('[mqtt]\nurl = "mqtt://x"\nformat = "sparkplug"', "is not available in this version"),
         ('[mqtt]\nurl = "mqtt://x"\nhome_assistant = true', "mqtt.home_assistant is not available"),
@@ -87,6 +123,10 @@ def test_everything_there_is() -> None:
         ('[http]\nbind = ""', "neither bind nor unix_socket"),
         ('[http]\nmax_body_bytes = "big"', "http.max_body_bytes"),
         ("[policy]\nqueue_limit = 0", "greater than 0"),
+        ("[policy]\nmin_confidence = 60", "more than 1"),
+        ("[policy]\nmin_battery_percent = 120", "more than 100 percent"),
+        ("[policy]\nmax_memory_pressure_percent = 0", "greater than 0"),
+        ("[policy]\nmax_temperature_c = nan", "policy.max_temperature_c: nan is not a finite number"),
         ("[emulate]\nslowdown = 0.5", "at least 1"),
         ("[emulate]\nslowdown = nan", "greater than 0"),
         ("[emulate]\nslowdown = inf", "emulate.slowdown: inf is not a finite number"),
@@ -110,6 +150,24 @@ def test_ids_are_levels_of_topics_and_the_profile_is_required() -> None:
     assert "MQTT topic" in refusal('[device]\nid = "a/b"\nprofile = "rpi5"')
     assert "profile" in refusal('[device]\nid = "a"')
     assert "device" in refusal("")
+
+
+def test_beyond_loopback_with_tls_and_a_key() -> None:
+    text = f'[http]\nbind = "0.0.0.0:80"\ntls_cert = "c.pem"\ntls_key = "k.pem"\n{tenant()}'
+    assert parse(LEAST + text).http.tls_cert == BASE / "c.pem"
+
+
+def test_what_stands_where_a_hash_should_is_not_repeated() -> None:
+    assert "aios_secret" not in refusal(LEAST + tenant(key_sha256="aios_secret"))
+    assert "aios_secret" not in refusal(LEAST + '[[tenant]]\nid = "x"\nkey = "aios_secret"')
+
+
+def test_models_of_a_tenant_are_models_of_this_device() -> None:
+    settings = parse(LEAST + tenant(models=["tiny"]) + '[[bundle]]\npath = "b"\n')
+    entry = settings.bundle[0]
+    check_model_names(settings, {"tiny": entry, "other": entry})
+    with pytest.raises(SettingsError, match=r"tenant.x.models: no bundle here is named 'tiny'. Did you mean 'tinny'"):
+        check_model_names(settings, {"tinny": entry})
 
 
 def test_insecure_is_possible_when_said_aloud() -> None:

@@ -55,6 +55,13 @@ def test_texts_of_several_requests_share_one_run(tiny: Activated) -> None:
     assert first.compute_s > 0
 
 
+def test_an_answer_says_how_sure_its_least_sure_row_is(tiny: Activated) -> None:
+    single, double, tensors = run(tiny, text_job(1, "good"), text_job(2, "good", "a film"), ids_job(3, [[2, 4, 3]]))
+    assert single.confidence == pytest.approx(output(single, "score")[0], abs=1e-6)
+    assert double.confidence == pytest.approx(min(output(double, "score")), abs=1e-6) and double.confidence < 0.9
+    assert tensors.confidence is None
+
+
 def test_the_answer_does_not_depend_on_the_order_of_arrival(tiny: Activated) -> None:
     jobs = [text_job(number, f"{'the film and ' * number}good") for number in range(1, 6)]
     forth, back = run(tiny, *jobs), run(tiny, *reversed(jobs))
@@ -185,7 +192,7 @@ def test_an_answer_that_is_no_number_is_refused_as_json_and_spoils_no_other(unsu
 
 def test_an_answer_that_is_no_number_travels_as_binary(unsure: Activated) -> None:
     (answer,) = run(unsure, text_job(1, "a zebra", "good", parameters={"binary_data_output": True}))
-    assert answer.status == 200
+    assert answer.status == 200 and answer.confidence == 0.0
     body, length = encode_response(model_name="m", model_version="1", outputs=answer.outputs, binary=answer.binary)
     outputs = decode_response(body, length).outputs
     assert outputs["label"].array.tolist() == [b"", b"positive"]

@@ -152,6 +152,7 @@ def test_every_setting_of_the_agent_is_in_its_reference() -> None:
         "bundle": settings.BundleEntry,
         "policy": settings.Policy,
         "cloud": settings.CloudEndpoint,
+        "tenant": settings.Tenant,
         "emulate": settings.Emulate,
     }
     assert set(tables) == set(settings.Settings.__struct_fields__)
@@ -163,7 +164,7 @@ def test_every_setting_of_the_agent_is_in_its_reference() -> None:
 def test_the_defaults_in_the_agents_reference_are_the_defaults() -> None:
     defaults = {
         field.name: field.default
-        for table in (settings.Http, settings.Policy, settings.CloudEndpoint, settings.Emulate)
+        for table in (settings.Http, settings.Policy, settings.CloudEndpoint, settings.Tenant, settings.Emulate)
         for field in msgspec.structs.fields(table)
         if isinstance(field.default, int | float | str)
     }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from aios_edge.profile_files import load_profile
 from exporters.data import Data, Labelled, TestSplit
-from exporters.doubts import of_answers, of_data, of_pruning
+from exporters.doubts import of_answers, of_data, of_pruning, of_search
 from exporters.plans import Plan
+from exporters.recipe import SearchSection
 from exporters.structure import Shape, Structure, ladder
 from exporters.tokenizer_fit import Coverage
 from exporters.variants import Pruning
@@ -30,6 +32,14 @@ def pruning(layers: int, *plans: Plan) -> Pruning:
         whole=Structure(layers=layers, heads=1, ffn=64, vocabulary=3), hidden=16, positions=8, labels=len(LABELS)
     )
     return Pruning(shape=shape, pieces=(0, 1, 2), rungs=ladder(shape, 3), plans=plans)
+
+
+def test_a_candidate_that_no_profile_can_run_is_told() -> None:
+    search = SearchSection(candidates=("qdq-u8s8", "qdq-s8-sym"))
+    cpu, jetson = load_profile("rpi5"), load_profile("jetson-nano")
+    (said,) = of_search(search, [jetson])
+    assert "qdq-u8s8: no profile here" in said
+    assert of_search(search, [jetson, cpu]) == of_search(SearchSection(), [jetson]) == ()
 
 
 def test_a_wish_to_prune_that_nothing_comes_of_is_told() -> None:

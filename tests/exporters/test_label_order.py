@@ -66,13 +66,13 @@ def test_each_cycle_is_judged_alone() -> None:
 
 
 def test_classes_that_cannot_be_told_apart_are_hardly_ever_refused() -> None:
-    """The numbers of rows for which it is most probable, where a coin is tossed for each."""
+    """The numbers of each class's rows for which it is most probable, where a coin is tossed for each answer."""
     refused = 0.0
-    for one in range(14):
-        for other in range(26):
-            if broken_order(*pair(one, other, right=(13 - one, 25 - other)), NAMES, where=""):
-                refused += math.comb(13, one) * math.comb(25, other) / 2**38
-    assert 1 / 4000 < refused < 1 / 3000
+    for one in range(19):
+        for other in range(10):
+            if broken_order(*pair(one, other, right=(9 - other, 18 - one)), NAMES, where=""):
+                refused += math.comb(18, one) * math.comb(9, other) / 2**27
+    assert 1 / 2800 < refused < 1 / 2700
 
 
 def test_many_rows_are_no_burden() -> None:

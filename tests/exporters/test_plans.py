@@ -57,11 +57,15 @@ def test_an_unknown_candidate_names_the_nearest() -> None:
 
 
 def test_a_pruned_network_gets_each_precision_the_largest_of_each_first() -> None:
-    def pruned(profile: str, *asked: str) -> list[list[str]]:
-        plans = of_pruned(plans_for(load_profile(profile), SearchSection(candidates=asked)))
-        return [[plan.name for plan in alike] for alike in by_precision(plans)]
+    def pruned(profile: str, *preferred: str) -> list[list[str]]:
+        found = load_profile(profile)
+        found = msgspec.structs.replace(found, precision_preference=preferred or found.precision_preference)
+        return [[plan.name for plan in alike] for alike in by_precision(of_pruned(plans_for(found)))]
 
     assert pruned("x86-gateway") == [["dynamic-s8-e4-r7", "dynamic-s8-e2-r7"]]
-    assert pruned("x86-vnni", "static-s8", "qdq-u8s8") == [["dynamic-s8-e4", "dynamic-s8-e2"], ["qdq-u8s8"]]
+    assert pruned("x86-vnni", "static-s8", "fp32", "dynamic-s8-e2", "qdq-u8s8-mixed", "qdq-u8s8") == [
+        ["dynamic-s8-e2"],
+        ["qdq-u8s8"],
+    ]
     assert pruned("jetson-orin-nano") == [["fp16"], ["qdq-s8-sym"]]
     assert pruned("cloud-cpu") == [["fp32"]]  # nothing else is there

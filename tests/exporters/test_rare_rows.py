@@ -222,3 +222,14 @@ def test_what_a_split_table_takes_is_known_before(rows: int, bits: int) -> None:
     quantize_tables(made, {"ids": counts(rows)}, bits=bits)
     stored = sum(len(tensor.raw_data) for tensor in made.graph.initializer)
     assert stored <= rare_rows.size_bytes(rows, len(IN_USE), 16, bits) <= stored + 256
+
+
+def test_eight_bits_of_a_large_table_take_no_other_one_in_floats() -> None:
+    table = np.random.default_rng(0).normal(size=(60_000, 64)).astype(np.float32)
+    table[:, 3] = 0
+    tracemalloc.start()
+    entries, scale = rare_rows.in_s8(table)
+    assert tracemalloc.get_traced_memory()[1] < table.nbytes
+    tracemalloc.stop()
+    assert scale[3] == 1 and np.array_equal(scale, np.where(scale == 1, 1, np.abs(table).max(axis=0) / np.float32(127)))
+    assert np.array_equal(entries, np.rint(table / scale).astype(np.int8))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
+from aios_edge.cli.export import _print
 from aios_edge.measurement import MeasuredOn
 from exporters.calibration import Calibration
 from exporters.class_drop import class_drops
@@ -315,6 +317,16 @@ def test_what_a_search_found_is_shown() -> None:
     text = shown(report_of(labels, {"p": profile_of(plain, tried)}))
     assert "<code>/layer.0/&lt;Add&gt;</code>" in text and "rowspan='2'" in text
     assert text.index("all of it") < text.index("but &lt;softmax&gt;") and "97.00 %" in text and ">kept<" in text
+
+
+def test_the_terminal_has_the_figures_of_all_candidates_below_each_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = numbered(2)
+    short, long = (candidate(name, labels) for name in ("fp32", "l6-h4-f512-v10000+dynamic-s8-e4-r7"))
+    _print(report_of(labels, {"p": profile_of(short), "q": profile_of(long)}), tmp_path)
+    rows = [line for line in capsys.readouterr().out.splitlines() if "agreement" in line]
+    assert len(rows) == 2 and len({row.index("agreement") for row in rows}) == 1
 
 
 def test_a_candidate_that_came_out_as_another_one_is_told_and_not_counted_or_drawn() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +123,54 @@ def test_shapes_are_inferred_without_weights() -> None:
     assert bare.ByteSize() < 400
     (found,) = onnx.shape_inference.infer_shapes(bare).graph.output
     assert len(found.type.tensor_type.shape.dim) == 2
+
+
+def test_weights_come_back_in_the_type_that_their_place_has_now() -> None:
+    model, weight = tiny(), np.linspace(-1e6, 1e6, 4096, dtype=np.float32).reshape(64, 64)
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w"))
+    bare = steps.without_weights(model)
+    assert steps.with_weights(steps.without_weights(model), model).graph.initializer[1] == model.graph.initializer[0]
+    next(entry for entry in bare.graph.input if entry.name == "w").type.tensor_type.elem_type = TensorProto.FLOAT16
+    made = steps.with_weights(bare, model)
+    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    assert [entry.name for entry in made.graph.input] == ["x"]
+    assert found["w"].dtype == np.float16 and found["small"].dtype == np.float32
+    assert np.array_equal(found["w"], np.clip(weight, -65504, 65504).astype(np.float16))  # and nothing infinite
+
+
+def test_fp16_needs_no_message_of_the_whole_model(converted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxruntime.transformers import float16
+
+    model = graph.load(converted / convert.STANDARD)
+
+    def infer(graph_only: Any) -> Any:
+        assert graph_only.ByteSize() < model.ByteSize() / 4, "beyond 2 GB this ends in an error of protobuf"
+        return onnx.shape_inference.infer_shapes(graph_only)
+
+    monkeypatch.setattr(float16, "infer_shapes", infer)
+    halves = ort.to_float16(model)
+    large = [tensor for tensor in halves.graph.initializer if np.prod(tensor.dims) > 1024]
+    assert large and {tensor.data_type for tensor in large} == {TensorProto.FLOAT16}
+    assert [entry.name for entry in halves.graph.input] == list(INPUTS)
+
+
+def models() -> set[int]:
+    return {id(kept) for kept in gc.get_objects() if type(kept) is onnx.ModelProto}
+
+
+def test_a_large_model_is_gone_when_it_was_converted(
+    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "APART_FROM_BYTES", 10_000)
+    model = source.load_torch(workshop / "tiny")
+    weights = weakref.ref(model)
+    gc.collect()
+    others = models()  # that other tests hold
+    gc.disable()  # what hangs in a cycle stays until enough small objects were made, whatever it holds
+    try:
+        convert.convert(model, INPUTS, tmp_path)
+        del model
+        assert weights() is None
+        assert models() <= others
+    finally:
+        gc.enable()

@@ -17,9 +17,11 @@ from aios_edge.bundle.layout import MODEL_CARD
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import PromiseBroken, RecipeError
 from aios_edge.golden import read_golden
+from aios_edge.profile import Budgets
 from aios_edge.profile_files import load_profile
 from aios_edge.tasks import task_for
-from exporters import distill, inc, structure, tables, tuned_static, vocabulary
+from exporters import distill, inc, structure, tables, trials, tuned_static, vocabulary
+from exporters.budget_fit import Whole
 from exporters.bundle import DOCUMENTS_BYTES
 from exporters.data import Data, load_data
 from exporters.finetune import Tuned, tuned_of
@@ -29,7 +31,7 @@ from exporters.recipe import DistillSection, load_recipe, parse_recipe
 from exporters.report import Candidate, ExportReport
 from exporters.source import locate
 from exporters.stages import Made, Stages
-from exporters.structure import Shape
+from exporters.structure import Shape, Structure
 from exporters.training import Epoch, LossNotFinite
 from exporters.trials import Trials
 from exporters.variants import Variant, plan_pruning
@@ -296,6 +298,21 @@ def test_how_fast_a_pruned_network_may_be_is_told_from_the_whole_one_of_its_prec
     profile = msgspec.structs.replace(load_profile("arm64-gateway"), precision_preference=("static-s8", "dynamic-s8"))
     exporters.export(path, [profile], tmp_path / "out", cache=cache)
     assert asked == ["dynamic-s8"]
+
+
+def test_how_narrow_it_must_be_is_told_from_the_memory_budget_too(
+    workshop: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[Whole] = []
+
+    def is_light(rung: Structure, plan: Plan, shape: Shape, budgets: Budgets, whole: Whole) -> bool:
+        known.append(whole)
+        return rung.layers == 1
+
+    monkeypatch.setattr(trials, "is_light", is_light)
+    report = export(workshop, tmp_path / "light", cache, more="[search]\nstructures = 1\n")
+    assert [candidate.structure.layers for candidate in pruned_of(report) if candidate.structure] == [1]
+    assert all(whole.rss_bytes for whole in known)  # of this machine, which runs it as the profile's would
 
 
 def in_budget(workshop: Path, out: Path, cache: Path, budget: int | None, prune: str, structures: int) -> ExportReport:

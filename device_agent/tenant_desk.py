@@ -1,0 +1,154 @@
+"""The desk as one tenant finds it: its own models, metrics and status, and nothing that tells of another's.
+
+A model it may not use answers exactly as one that doesn't exist. What others may have caused (queues, memory, power,
+the cloud, events) is told to an admin only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from aios_edge.version import __version__
+from device_agent.deployment import Deployment, no_model
+from device_agent.desk import FrontDesk
+from device_agent.http import Reply
+from device_agent.metrics import Page
+from device_agent.model_host import ModelHost
+from device_agent.model_views import repository_index
+from device_agent.status import STATUS_SCHEMA
+from device_agent.tenant_account import Account, Accounts, account_families
+
+
+class TenantModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One of its models. Why one isn't ready may tell of others' requests, and of paths: an admin's to see."""
+
+    version: str
+    state: str
+
+
+class TenantStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """``GET /status`` of a tenant. ``totals`` and ``in_flight`` are its own; ``state`` is of the models it sees."""
+
+    schema: str = STATUS_SCHEMA
+    tenant: str
+    agent_version: str
+    state: str  # starting, ready, degraded, draining
+    models: dict[str, TenantModelStatus]
+    totals: dict[str, int]
+    in_flight: int
+    requests_per_s: float | None
+    bytes_per_day: int | None
+    bytes_left: int | None
+    priority_ceiling: int | None
+
+
+class TenantDesk:
+    """Stands between :class:`device_agent.http.HttpApp` and the :class:`FrontDesk` for one tenant."""
+
+    def __init__(
+        self,
+        account: Account,
+        accounts: Accounts,
+        front: FrontDesk,
+        deployment: Deployment,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._account = account
+        self._accounts = accounts
+        self._tenant = account.tenant
+        self._front = front
+        self._deployment = deployment
+        self._clock = clock
+
+    def server_metadata(self) -> bytes:
+        """``GET /v2``."""
+        return self._front.server_metadata()
+
+    def ready(self) -> bool:
+        """``GET /v2/health/ready``: the same for everybody."""
+        return self._front.ready()
+
+    def model_metadata(self, model: str, version: str | None) -> bytes:
+        """``GET /v2/models/{m}``."""
+        self._must_see(model)
+        return self._front.model_metadata(model, version)
+
+    def model_ready(self, model: str, version: str | None) -> bool:
+        """``GET /v2/models/{m}/ready``."""
+        self._must_see(model)
+        return self._front.model_ready(model, version)
+
+    def repository_index(self) -> bytes:
+        """``POST /v2/repository/index``: its own models; only an admin is told why one isn't ready."""
+        if self._tenant.admin:
+            return self._front.repository_index()
+        index = repository_index(self._deployment)
+        return msgspec.json.encode([{**model, "reason": ""} for model in index if self._tenant.sees(model["name"])])
+
+    async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply:
+        """Answer one inference request in this tenant's name."""
+        self._must_see(model)
+        self._account.in_flight += 1
+        try:
+            return await self._front.infer(model, version, body, json_length, tenant=self._tenant)
+        finally:
+            self._account.in_flight -= 1
+
+    def metrics(self) -> bytes:
+        """``GET /metrics``: its own requests; an admin's page is the whole one, with what is counted by tenant."""
+        page = Page()
+        if self._tenant.admin:
+            account_families(page, self._accounts.of.values())
+            strangers: list[tuple[tuple[str, ...], float]] = [((), self._accounts.strangers)]
+            page.family("aios_unauthorized_total", "counter", "Requests without a known key.", strangers, ())
+            return self._front.metrics() + page.text()
+        self._account.metrics.requests_on(page)
+        ready: list[tuple[tuple[str, ...], float]] = [
+            ((name,), int(host.state == "ready")) for name, host in self._hosts().items()
+        ]
+        page.family("aios_model_ready", "gauge", "1 while it serves.", ready, ("model",))
+        account_families(page, (self._account,))
+        return page.text()
+
+    def status(self) -> bytes:
+        """``GET /status``: what concerns it; an admin's document is the whole one."""
+        if self._tenant.admin:
+            return self._front.status()
+        hosts = self._hosts()
+        return msgspec.json.encode(
+            TenantStatus(
+                tenant=self._tenant.id,
+                agent_version=__version__,
+                state=self._state(hosts),
+                models={
+                    name: TenantModelStatus(version=host.bundle.manifest.version, state=host.state)
+                    for name, host in hosts.items()
+                },
+                totals=self._account.metrics.totals(),
+                in_flight=self._account.in_flight,
+                requests_per_s=self._tenant.requests_per_s,
+                bytes_per_day=self._tenant.bytes_per_day,
+                bytes_left=self._account.bytes_left(self._clock()),
+                priority_ceiling=self._tenant.priority_ceiling,
+            )
+        )
+
+    def _hosts(self) -> Mapping[str, ModelHost]:
+        return {name: host for name, host in self._deployment.hosts.items() if self._tenant.sees(name)}
+
+    def _state(self, hosts: Mapping[str, ModelHost]) -> str:
+        if self._front.draining:
+            return "draining"
+        states = {host.state for host in hosts.values()}
+        if "loading" in states:
+            return "starting"
+        refused = any(self._tenant.sees(bundle.model) for bundle in self._deployment.refused)
+        return "ready" if states == {"ready"} and not refused else "degraded"
+
+    def _must_see(self, model: str) -> None:
+        hosts = self._hosts()
+        if model not in hosts:
+            raise no_model(model, hosts)

@@ -1,0 +1,84 @@
+"""Writes a trace: in a thread of its own, bounded in bytes, and never a reason to keep a request waiting."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from aios_edge.telemetry import rfc3339
+from aios_edge.version import __version__
+from device_agent.trace import Began, Traced
+
+log = logging.getLogger("device_agent")
+
+FLUSH_S = 0.5
+#: Lines that wait for a slow disk; what comes beyond them is not in the trace.
+MOST_WAITING = 20_000
+
+
+class TraceWriter:
+    """Appends to ``path``; at half of ``max_bytes`` the file becomes ``path.1``, which replaces the one before it.
+
+    A disk that fails costs lines, which are counted and logged once, and nothing else. All methods belong to the event
+    loop.
+    """
+
+    def __init__(self, path: Path, max_bytes: int, wall: Callable[[], float] = time.time) -> None:
+        self.dropped = 0
+        self._path = path
+        self._part_bytes = max(max_bytes // 2, 1)
+        self._head = msgspec.json.encode(Began(ts=rfc3339(wall()), agent_version=__version__)) + b"\n"
+        self._begun = False
+        self._waiting: list[bytes] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._disk = ThreadPoolExecutor(1, "trace")
+        self._complained = False
+
+    def write(self, line: Traced) -> None:
+        """Have it written soon."""
+        if len(self._waiting) >= MOST_WAITING:
+            self.dropped += 1
+            return
+        self._waiting.append(msgspec.json.encode(line) + b"\n")
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush)
+
+    async def stop(self) -> None:
+        """Write what waits, and end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        lines, self._waiting = self._waiting, []
+        await asyncio.get_running_loop().run_in_executor(self._disk, self._append, lines)
+        self._disk.shutdown(wait=False)
+
+    def _flush(self) -> None:
+        lines, self._waiting = self._waiting, []
+        written = asyncio.get_running_loop().run_in_executor(self._disk, self._append, lines)
+        written.add_done_callback(self._flushed)
+
+    def _flushed(self, _: asyncio.Future[None]) -> None:
+        self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush) if self._waiting else None
+
+    def _append(self, lines: list[bytes]) -> None:
+        """In the thread."""
+        try:
+            if self._path.exists() and self._path.stat().st_size + sum(map(len, lines)) > self._part_bytes:
+                self._path.replace(self._path.with_name(self._path.name + ".1"))
+                self._begun = False
+            with self._path.open("ab") as file:
+                if not self._begun:
+                    file.write(self._head)
+                    self._begun = True
+                file.writelines(lines)
+            self._complained = False
+        except OSError as error:
+            self.dropped += len(lines)
+            if not self._complained:
+                log.warning("the trace can't be written to %s (%s)", self._path, error.strerror or error)
+                self._complained = True
