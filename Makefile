@@ -2,7 +2,7 @@
 # make demo FAST=1                        the demo's short form
 # make demo STRUCTURED=1                  the demo with a pruned network for this machine
 # make test-long                          the tests that take minutes: clean installs, every interpreter,
-#                                         the real neural-compressor
+#                                         the real neural-compressor, all test models of the ONNX backend
 
 PYTHON ?= python3
 VENV := .venv

@@ -15,6 +15,7 @@ from aios_edge.histogram import Histogram as Histogram  # part of the messages, 
 
 SCHEMA = "1.0"
 Scalar = str | int | float | bool | None
+Contract = Literal["checked", "none"]
 
 
 def rfc3339(unix_s: float) -> str:
@@ -24,12 +25,14 @@ def rfc3339(unix_s: float) -> str:
 
 
 class BundleStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One model of the device. ``bundle_id`` is None for a raw ONNX file, which has no contract."""
+    """One model of the device. ``bundle_id`` is None for a raw ONNX file, whose ``contract`` is ``none``: nothing was
+    promised, nothing is checked."""
 
     model: str
     version: str
     bundle_id: str | None
     state: str  # loading, ready, refused, restarting …
+    contract: Contract = "checked"
     providers_requested: tuple[str, ...] = ()
     providers_active: tuple[str, ...] = ()
     providers_reason: str | None = None

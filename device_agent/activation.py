@@ -43,12 +43,17 @@ QUICK_SAMPLES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Activated:
-    """A bundle that may go live."""
+    """A bundle that may go live, or a ``raw`` model (:mod:`device_agent.raw_model`): its requests pass as they are.
+
+    ``takes_empty``: empty tensors reach it as well, for a crash would cost this process alone.
+    """
 
     runtime: Runtime
     task: Task
     bundle: Bundle
     report: ActivationReport
+    raw: bool = False
+    takes_empty: bool = False
 
 
 class ActivationRefused(BundleRefused):
@@ -73,7 +78,7 @@ def activate(
     :class:`ActivationRefused` with the check's name as ``promise``; :class:`MissingExtra` and
     :class:`UsageError` (no such directory) as they come.
     """
-    record = _Record(on_stage)
+    record = Record(on_stage)
     try:
         record.stage("bundle")
         bundle = open_bundle(bundle_path)
@@ -114,7 +119,7 @@ def activate(
     return Activated(runtime=runtime, task=task, bundle=bundle, report=record.report(alone))
 
 
-class _Record:
+class Record:
     """What is known so far, for the report of a success and of a refusal alike."""
 
     def __init__(self, on_stage: Callable[[str], None]) -> None:
@@ -137,6 +142,7 @@ class _Record:
             raise BundleRefused(check.name, check.detail, where=str(self.bundle.path) if self.bundle else None)
 
     def refused(self, error: BundleRefused) -> ActivationRefused:
+        """The refusal with everything that is known so far."""
         if all(check.name != error.promise for check in self.checks):
             self.checks.append(ActivationCheck(name=error.promise, passed=False, detail=error.what))
         refused = ActivationRefused(error.promise, error.what, where=error.where, remedy=error.remedy)
@@ -144,6 +150,7 @@ class _Record:
         return refused
 
     def report(self, alone: bool) -> ActivationReport:
+        """What is known so far; ``alone`` as of :func:`activate`."""
         assert self.bundle is not None
         runtime = self.runtime
         latency = next((check.measured for check in self.checks if check.name == "latency_p95_s"), None)
@@ -158,4 +165,6 @@ class _Record:
             latency_p95_s=latency,
             rss_bytes=resident_bytes() if alone else None,
             load_s=self.load_s,
+            inputs=runtime.inputs if runtime else (),
+            outputs=runtime.outputs if runtime else (),
         )

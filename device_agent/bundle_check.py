@@ -10,7 +10,7 @@ from aios_edge.host import inspect_host, matches
 from aios_edge.mqtt_options import broker_address
 from aios_edge.profile import DeviceProfile
 from device_agent import state_dir
-from device_agent.hosting import no_bundle, open_entry, same_name, worker_spec
+from device_agent.hosting import entries_of, no_bundle, open_entry, same_name, worker_spec
 from device_agent.model_host import ModelHost
 from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.surroundings import Surroundings
@@ -24,12 +24,13 @@ async def check_bundles(settings: Settings, profile: DeviceProfile, around: Surr
     """
     if settings.mqtt is not None:
         broker_address(settings.mqtt.options())
-    if not settings.bundle:
+    entries = entries_of(settings)
+    if not entries:
         raise no_bundle()
     state_dir.try_out(settings.device.state_dir)
     opened: dict[str, tuple[BundleEntry, Bundle]] = {}
     refused: dict[Path, AiosEdgeError] = {}
-    for entry in settings.bundle:
+    for entry in entries:
         try:
             bundle = open_entry(entry)
         except AiosEdgeError as error:
@@ -51,7 +52,7 @@ async def check_bundles(settings: Settings, profile: DeviceProfile, around: Surr
             refused[entry.path] = error
         finally:
             await host.stop()
-    in_order = (entry.path for entry in settings.bundle if entry.path in refused)
+    in_order = (entry.path for entry in entries if entry.path in refused)
     return CheckedBundles(
         activations=tuple(reports),
         refused=tuple(RefusedBundle(path=path, error=refused[path]) for path in in_order),

@@ -47,10 +47,11 @@ class CloudPool:
             settings.name: Endpoint(settings, policy, self._book, emit, clock, self.audit) for settings in endpoints
         }
 
-    def add(self, shape: ModelShape) -> None:
-        """Make a model known to every endpoint."""
+    def add(self, shape: ModelShape, *, only_mapped: bool = False) -> None:
+        """Make a model known to every endpoint; ``only_mapped``: to those whose model map names it."""
         for endpoint in self.endpoints.values():
-            endpoint.add(shape)
+            if not only_mapped or endpoint.maps(shape.name):
+                endpoint.add(shape)
 
     def start(self, state_dir: Path | None = None) -> None:
         """Start the background checks, with what was spent according to the folder."""

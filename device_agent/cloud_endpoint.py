@@ -81,6 +81,10 @@ class Endpoint:
         self.models[shape.name] = CloudModel.at(self._settings.model_map.get(shape.name, shape.name), shape)
         self.watch.wake.set()
 
+    def maps(self, model: str) -> bool:
+        """Whether the model map names it."""
+        return model in self._settings.model_map
+
     async def stop(self) -> None:
         """Stop checking and close idle connections."""
         await self.watch.stop()

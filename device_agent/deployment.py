@@ -12,9 +12,10 @@ from aios_edge.profile import DeviceProfile
 from aios_edge.session import differences
 from aios_edge.telemetry import BundleStatus
 from device_agent.cloud_fit import ModelShape
-from device_agent.hosting import no_bundle, open_entry, same_name, worker_spec
+from device_agent.hosting import entries_of, no_bundle, open_entry, same_name, worker_spec
 from device_agent.model_host import ModelHost
 from device_agent.provider_chain import forget_engines
+from device_agent.raw_model import RawEntry, is_raw
 from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.surroundings import Surroundings
 from device_agent.values import ActivationReport, RefusedBundle
@@ -76,12 +77,13 @@ class Deployment:
         Raises the last refusal when not a single one may serve, and :class:`SettingsError` for what is written wrong.
         """
         last: AiosEdgeError | None = None
+        entries = entries_of(self._settings)
         names: dict[str, BundleEntry] | None = None
         with contextlib.suppress(AiosEdgeError):  # a bundle that can't be opened is refused below, when its turn comes
-            names = {open_entry(entry).manifest.name: entry for entry in self._settings.bundle}
+            names = {open_entry(entry).manifest.name: entry for entry in entries}
         if names is not None:
             check_model_names(self._settings, names)
-        for entry in self._settings.bundle:
+        for entry in entries:
             try:
                 await self._activate(entry)
             except AiosEdgeError as error:
@@ -107,15 +109,17 @@ class Deployment:
         self._hosts[name], self._entries[name] = host, entry
         if entry.never_leave_device:  # before its first request
             self._around.cloud.audit.keep(name)
-        log.info("%s %s: checking its contract on this device", name, bundle.manifest.version)
+        what = "a raw model, without a contract" if is_raw(bundle.manifest) else "checking its contract on this device"
+        log.info("%s %s: %s", name, bundle.manifest.version, what)
         try:
             report = await host.activate()
         except BaseException:
             del self._hosts[name], self._entries[name]
             await host.stop()
             raise
+        manifest = host.bundle.manifest
         if not entry.never_leave_device:  # else no endpoint hears as much as its name
-            self._around.cloud.add(ModelShape.of(bundle.manifest))
+            self._around.cloud.add(ModelShape.of(manifest), only_mapped=is_raw(manifest))
         self._tell_activated(host, report)
 
     def _tell_activated(self, host: ModelHost, report: ActivationReport) -> None:
@@ -143,7 +147,14 @@ class Deployment:
             manifest = open_entry(entry).manifest
             name, version = manifest.name, manifest.version
         self._refused.append(
-            BundleStatus(model=name, version=version, bundle_id=None, state="refused", detail=str(error))
+            BundleStatus(
+                model=name,
+                version=version,
+                bundle_id=None,
+                state="refused",
+                detail=str(error),
+                contract="none" if isinstance(entry, RawEntry) else "checked",
+            )
         )
 
 

@@ -27,6 +27,7 @@ from device_agent.metadata import model_metadata
 from device_agent.metrics import Metrics
 from device_agent.model_host import ModelHost
 from device_agent.model_views import repository_index
+from device_agent.raw_model import is_raw
 from device_agent.settings import Policy
 from device_agent.status import AgentStatus
 from device_agent.tenants import Tenant
@@ -64,7 +65,10 @@ class FrontDesk:
 
     def model_metadata(self, model: str, version: str | None) -> bytes:
         """``GET /v2/models/{m}``."""
-        return msgspec.json.encode(model_metadata(self._deployment.host(model, version).bundle.manifest))
+        manifest = self._deployment.host(model, version).bundle.manifest
+        if not manifest.outputs:  # a raw model's tensors are its session's
+            raise RequestError("is still loading: its tensors aren't known yet", status=503, where=manifest.name)
+        return msgspec.json.encode(model_metadata(manifest))
 
     def model_ready(self, model: str, version: str | None) -> bool:
         """``GET /v2/models/{m}/ready``."""
@@ -119,7 +123,8 @@ class FrontDesk:
     ) -> InferenceRequest:
         timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._policy.default_deadline_s
         rows = max((tensor.shape[0] for tensor in envelope.inputs if tensor.shape), default=1)
-        if rows > self._policy.max_rows:
+        # The first dimension of a raw model's tensor may be anything: the samples of a sound, say.
+        if rows > self._policy.max_rows and not is_raw(host.bundle.manifest):
             raise RequestError(
                 f"has {rows} rows, at most {self._policy.max_rows} are taken at once",
                 status=413,

@@ -8,14 +8,21 @@ from aios_edge.bundle.read import Bundle, open_bundle
 from aios_edge.errors import SettingsError
 from aios_edge.profile import DeviceProfile
 from aios_edge.session import session_options
+from device_agent.raw_model import RawEntry, is_raw, open_raw, repository_entries
 from device_agent.settings import BundleEntry, Settings
 from device_agent.worker_pool import WorkerSpec
+
+
+def entries_of(settings: Settings) -> tuple[BundleEntry, ...]:
+    """Every bundle, and every raw model of the repository. Raises :class:`SettingsError` for a repository that can't be
+    read."""
+    return (*settings.bundle, *repository_entries(settings.repository))
 
 
 def open_entry(entry: BundleEntry) -> Bundle:
     """The entry's bundle. Its digests are the worker's to check, on the files it is about to load; here only what is
     needed to start it."""
-    return open_bundle(entry.path, verify=False)
+    return open_raw(entry.path) if isinstance(entry, RawEntry) else open_bundle(entry.path, verify=False)
 
 
 def worker_spec(
@@ -24,20 +31,22 @@ def worker_spec(
     """How a bundle's worker is started; ``state_dir`` None: it leaves nothing behind, engines included."""
     return WorkerSpec(
         model=bundle.manifest.name,
-        bundle_path=entry.path,
+        bundle_path=bundle.path,
         profile=settings.device.profile,
         isolation=profile.isolation,
         intra_op_threads=session_options(bundle.manifest.session, profile.threads).intra_op_threads,
         slowdown=settings.emulate.slowdown,
         state_dir=state_dir,
+        raw_version=bundle.manifest.version if is_raw(bundle.manifest) else None,
     )
 
 
 def same_name(name: str, path: Path) -> SettingsError:
     """Clients couldn't say which they mean."""
-    return SettingsError(f"two bundles have the model name {name!r}", where=str(path), remedy="Remove one [[bundle]]")
+    return SettingsError(f"two models have the name {name!r}", where=str(path), remedy="Remove or rename one of them")
 
 
 def no_bundle() -> SettingsError:
     """There is nothing to serve."""
-    return SettingsError("no bundle is configured", remedy='Add a [[bundle]] with path = "…"')
+    remedy = 'Add a [[bundle]] with path = "…", or raw models to [repository]'
+    return SettingsError("no bundle is configured", remedy=remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from aios_edge.manifest import Manifest, TensorSpec
 from aios_edge.oip.envelope import PLATFORM, ModelMetadata, TensorMetadata
+from device_agent.raw_model import is_raw
 
 Tensors = tuple[TensorMetadata, ...]
 
@@ -24,7 +25,10 @@ def model_metadata(manifest: Manifest) -> ModelMetadata:
 
 
 def natural_tensors(manifest: Manifest) -> tuple[Tensors, Tensors]:
-    """The tensors of the task's natural input and output, as :mod:`aios_edge.tasks` answers them in the worker."""
+    """The tensors of the task's natural input and output, as :mod:`aios_edge.tasks` answers them in the worker.
+    A raw model has none."""
+    if is_raw(manifest):
+        return (), ()
     names = ("text", "text_pair") if manifest.preprocess.pair else ("text",)
     return tuple(TensorMetadata(name=name, datatype="BYTES", shape=(-1,)) for name in names), (
         TensorMetadata(name="label", datatype="BYTES", shape=(-1,)),

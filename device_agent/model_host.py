@@ -19,6 +19,7 @@ from device_agent.dispatch import Dispatch
 from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
+from device_agent.raw_model import as_loaded
 from device_agent.rehearsal import rehearse
 from device_agent.review import Review
 from device_agent.router import for_want_of_cloud
@@ -80,6 +81,7 @@ class ModelHost:
     async def activate(self) -> ActivationReport:
         """Start the worker and check the whole contract; serve from then on. Raises what refused it."""
         report = await self.instance.activate()
+        self.bundle = as_loaded(self.bundle, report)
         self._learning.begin(report.latency_p95_s * self.slowdown if report.latency_p95_s is not None else None)
         try:
             await rehearse(self.instance.worker, self.bundle.manifest, self._learning, self._around)

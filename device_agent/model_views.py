@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from aios_edge.telemetry import BundleStatus
+from aios_edge.telemetry import BundleStatus, Contract
 from device_agent.deployment import Deployment
 from device_agent.model_host import ModelHost
+from device_agent.raw_model import is_raw
 from device_agent.settings import BundleEntry
 from device_agent.status import ModelStatus
 
@@ -17,8 +18,9 @@ def bundle_status(host: ModelHost) -> BundleStatus:
     return BundleStatus(
         model=host.name,
         version=host.bundle.manifest.version,
-        bundle_id=host.bundle.bundle_id,
+        bundle_id=_bundle_id(host),
         state=host.state,
+        contract=_contract(host),
         providers_requested=report.providers_requested if report else (),
         providers_active=report.providers_active if report else (),
         providers_reason=report.provider_reason if report else None,
@@ -31,7 +33,8 @@ def model_status(host: ModelHost, entry: BundleEntry) -> ModelStatus:
     return ModelStatus(
         model=host.name,
         version=host.bundle.manifest.version,
-        bundle_id=host.bundle.bundle_id,
+        bundle_id=_bundle_id(host),
+        contract=_contract(host),
         path=str(entry.path),
         pinned=entry.pinned,
         never_leave_device=host.never_leaves,
@@ -48,6 +51,14 @@ def model_status(host: ModelHost, entry: BundleEntry) -> ModelStatus:
         spread=host.service.spread,
         activation=host.instance.report,
     )
+
+
+def _bundle_id(host: ModelHost) -> str | None:
+    return None if is_raw(host.bundle.manifest) else host.bundle.bundle_id
+
+
+def _contract(host: ModelHost) -> Contract:
+    return "none" if is_raw(host.bundle.manifest) else "checked"
 
 
 def repository_index(deployment: Deployment) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import msgspec
 
 from aios_edge.manifest import Manifest
 from device_agent.learning import Learning
+from device_agent.raw_model import is_raw
 from device_agent.surroundings import Surroundings
 from device_agent.values import InferenceRequest
 from device_agent.watched_run import run_watched
@@ -23,6 +24,8 @@ LIMIT_S = 2.0  # emulated devices can be very slow
 
 async def rehearse(worker: WorkerHandle, manifest: Manifest, learning: Learning, around: Surroundings) -> None:
     """Learn what requests cost here before the first client's arrives. :class:`WorkerLost` leaves what was learnt."""
+    if is_raw(manifest):  # nobody knows what its clients send
+        return
     began = around.clock()
     pair = manifest.preprocess.pair
     for number, words in enumerate(BATCHES):

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from aios_edge.bundle.read import Bundle
@@ -22,6 +21,7 @@ from aios_edge.oip.datatypes import DTYPES
 from aios_edge.profile import DeviceProfile, Provider
 from aios_edge.session import native, session_options
 from device_agent.provider_chain import cache_folder, provider_chain
+from device_agent.runtime_values import run_session, unservable
 
 CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
@@ -38,6 +38,7 @@ _DATATYPES = {
     "tensor(uint32)": "UINT32",
     "tensor(uint64)": "UINT64",
     "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
     "tensor(float)": "FP32",
     "tensor(double)": "FP64",
     "tensor(string)": "BYTES",
@@ -82,7 +83,11 @@ class Runtime:
             )
         self.inputs = tuple(_spec(node, model_path) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, model_path) for node in self._session.get_outputs())
-        self._output_names = [spec.name for spec in self.outputs]
+        if (why := unservable(ort, self.inputs, self.outputs)) is not None:
+            remedy = "Cast to FP32 at the model's ends, or update onnxruntime"
+            raise RuntimeUnavailable(why, where=str(model_path), remedy=remedy)
+        self._ort = ort
+        self._datatypes = {spec.name: spec.datatype for spec in self.inputs}
         #: Input -> the names of its free dimensions; equal names mean equal sizes, and onnxruntime doesn't ask for it.
         self._free = {
             node.name: tuple(dim if isinstance(dim, str) else None for dim in node.shape)
@@ -90,16 +95,17 @@ class Runtime:
         }
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the model once. BYTES are object arrays of ``bytes``, in and out.
+        """Run the model once. BYTES are object arrays of ``bytes`` and BF16 bit patterns in uint16, in and out.
 
         Raises :class:`RequestError`: 400 for missing or unknown names, datatypes and shapes that don't fit, or values
         the model refuses; :class:`RuntimeUnavailable` when the runtime itself fails.
         """
         check_inputs(self.inputs, inputs)
         check_sizes(self._free, inputs)
-        feeds = {name: _texts(name, array) if array.dtype.hasobject else array for name, array in inputs.items()}
         try:
-            values = self._session.run(self._output_names, feeds)
+            values = run_session(self._ort, self._session, self.outputs, self._datatypes, inputs)
+        except RequestError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no root
             kind, text = type(error).__name__, str(error)[:300]
             # Shapes that contradict each other or an index beyond a table are the request's fault; onnxruntime calls
@@ -107,10 +113,7 @@ class Runtime:
             if kind == "InvalidArgument" or ("while running" in text and "allocate memory" not in text):
                 raise RequestError(f"the model refuses these inputs ({text})") from error
             raise RuntimeUnavailable(f"onnxruntime failed: {kind}: {text}", where=str(self._model_path)) from error
-        return {
-            name: _bytes(value) if value.dtype.kind in "OU" else value
-            for name, value in zip(self._output_names, values, strict=True)
-        }
+        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
 
     def _open(self, ort: Any, profile: DeviceProfile) -> tuple[Any, list[str]]:
         available = ort.get_available_providers()
@@ -194,6 +197,8 @@ def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any
         where = f"input {spec.name!r}"
         if array.dtype != DTYPES[spec.datatype]:
             raise RequestError(f"holds {array.dtype}, the model takes {spec.datatype}", where=where)
+        if not spec.shape:  # a scalar, or a rank that onnxruntime doesn't tell: it judges by itself
+            continue
         fits = all(wanted in (-1, found) for wanted, found in zip(spec.shape, array.shape, strict=False))
         if array.ndim != len(spec.shape) or not fits:
             raise RequestError(f"has shape {list(array.shape)}, the model takes {list(spec.shape)}", where=where)
@@ -206,7 +211,7 @@ def check_sizes(free: Mapping[str, tuple[str | None, ...]], inputs: Mapping[str,
     """
     sizes: dict[str, tuple[int, str]] = {}
     for name, array in inputs.items():
-        for dim, size in zip(free[name], array.shape, strict=True):
+        for dim, size in zip(free[name], array.shape, strict=False):  # ranks were checked, where they are known
             if dim is not None and (seen := sizes.setdefault(dim, (size, name)))[0] != size:
                 what = f"has {size} in the dimension '{dim}', where {seen[1]!r} has {seen[0]}"
                 raise RequestError(what, where=f"input {name!r}", remedy="Give tensors of matching shapes")
@@ -239,21 +244,3 @@ def _spec(node: Any, model_path: Path) -> TensorSpec:
     # A dimension is a number, the name of a free one, or None.
     shape = tuple(dim if isinstance(dim, int) and dim >= 0 else -1 for dim in node.shape)
     return TensorSpec(name=node.name, datatype=datatype, shape=shape)
-
-
-def _texts(name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """onnxruntime takes strings as str."""
-    texts = np.empty(array.shape, dtype=np.object_)
-    for index, item in enumerate(array.ravel().tolist()):
-        try:
-            texts.flat[index] = item.decode() if isinstance(item, bytes) else str(item)
-        except UnicodeDecodeError:
-            raise RequestError(f"element {index} is not UTF-8", where=f"input {name!r}") from None
-    return texts
-
-
-def _bytes(array: NDArray[Any]) -> NDArray[Any]:
-    encoded = np.empty(array.shape, dtype=np.object_)
-    for index, item in enumerate(array.ravel().tolist()):
-        encoded.flat[index] = item.encode() if isinstance(item, str) else bytes(item)
-    return encoded

@@ -29,7 +29,6 @@ else:
 #: Options of the documented format that this version doesn't have yet: (table, key), key "*" for the whole table.
 NOT_AVAILABLE = {
     ("mqtt", "home_assistant"),
-    ("repository", "*"),
     ("commands", "*"),
 }
 _LOOPBACK = ("localhost", "::1")
@@ -90,6 +89,12 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
     never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
 
+class Repository(msgspec.Struct, frozen=True, kw_only=True):
+    """``[repository]``: raw ONNX models, ``<name>/<version>/model.onnx``, served without a contract."""
+
+    path: Path
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """``[policy]``: limits and habits of admission and routing."""
 
@@ -127,6 +132,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     http: Http = Http()
     mqtt: Mqtt | None = None
     bundle: tuple[BundleEntry, ...] = ()
+    repository: Repository | None = None
     policy: Policy = Policy()
     cloud: tuple[CloudEndpoint, ...] = ()
     tenant: tuple[Tenant, ...] = ()
@@ -138,6 +144,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "http": Http,
     "mqtt": Mqtt,
     "bundle": BundleEntry,
+    "repository": Repository,
     "policy": Policy,
     "cloud": CloudEndpoint,
     "tenant": Tenant,
@@ -306,7 +313,7 @@ def check_model_names(settings: Settings, models: Mapping[str, BundleEntry]) -> 
     named += [(f"cloud.{cloud.name}.model_map", name) for cloud in settings.cloud for name in cloud.model_map]
     for where, name in named:
         if name not in models:
-            what = f"no bundle here is named '{name}'"
+            what = f"no model here is named '{name}'"
             raise SettingsError(what, where=where, remedy=_nearest(name, tuple(models)))
     for cloud in settings.cloud:
         where = f"cloud.{cloud.name}.model_map"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from aios_edge.telemetry import BundleStatus, Event
+from aios_edge.telemetry import BundleStatus, Contract, Event
 from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
 from device_agent.reporter import ReporterCounts
@@ -15,11 +15,12 @@ STATUS_SCHEMA = "1.0"
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
-    ``spread`` of it (one standard deviation)."""
+    ``spread`` of it (one standard deviation). ``contract`` ``none`` is a raw model's, which has no ``bundle_id``."""
 
     model: str
     version: str
-    bundle_id: str
+    bundle_id: str | None
+    contract: Contract
     path: str
     pinned: bool
     never_leave_device: bool

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from aios_edge.errors import AiosEdgeError, PromiseBroken
+from aios_edge.manifest import TensorSpec
 from aios_edge.oip.envelope import Parameters
 
 
@@ -124,7 +125,10 @@ class ActivationCheck(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What a worker found when it loaded a bundle and checked its contract on this device."""
+    """What a worker found when it loaded a bundle and checked its contract on this device.
+
+    ``inputs`` and ``outputs`` are the session's. A raw model has no bundle id; here it is a digest over its files.
+    """
 
     bundle_id: str
     model: str
@@ -136,6 +140,8 @@ class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
     latency_p95_s: float | None  # this device's own first measurement: its live baseline
     rss_bytes: int | None
     load_s: float
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,18 +44,28 @@ class Region(msgspec.Struct, frozen=True, array_like=True):
         return memoryview(payload)[self.start : self.start + self.length]
 
 
+class RawModel(msgspec.Struct, frozen=True, array_like=True):
+    """A model without a bundle. ``digest``: over its files when it went live; None before."""
+
+    name: str
+    version: str
+    digest: str | None
+
+
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """Supervisor to worker, first message: load this bundle and check its contract.
 
     ``profile`` is a device profile as TOML file path or shipped name. ``check`` is ``full`` for an activation;
     ``quick`` after a crash: digests and a handful of golden samples, no latency and memory runs. ``slowdown``
     emulates a weaker device: every batch is held for its compute time times this. ``state_dir``: where engines that
-    take minutes to build are kept; None: nowhere.
+    take minutes to build are kept; None: nowhere. ``raw``: what ``bundle_path`` holds instead of a
+    bundle.
     """
 
     bundle_path: str
     profile: str
     generation: int
+    raw: RawModel | None = None
     check: str = "full"
     slowdown: float = 1.0
     state_dir: str | None = None

@@ -1,4 +1,4 @@
-"""The worker: one bundle, one loop. ``python -m device_agent.worker --fd N`` as a process, :func:`serve` in a thread.
+"""The worker: one model, one loop. ``python -m device_agent.worker --fd N`` as a process, :func:`serve` in a thread.
 
 Everything that may crash, leak or hang because of a model happens here and not in the supervisor. The loop is
 blocking and has no state beyond the loaded model: Load -> Ready or Refused, then Run -> Done until the socket closes.
@@ -20,6 +20,7 @@ from aios_edge.errors import AiosEdgeError, MissingExtra, PromiseBroken, UsageEr
 from aios_edge.profile_files import load_profile
 from device_agent import wire
 from device_agent.activation import Activated, ActivationRefused, activate
+from device_agent.activation_raw import activate_raw
 from device_agent.worker_batch import Job, answer_batch
 from device_agent.worker_memory import resident_bytes
 
@@ -60,15 +61,17 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
         text = f"the supervisor speaks protocol {load.version}, this worker {wire.PROTOCOL_VERSION}"
         refuse("runtime", ConnectionError(text), f"{text}. Restart the agent: its files were replaced under it")
         return None
+
+    def staged(stage: str) -> None:
+        wire.send(sock, wire.Loading(generation=load.generation, stage=stage))
+
+    path, state_dir = Path(load.bundle_path), Path(load.state_dir) if load.state_dir else None
     try:
-        activated = activate(
-            Path(load.bundle_path),
-            load_profile(load.profile),
-            load.check,
-            alone=alone,
-            state_dir=Path(load.state_dir) if load.state_dir else None,
-            on_stage=lambda stage: wire.send(sock, wire.Loading(generation=load.generation, stage=stage)),
-        )
+        profile = load_profile(load.profile)
+        if load.raw is None:
+            activated = activate(path, profile, load.check, alone=alone, state_dir=state_dir, on_stage=staged)
+        else:
+            activated = activate_raw(path, load.raw, profile, alone=alone, state_dir=state_dir, on_stage=staged)
     except PromiseBroken as error:
         refuse(error.promise, error, _told(error))
     except (UsageError, MissingExtra, AiosEdgeError) as error:

@@ -81,7 +81,7 @@ def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float) -> li
         if work.tensors is None:
             natural.append(work)
         else:
-            grouped.setdefault(_signature(work.tensors), []).append(work)
+            grouped.setdefault(object() if activated.raw else _signature(work.tensors), []).append(work)
 
     runs: list[tuple[list[_Work], Callable[[list[_Work]], list[Answer]]]] = [
         (group, lambda works: _run_tensors(activated, works))
@@ -124,16 +124,18 @@ def _decoded(activated: Activated, job: Job) -> _Work:
     if raw is not None:
         return _Work(request_id=job.request_id, request=request, raw=raw)
     datatypes = {spec.name: spec.datatype for spec in specs}
+    declared_empty = {spec.name for spec in specs if 0 in spec.shape}
     if unknown := [name for name in request.inputs if name not in datatypes]:
-        natural = " and ".join(task.natural_names)
+        natural = f"{' and '.join(task.natural_names)}, or " if task.natural_names else ""
         raise RequestError(
             f"the model has no input {', '.join(map(repr, unknown))[:200]}",
-            remedy=f"Send {natural}, or the model's own tensors: {', '.join(datatypes)}",
+            remedy=f"Send {natural}the model's own tensors: {', '.join(datatypes)}",
         )
     for name, tensor in request.inputs.items():  # arrays don't tell BF16 from UINT16
         if datatypes.get(name, tensor.datatype) != tensor.datatype:
             raise RequestError(f"is {tensor.datatype}, the model takes {datatypes[name]}", where=f"input {name!r}")
-        if not tensor.array.size:  # some kernels of onnxruntime divide by the number of rows, which ends the process
+        # Some kernels of onnxruntime divide by the number of rows, which ends the process.
+        if not tensor.array.size and not activated.takes_empty and name not in declared_empty:
             raise RequestError("the tensor is empty", where=f"input {name!r}", remedy="Send at least one element")
     return _Work(
         request_id=job.request_id,
@@ -197,12 +199,12 @@ def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
 
 def _run_rows(activated: Activated, tensors: Tensors) -> dict[str, NDArray[np.generic]]:
     """One request's tensors in runs of at most ``max_batch_size`` rows: the memory of a run grows with its rows, and
-    one request must not cost the worker its life. A model without free rows runs once."""
+    one request must not cost the worker its life. A model without free rows runs once, and so does a raw one."""
     manifest = activated.bundle.manifest
     step = manifest.max_batch_size
     rows = {array.shape[0] if array.ndim else 0 for array in tensors.values()}
     free = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
-    if not free or len(rows) != 1 or max(rows) <= step:
+    if activated.raw or not free or len(rows) != 1 or max(rows) <= step:
         return dict(activated.runtime.run(tensors))
     parts = [
         activated.runtime.run({name: array[start : start + step] for name, array in tensors.items()})

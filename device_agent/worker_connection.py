@@ -29,7 +29,8 @@ EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that linger
 @dataclass(frozen=True, kw_only=True)
 class WorkerSpec:
     """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` those of the
-    session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere."""
+    session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
+    ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle."""
 
     model: str
     bundle_path: Path
@@ -38,6 +39,7 @@ class WorkerSpec:
     intra_op_threads: int = 1
     slowdown: float = 1.0
     state_dir: Path | None = None
+    raw_version: str | None = None
 
 
 class Connection:

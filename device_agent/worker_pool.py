@@ -45,6 +45,7 @@ class WorkerHandle:
         self.generation = 0
         self.rss_bytes: int | None = None  # after the latest batch; None before the first, and in a thread
         self.report: ActivationReport | None = None  # of the latest activation, refused ones included
+        self._digest: str | None = None  # of the model that went live: clients know that one's tensors
         self._on_stage = on_stage
         self._on_lost = on_lost
         self._connection: Connection | None = None
@@ -79,6 +80,9 @@ class WorkerHandle:
             bundle_path=str(self.spec.bundle_path.absolute()),
             profile=self.spec.profile,
             generation=self.generation,
+            raw=None
+            if self.spec.raw_version is None
+            else wire.RawModel(self.spec.model, self.spec.raw_version, self._digest),
             check=check,
             slowdown=self.spec.slowdown,
             state_dir=str(self.spec.state_dir.absolute()) if self.spec.state_dir else None,
@@ -99,6 +103,7 @@ class WorkerHandle:
             await self._discard()
             raise
         self.report = reply.report
+        self._digest = reply.report.bundle_id
         self.rss_bytes = reply.report.rss_bytes
         self._ready = True
         connection.lost.add_done_callback(lambda future: self._gone(connection, future.result()))

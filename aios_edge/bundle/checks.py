@@ -39,7 +39,7 @@ from aios_edge.provider_options import options_fault
 
 CHECKS = ("schema", "unlisted", "digest", "manifest", "promises", "size")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # goes into URLs and MQTT topics as it is
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")  # goes into URLs and MQTT topics as it is
 _SEMVER = re.compile(r"\d+\.\d+\.\d+(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SAME = 1e-6  # figures written by one exporter run are the same number, not nearly the same
@@ -93,7 +93,7 @@ def parse_manifest(root: Path) -> tuple[Manifest, dict[str, Any]]:
         if not ok:
             raise BundleRefused("schema", what, where=str(path))
 
-    require(_NAME.fullmatch(manifest.name) is not None, f"name {manifest.name!r} is not letters, digits, '.', '_', '-'")
+    require(NAME.fullmatch(manifest.name) is not None, f"name {manifest.name!r} is not letters, digits, '.', '_', '-'")
     require(_SEMVER.fullmatch(manifest.version) is not None, f"version {manifest.version!r} is not SemVer")
     require(manifest.max_batch_size >= 1, "max_batch_size is less than 1")
     require(len(manifest.labels) == len(set(manifest.labels)) > 0, "labels are empty or not unique")

@@ -141,6 +141,8 @@ def describe(document: dict[str, Any]) -> list[str]:
             f"model {name} {model['version']}  {model['state']}  worker {pid}  {active}"
             f"  queue {model['queued']} + {model['running']} running  restarts {model['restarts']}"
         )
+        if model.get("contract") == "none":
+            lines.append("  no contract: nothing was promised, nothing is checked")
         if model["detail"]:
             lines.append(f"  {model['detail']}")
     lines += [f"refused {bundle['model']}  {bundle['detail']}" for bundle in document["refused"]]

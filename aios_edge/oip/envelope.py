@@ -179,8 +179,6 @@ def parse_request(body: bytes | memoryview, json_length: int | None) -> Envelope
         request = _request_decoder.decode(text)
     except Exception as error:
         refuse_json(text, error)
-    if not request.inputs:
-        raise RequestError("'inputs' is empty", remedy="Send at least one input tensor")
     parameters = request.parameters or {}
     _refuse_slips(parameters)
     return Envelope(

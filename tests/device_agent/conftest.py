@@ -110,7 +110,14 @@ def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[.
     """Start agents and wait until they are ready; all are ended with the module."""
     running: list[AgentProcess] = []
 
-    def start(more: str = "", *, wait: bool = True, again: AgentProcess | None = None, **options: Any) -> AgentProcess:
+    def start(
+        more: str = "",
+        *,
+        wait: bool = True,
+        limit_s: float = 40.0,
+        again: AgentProcess | None = None,
+        **options: Any,
+    ) -> AgentProcess:
         """``again``: an agent that ended; another one goes on with its file and state."""
         folder = tmp_path_factory.mktemp("agent") if again is None else again.config.parent
         config = folder / "agent.toml"
@@ -126,7 +133,7 @@ def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[.
             )
         agent = AgentProcess(process, log_path, config)
         running.append(agent)
-        end = time.monotonic() + 40
+        end = time.monotonic() + limit_s
         while wait and time.monotonic() < end:
             line = next((line for line in agent.log().splitlines() if "ready on " in line), None)
             if line:

@@ -13,6 +13,7 @@ import pytest
 
 from aios_edge.errors import RequestError, RuntimeUnavailable
 from aios_edge.manifest import SessionSpec, TensorSpec
+from aios_edge.oip.datatypes import DTYPES, narrow_bf16
 from aios_edge.profile import DeviceProfile, Provider, Threads
 from aios_edge.session import native, session_options
 from device_agent import runtime as module
@@ -168,7 +169,7 @@ def saved(path: Path, nodes: list[Any], inputs: list[Any], outputs: list[Any], i
     from onnx import helper
 
     graph = helper.make_graph(nodes, "g", inputs, outputs, list(initializers))
-    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
     return path
 
 
@@ -191,14 +192,12 @@ def test_session_options_reach_the_session(tmp_path: Path) -> None:
     assert Runtime(path, spec, profile()).run({"x": np.zeros((2, 1), dtype=np.float32)})["y"].tolist() == [[1], [1]]
 
 
-@pytest.mark.parametrize("datatype", ["BOOL", "INT8", "UINT16", "INT32", "UINT64", "FP16", "FP32", "FP64", "BYTES"])
+@pytest.mark.parametrize("datatype", sorted(DTYPES))
 @pytest.mark.parametrize("shape", [(), (2,), (0, 3)])
 def test_tensors_of_every_kind_pass_through(tmp_path: Path, datatype: str, shape: tuple[int, ...]) -> None:
     from onnx import TensorProto, helper
 
-    from aios_edge.oip.datatypes import DTYPES
-
-    kinds = {"FP16": "FLOAT16", "FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "STRING"}
+    kinds = {"FP16": "FLOAT16", "BF16": "BFLOAT16", "FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "STRING"}
     kind = getattr(TensorProto, kinds.get(datatype, datatype))
     ends = [[helper.make_tensor_value_info(name, kind, list(shape))] for name in ("x", "y")]
     runtime = Runtime(
@@ -211,6 +210,102 @@ def test_tensors_of_every_kind_pass_through(tmp_path: Path, datatype: str, shape
     array.flags.writeable = False
     answer = runtime.run({"x": array})["y"]
     assert answer.shape == shape and answer.dtype == array.dtype and answer.tolist() == array.tolist()
+
+
+def ends(*kinds: str, shape: Any = (2,)) -> list[Any]:
+    """Inputs or outputs of these types, named by their places."""
+    from onnx import TensorProto, helper
+
+    return [helper.make_tensor_value_info(f"t{n}", getattr(TensorProto, kind), shape) for n, kind in enumerate(kinds)]
+
+
+def test_every_bit_of_bf16_comes_back(tmp_path: Path) -> None:
+    from onnx import helper
+
+    nodes = [helper.make_node("Identity", ["t0"], ["y"])]
+    one = helper.make_tensor_value_info("y", 16, [65536])
+    runtime = Runtime(
+        saved(tmp_path / "m.onnx", nodes, ends("BFLOAT16", shape=[65536]), [one]), SessionSpec(), profile()
+    )
+    every = np.arange(65536, dtype=np.uint16)  # NaN with all their payloads among them
+    assert (runtime.run({"t0": every})["y"] == every).all()
+    assert (runtime.run({"t0": every[::-1]})["y"] == every[::-1]).all(), "an array that isn't contiguous"
+
+
+def test_bf16_goes_with_other_datatypes(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    nodes = [
+        helper.make_node("Cast", ["t0"], ["y0"], to=TensorProto.BFLOAT16),
+        helper.make_node("Cast", ["t1"], ["y1"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["t1"], ["y2"], to=TensorProto.STRING),
+    ]
+    kinds = (TensorProto.BFLOAT16, TensorProto.FLOAT, TensorProto.STRING)
+    outputs = [helper.make_tensor_value_info(f"y{n}", kind, (2,)) for n, kind in enumerate(kinds)]
+    runtime = Runtime(saved(tmp_path / "m.onnx", nodes, ends("FLOAT", "BFLOAT16"), outputs), SessionSpec(), profile())
+    assert [spec.datatype for spec in runtime.outputs] == ["BF16", "FP32", "BYTES"]
+    values = np.array([1.5, -2.0], dtype=np.float32)
+    found = runtime.run({"t0": values, "t1": narrow_bf16(values)})
+    assert found["y0"].tolist() == narrow_bf16(values).tolist() and found["y1"].tolist() == values.tolist()
+    assert found["y2"].tolist() == [b"1.5", b"-2"]
+    with pytest.raises(RequestError):
+        runtime.run({"t0": values, "t1": values})
+
+
+def test_text_and_bf16_share_the_inputs_but_not_the_two_sides(tmp_path: Path) -> None:
+    from onnx import helper
+
+    both = [helper.make_node("Identity", [f"t{n}"], [f"y{n}"]) for n in range(2)]
+    kinds = {"t0": 8, "t1": 16}
+    inputs = [helper.make_tensor_value_info(name, kind, (1,)) for name, kind in kinds.items()]
+    with pytest.raises(RuntimeUnavailable, match="strings in and BF16 out"):
+        outputs = [helper.make_tensor_value_info(f"y{n}", kind, (1,)) for n, kind in enumerate(kinds.values())]
+        Runtime(saved(tmp_path / "m.onnx", both, inputs, outputs), SessionSpec(), profile())
+    cast = helper.make_node("Cast", ["t1"], ["y1"], to=1)
+    outputs = [helper.make_tensor_value_info("y0", 8, (1,)), helper.make_tensor_value_info("y1", 1, (1,))]
+    runtime = Runtime(saved(tmp_path / "m.onnx", [both[0], cast], inputs, outputs), SessionSpec(), profile())
+    text = np.array([b"a"], dtype=np.object_)
+    found = runtime.run({"t0": text, "t1": np.array([0x3F80], dtype=np.uint16)})
+    assert found["y0"].tolist() == [b"a"] and found["y1"].tolist() == [1.0]
+
+
+def test_what_is_no_tensor_of_the_protocol_is_refused_with_its_type(tmp_path: Path) -> None:
+    from onnx import TensorProto, helper
+
+    def sequence(path: Path) -> Path:
+        nodes = [helper.make_node("SequenceConstruct", ["t0"], ["y"])]
+        return saved(path, nodes, ends("FLOAT"), [helper.make_tensor_sequence_value_info("y", TensorProto.FLOAT, None)])
+
+    def optional(path: Path) -> Path:
+        kind = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, (2,)))
+        return saved(
+            path, [helper.make_node("Optional", ["t0"], ["y"])], ends("FLOAT"), [helper.make_value_info("y", kind)]
+        )
+
+    def float8(path: Path) -> Path:
+        return saved(
+            path,
+            [helper.make_node("Identity", ["t0"], ["y"])],
+            ends("FLOAT8E5M2"),
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT8E5M2, (2,))],
+        )
+
+    for make, says in ((sequence, r"seq\(tensor\(float\)\)"), (optional, "optional"), (float8, "float8e5m2")):
+        with pytest.raises(RuntimeUnavailable, match=says):
+            Runtime(make(tmp_path / "m.onnx"), SessionSpec(), profile())
+
+
+def test_an_older_onnxruntime_refuses_bf16_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from onnx import helper
+
+    real = module._onnxruntime()
+    older = SimpleNamespace(**{name: getattr(real, name) for name in dir(real) if not name.startswith("__")})
+    older.__version__, older.OrtValue = "1.19.2", SimpleNamespace()
+    monkeypatch.setattr(module, "_onnxruntime", lambda: older)
+    y = helper.make_tensor_value_info("y", 16, (2,))
+    path = saved(tmp_path / "m.onnx", [helper.make_node("Identity", ["t0"], ["y"])], ends("BFLOAT16"), [y])
+    with pytest.raises(RuntimeUnavailable, match=r"1\.19\.2 has no way to pass BF16.*update onnxruntime"):
+        Runtime(path, SessionSpec(), profile())
 
 
 def test_without_onnxruntime_every_way_to_get_it_is_named(tiny_bundle: Any) -> None:

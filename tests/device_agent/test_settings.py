@@ -44,6 +44,7 @@ def test_everything_there_is() -> None:
         '[mqtt]\nurl = "mqtts://b"\nusername = "u"\npassword_file = "pw"\nca = "ca.pem"\ncert = "c"\nkey = "k"\n'
         'protocol = "3.1.1"\nformat = "json"\ninterval_s = 2\n'
         '[[bundle]]\npath = "b1"\npinned = true\n[[bundle]]\npath = "/b2"\n'
+        '[repository]\npath = "models"\n'
         "[policy]\nqueue_limit = 3\nhedge = true\ndefault_deadline_s = 0.5\nmax_temperature_c = 80\n"
         "avoid_when_throttled = true\n"
         'min_battery_percent = 15\nmax_memory_pressure_percent = 20\nmin_confidence = 0.7\ntrace = "t"\n'
@@ -56,6 +57,7 @@ def test_everything_there_is() -> None:
     )
     assert settings.device.profile == str(BASE / "my.toml") and str(settings.device.state_dir) == "/var/lib/aios"
     assert [entry.path for entry in settings.bundle] == [BASE / "b1", Path("/b2")]
+    assert settings.repository and settings.repository.path == BASE / "models"
     assert settings.policy.trace == BASE / "t" and settings.policy.min_confidence == 0.7
     assert settings.http.unix_socket == BASE / "run/a.sock"
     assert settings.cloud[0].model_map == {"a": "b:2"} and settings.cloud[0].bearer_file == BASE / "t"
@@ -70,6 +72,8 @@ def test_everything_there_is() -> None:
         ("[htttp]\n", "Did you mean 'http'?"),
         ('[http]\nbnid = "x"', "Did you mean 'bind'?"),
         ("[emulate]\nslowdwon = 2", "Did you mean 'slowdown'?"),
+        ('[repository]\npth = "x"', "Did you mean 'path'?"),
+        ("[repository]\n", "missing required field `path`"),
         ('[http]\ntls_cert = "x"', "a certificate needs its key"),
         ('[http]\ntls_key = "x"', "a certificate needs its key"),
         ('[http]\nbind = ""\nunix_socket = "s"\ntls_cert = "x"\ntls_key = "x"', "there is no TCP door for it"),
@@ -96,7 +100,6 @@ def test_everything_there_is() -> None:
         (tenant(bytes_per_day=-1), "tenant[0].bytes_per_day: must be greater than 0"),
         (tenant(priority_ceiling=-1), "is no priority"),
         (tenant(admin="true", models=[]), "an admin sees every model"),
-        ('[repository]\npath = "x"', "[repository] is not available in this version"),
         ('[mqtt]\nurl = "mqtt://x"\nformat = "sparkplug"', "is not available in this version"),
         ('[mqtt]\nurl = "mqtt://x"\nhome_assistant = true', "mqtt.home_assistant is not available"),
         (
@@ -166,7 +169,7 @@ def test_models_of_a_tenant_are_models_of_this_device() -> None:
     settings = parse(LEAST + tenant(models=["tiny"]) + '[[bundle]]\npath = "b"\n')
     entry = settings.bundle[0]
     check_model_names(settings, {"tiny": entry, "other": entry})
-    with pytest.raises(SettingsError, match=r"tenant.x.models: no bundle here is named 'tiny'. Did you mean 'tinny'"):
+    with pytest.raises(SettingsError, match=r"tenant.x.models: no model here is named 'tiny'. Did you mean 'tinny'"):
         check_model_names(settings, {"tinny": entry})
 
 

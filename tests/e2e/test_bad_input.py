@@ -129,7 +129,7 @@ def test_agent_check_reads_the_whole_configuration(tiny_bundle: Any, tmp_path: P
 
 def test_agent_check_refuses_two_bundles_of_one_name(tiny_bundle: Any, tmp_path: Path) -> None:
     path = config(tmp_path, tiny_bundle.path, tiny_bundle.path)
-    refused(run("agent", "check", "--config", path), 2, "two bundles have the model name 'tiny'")
+    refused(run("agent", "check", "--config", path), 2, "two models have the name 'tiny'")
 
 
 def test_a_busy_port_and_a_long_socket_path_are_said_before_anything_starts(tiny_bundle: Any, tmp_path: Path) -> None:

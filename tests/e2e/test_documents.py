@@ -150,6 +150,7 @@ def test_every_setting_of_the_agent_is_in_its_reference() -> None:
         "http": settings.Http,
         "mqtt": settings.Mqtt,
         "bundle": settings.BundleEntry,
+        "repository": settings.Repository,
         "policy": settings.Policy,
         "cloud": settings.CloudEndpoint,
         "tenant": settings.Tenant,
