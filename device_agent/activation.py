@@ -5,6 +5,7 @@ The checks, in order, each known by its name in reports, events and errors:
 ==================  ====================================================================================
 ``schema`` …        what :func:`aios_edge.bundle.read.open_bundle` verifies: ``schema``, ``unlisted``,
                     ``digest``, ``manifest``, ``promises``, ``size``
+``replaced``        it is the bundle that the supervisor read, not one that took its place since
 ``purpose``         the bundle was made to serve, not only to be measured
 ``profile``         the contract promises no less than this device's profile asks, and the session takes no more
                     threads than it grants
@@ -69,13 +70,14 @@ def activate(
     *,
     alone: bool,
     state_dir: Path | None = None,
+    bundle_id: str | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Activated:
     """Load a bundle and check its contract on this device.
 
     ``alone``: this process holds nothing but this model, so its resident set is the model's. ``state_dir``: where
-    engines are kept that take minutes to build (None: nowhere). Raises
-    :class:`ActivationRefused` with the check's name as ``promise``; :class:`MissingExtra` and
+    engines are kept that take minutes to build (None: nowhere). ``bundle_id``: which bundle is meant (None: any).
+    Raises :class:`ActivationRefused` with the check's name as ``promise``; :class:`MissingExtra` and
     :class:`UsageError` (no such directory) as they come.
     """
     record = Record(on_stage)
@@ -84,6 +86,9 @@ def activate(
         bundle = open_bundle(bundle_path)
         record.bundle = bundle
         record.checks.extend(ActivationCheck(name=name, passed=True, detail="verified") for name in BUNDLE_CHECKS)
+
+        if bundle_id not in (None, bundle.bundle_id):
+            raise BundleRefused("replaced", "another bundle took its place", where=str(bundle_path), remedy="Load it")
 
         record.stage("profile")
         if check != "quick":

@@ -128,6 +128,7 @@ class Agent:
             server.should_exit = True
             for task in (activation, stopping):
                 task.cancel()
+            self._deployment.give_up_changes()
             await asyncio.wait((doors,), timeout=self.settings.policy.drain_s)
             # Who still waits is told so while the doors are there to say it.
             await self._deployment.stop()

@@ -63,8 +63,12 @@ def agent_status(
             cpu_count=os.cpu_count(),
         ),
         listen=listen,
-        models={name: model_status(host, deployment.entries[name]) for name, host in deployment.hosts.items()},
+        models={
+            name: model_status(host, deployment.entries[name], deployment.probations.get(name), now)
+            for name, host in deployment.hosts.items()
+        },
         refused=tuple(deployment.refused),
+        unloaded=tuple(deployment.unloaded),
         cloud={name: endpoint.status(now) for name, endpoint in cloud.endpoints.items()},
         power=reading,
         power_reason="not sampled yet" if reading is None else reading.reason,
@@ -95,7 +99,7 @@ def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployme
         providers_requested=tuple(provider.name for provider in profile.providers),
         providers_active=tuple(dict.fromkeys(name for bundle in bundles for name in bundle.providers_active)),
         providers_reason="; ".join(reasons) or None,
-        bundles=(*bundles, *deployment.refused),
+        bundles=(*bundles, *deployment.refused, *deployment.unloaded),
         emulated_slowdown=None if slowdown == 1.0 else slowdown,
     )
 

@@ -53,7 +53,7 @@ _SHED_TEXT = {
     Reason.WORKER_LOST: "the model's worker is not running",
     Reason.QUEUE_FULL: "too many requests are waiting",
     Reason.DEADLINE_PASSED: "the deadline has passed",
-    Reason.DRAINING: "the agent is stopping",
+    Reason.DRAINING: "the agent is stopping, or the model was unloaded",
 }
 
 

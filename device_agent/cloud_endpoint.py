@@ -10,6 +10,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+import msgspec
+
 from aios_edge.errors import RemoteError, RequestError
 from aios_edge.oip.envelope import JSON_LENGTH_HEADER, Parameters, rewrite_request
 from device_agent.answer import Answer
@@ -77,7 +79,12 @@ class Endpoint:
         return self.health.breaker
 
     def add(self, shape: ModelShape) -> None:
-        """A model of ours that may go there, under the name of the model map."""
+        """A model of ours that may go there, under the name of the model map. What is known of it stays, where only its
+        version is new."""
+        known = self.models.get(shape.name)
+        if known is not None and msgspec.structs.replace(known.shape, version=shape.version) == shape:
+            known.shape = shape
+            return
         self.models[shape.name] = CloudModel.at(self._settings.model_map.get(shape.name, shape.name), shape)
         self.watch.wake.set()
 

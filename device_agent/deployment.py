@@ -1,26 +1,33 @@
-"""The bundles of this device: activated one after the other, held by model name, refused with a reason."""
+"""The bundles of this device: activated one after the other, held by model name, refused with a reason; and how they
+come and go while the agent runs.
+
+One change at a time: activations measure latency, and shouldn't disturb each other. A change ends what it began also
+when whoever asked for it went away.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 
-from aios_edge.errors import AiosEdgeError, RequestError
+import msgspec
+
+from aios_edge.bundle.read import Bundle
+from aios_edge.errors import AiosEdgeError, RequestError, RuntimeUnavailable
 from aios_edge.profile import DeviceProfile
-from aios_edge.session import differences
 from aios_edge.telemetry import BundleStatus
+from device_agent.announcements import Announcements
 from device_agent.cloud_fit import ModelShape
 from device_agent.hosting import entries_of, no_bundle, open_entry, same_name, worker_spec
+from device_agent.kept_bundles import forget_others
 from device_agent.model_host import ModelHost
 from device_agent.provider_chain import forget_engines
-from device_agent.raw_model import RawEntry, is_raw
+from device_agent.raw_model import contract_of, digested, is_raw
 from device_agent.settings import BundleEntry, Settings, check_model_names
+from device_agent.succession import Probation, Succession
 from device_agent.surroundings import Surroundings
-from device_agent.values import ActivationReport, RefusedBundle
-
-log = logging.getLogger("device_agent")
 
 
 class Deployment:
@@ -30,13 +37,19 @@ class Deployment:
         self._settings = settings
         self._profile = profile
         self._around = around
+        self._tell = Announcements(around.emit, profile)
         self._hosts: dict[str, ModelHost] = {}
         self._entries: dict[str, BundleEntry] = {}
-        self._refused: list[BundleStatus] = []
+        self._away: dict[BundleEntry, BundleStatus] = {}
+        self._succession = Succession(self._hosts, settings, around, self._in_background)
+        self._started = False
+        self._closing = False
+        self._turn = asyncio.Lock()
+        self._changes: set[asyncio.Task[None]] = set()
 
     @property
     def hosts(self) -> Mapping[str, ModelHost]:
-        """Every model that isn't refused, by name, in the order of the settings."""
+        """Every model that is here, by name: those that serve, load or restart."""
         return self._hosts
 
     @property
@@ -45,34 +58,56 @@ class Deployment:
         return self._entries
 
     @property
+    def probations(self) -> Mapping[str, Probation]:
+        """Models whose bundle was swapped a while ago, and may have to give its place back."""
+        return self._succession.probations
+
+    @property
     def refused(self) -> Sequence[BundleStatus]:
         """Bundles that may not serve here, with the reason."""
-        return self._refused
+        return [status for status in self._away.values() if status.state == "refused"]
+
+    @property
+    def unloaded(self) -> Sequence[BundleStatus]:
+        """Bundles that were unloaded, or are about to be."""
+        return [status for status in self._away.values() if status.state != "refused"]
 
     @property
     def ready(self) -> bool:
-        """Whether every model that isn't refused serves. A worker that restarts doesn't make the agent unready: its
-        requests wait or go to the cloud."""
-        states = [host.state for host in self._hosts.values()]
-        return "loading" not in states and any(state == "ready" for state in states)
+        """Whether the activations of the start are over and any model serves. A worker that restarts, or a model that
+        is loaded later, doesn't make the agent unready."""
+        return self._started and any(host.state == "ready" for host in self._hosts.values())
 
     @property
     def degraded(self) -> bool:
-        """Whether any bundle doesn't serve, for whatever reason."""
-        return bool(self._refused) or any(host.state != "ready" for host in self._hosts.values())
+        """Whether any bundle doesn't serve that should."""
+        return bool(self.refused) or any(host.state != "ready" for host in self._hosts.values())
 
     def host(self, model: str, version: str | None) -> ModelHost:
         """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404)."""
         host = self._hosts.get(model)
         if host is None:
-            raise no_model(model, self._hosts)
+            if away := self._status_away(model):
+                remedy = f"POST /v2/repository/models/{model}/load loads it"
+                raise RequestError(f"{model} is {away.state}", status=404, remedy=remedy)
+            raise self._unknown(model)
         ours = host.bundle.manifest.version
         if version not in (None, ours):
             raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
         return host
 
+    def knows(self, model: str) -> bool:
+        """Whether it is here, or could be loaded."""
+        return model in self._hosts or self._status_away(model) is not None
+
+    def serves(self, model: str, version: str | None) -> bool:
+        """Whether a model serves; raises :class:`RequestError` (404) for one that agent.toml doesn't know."""
+        if model not in self._hosts and self._status_away(model):
+            return False
+        return self.host(model, version).state == "ready"
+
     async def activate_all(self) -> None:
-        """One bundle after the other: their latency promises are measured, and shouldn't disturb each other.
+        """One bundle after the other, at the start.
 
         Raises the last refusal when not a single one may serve, and :class:`SettingsError` for what is written wrong.
         """
@@ -83,79 +118,177 @@ class Deployment:
             names = {open_entry(entry).manifest.name: entry for entry in entries}
         if names is not None:
             check_model_names(self._settings, names)
-        for entry in entries:
-            try:
-                await self._activate(entry)
-            except AiosEdgeError as error:
-                last = error
-                self._refuse(entry, error)
-        kept = [host.bundle.bundle_id for host in self._hosts.values()]
-        forget_engines(self._settings.device.state_dir, kept)
-        if not any(host.state == "ready" for host in self._hosts.values()):
-            raise last if last is not None else no_bundle()
+        async with self._turn:
+            for entry in entries:
+                try:
+                    await self._activate(entry)
+                except AiosEdgeError as error:
+                    last = error
+            forget_engines(self._settings.device.state_dir, self._ids())
+            if not any(host.state == "ready" for host in self._hosts.values()):
+                raise last if last is not None else no_bundle()
+            self._started = True
+            for host in self._hosts.values():
+                await self._succession.keep(host)
+            await self._tidy()
+
+    async def load(self, model: str) -> None:
+        """Triton's load: a model that isn't here is activated from its path; one that is, and whose path holds another
+        bundle by now, is swapped without losing a request. Nothing happens where nothing changed.
+
+        Raises :class:`RequestError` (404) for a model that agent.toml doesn't know, :class:`BundleRefused` and its
+        like for what may not serve, and :class:`RuntimeUnavailable` when the agent stops meanwhile.
+        """
+        await self._change(partial(self._load, model))
+
+    async def unload(self, model: str) -> None:
+        """Triton's unload: who is here is answered, the worker ends, and its memory with it. Nothing happens to a
+        model that isn't loaded. Raises :class:`RequestError` (404) for one that agent.toml doesn't know."""
+        await self._change(partial(self._unload, model))
+
+    def give_up_changes(self) -> None:
+        """The agent stops: loads end here, and no change begins any more."""
+        self._closing = True
+        for task in self._changes:
+            task.cancel()
 
     async def stop(self) -> None:
         """Stop every model; requests that still wait are refused as draining."""
-        await asyncio.gather(*(host.stop() for host in self._hosts.values()), return_exceptions=True)
+        self.give_up_changes()
+        await asyncio.gather(*self._changes, return_exceptions=True)
+        for model in list(self.probations):
+            self._succession.end_probation(model)
+        hosts = {*self._hosts.values(), *self._succession.leaving}
+        await asyncio.gather(*(host.stop() for host in hosts), return_exceptions=True)
 
-    async def _activate(self, entry: BundleEntry) -> None:
+    # Changes, one at a time
+
+    async def _change(self, change: Callable[[], Awaitable[None]]) -> None:
+        task = self._in_background(change)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.cancelled():  # whoever asked went away; the change goes on
+                raise
+            raise RuntimeUnavailable("the agent is stopping", remedy="Try again when it is back") from None
+
+    def _in_background(self, change: Callable[[], Awaitable[None]]) -> asyncio.Task[None]:
+        async def in_turn() -> None:
+            async with self._turn:
+                if self._closing:
+                    raise asyncio.CancelledError
+                try:
+                    await change()
+                finally:
+                    if not self._closing:
+                        await self._tidy()
+
+        task = asyncio.get_running_loop().create_task(in_turn(), name="deployment-change")
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return task
+
+    async def _load(self, model: str) -> None:
+        host = self._hosts.get(model)
+        if host is None:
+            await self._succession.keep(await self._activate(self._entry_away(model)))
+            return
+        entry = self._entries[model]
+        try:
+            bundle = await self._lying_at(entry)
+            if bundle.bundle_id == host.bundle.bundle_id and host.state == "ready":
+                return
+            await self._succession.swap(model, self._host(entry, bundle))
+        except AiosEdgeError as error:
+            self._tell.refused(entry, error)
+            raise
+
+    async def _lying_at(self, entry: BundleEntry) -> Bundle:
+        bundle = open_entry(entry)
+        return await asyncio.to_thread(digested, bundle) if is_raw(bundle.manifest) else bundle
+
+    async def _unload(self, model: str) -> None:
+        host = self._hosts.pop(model, None)
+        if host is None:
+            self._entry_away(model)
+            return
+        self._succession.end_probation(model)
+        entry, manifest = self._entries.pop(model), host.bundle.manifest
+        bundle_id, why = host.bundle.bundle_id, "unloading"
+        status = BundleStatus(
+            model=model,
+            version=manifest.version,
+            bundle_id=None if is_raw(manifest) else bundle_id,
+            state=why,
+            detail=why,
+            contract=contract_of(entry),
+        )
+        self._away[entry] = status
+        await self._succession.retire(host, limit_s=self._settings.policy.drain_s)
+        self._away[entry] = msgspec.structs.replace(status, state="unloaded", detail="unloaded")
+        self._around.emit("unloaded", model=model, version=manifest.version, bundle_id=bundle_id)
+
+    async def _activate(self, entry: BundleEntry) -> ModelHost:
+        try:
+            host = await self._activated(entry)
+        except AiosEdgeError as error:
+            self._away[entry] = self._tell.refused(entry, error)
+            raise
+        self._away.pop(entry, None)
+        if not host.never_leaves:  # else no endpoint hears as much as its name
+            manifest = host.bundle.manifest
+            self._around.cloud.add(ModelShape.of(manifest), only_mapped=is_raw(manifest))
+        return host
+
+    async def _activated(self, entry: BundleEntry) -> ModelHost:
         bundle = open_entry(entry)
         name = bundle.manifest.name
         if name in self._hosts:
             raise same_name(name, entry.path)
-        state_dir = self._settings.device.state_dir
-        spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=state_dir)
-        host = ModelHost(spec, bundle, self._around, never_leaves=entry.never_leave_device)
+        host = self._host(entry, bundle)
         self._hosts[name], self._entries[name] = host, entry
         if entry.never_leave_device:  # before its first request
             self._around.cloud.audit.keep(name)
-        what = "a raw model, without a contract" if is_raw(bundle.manifest) else "checking its contract on this device"
-        log.info("%s %s: %s", name, bundle.manifest.version, what)
+        self._tell.checking(host)
         try:
             report = await host.activate()
         except BaseException:
             del self._hosts[name], self._entries[name]
             await host.stop()
             raise
-        manifest = host.bundle.manifest
-        if not entry.never_leave_device:  # else no endpoint hears as much as its name
-            self._around.cloud.add(ModelShape.of(manifest), only_mapped=is_raw(manifest))
-        self._tell_activated(host, report)
+        self._tell.activated(host, report)
+        return host
 
-    def _tell_activated(self, host: ModelHost, report: ActivationReport) -> None:
-        latency = None if report.latency_p95_s is None else round(report.latency_p95_s * 1e3, 3)
-        self._around.emit(
-            "activated",
-            model=host.name,
-            version=report.version,
-            bundle_id=report.bundle_id,
-            checks=", ".join(check.name for check in report.checks),
-            providers=", ".join(report.providers_active),
-            load_s=round(report.load_s, 3),
-        )
-        log.info("%s is live on %s (p95 %s ms)", host.name, ", ".join(report.providers_active), latency)
-        if note := differences(host.bundle.manifest.session, self._profile.threads):
-            log.info("%s %s", host.name, note)
+    def _host(self, entry: BundleEntry, bundle: Bundle) -> ModelHost:
+        spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=self._settings.device.state_dir)
+        return ModelHost(spec, bundle, self._around, never_leaves=entry.never_leave_device)
 
-    def _refuse(self, entry: BundleEntry, error: AiosEdgeError) -> None:
-        """Tell of it under its model's name, or where that can't be read its directory's."""
-        check = RefusedBundle(path=entry.path, error=error).check
-        log.error("%s is refused: %s", entry.path, error)
-        self._around.emit("bundle_refused", path=str(entry.path), check=check, detail=str(error))
-        name, version = entry.path.name, ""
-        with contextlib.suppress(AiosEdgeError):
-            manifest = open_entry(entry).manifest
-            name, version = manifest.name, manifest.version
-        self._refused.append(
-            BundleStatus(
-                model=name,
-                version=version,
-                bundle_id=None,
-                state="refused",
-                detail=str(error),
-                contract="none" if isinstance(entry, RawEntry) else "checked",
-            )
-        )
+    # Those that aren't here
+
+    def _status_away(self, model: str) -> BundleStatus | None:
+        return next((status for status in self._away.values() if status.model == model), None)
+
+    def _entry_away(self, model: str) -> BundleEntry:
+        """The entry of a model that isn't here, by the name it was told of, or by what lies at its path now."""
+        for entry, status in self._away.items():
+            if status.model == model:
+                return entry
+        for entry in self._away:
+            with contextlib.suppress(AiosEdgeError):
+                if open_entry(entry).manifest.name == model:
+                    return entry
+        raise self._unknown(model)
+
+    def _unknown(self, model: str) -> RequestError:
+        return no_model(model, [*self._hosts, *(status.model for status in self._away.values())])
+
+    def _ids(self) -> set[str]:
+        return {host.bundle.bundle_id for host in self._hosts.values()}
+
+    async def _tidy(self) -> None:
+        """Remove copies of bundles that neither serve nor may have to come back."""
+        kept = self._ids() | {probation.previous.bundle.bundle_id for probation in self.probations.values()}
+        await asyncio.to_thread(forget_others, self._settings.device.state_dir, kept)
 
 
 def no_model(model: str, known: Iterable[str]) -> RequestError:

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from aios_edge.errors import RequestError
+from aios_edge.errors import PromiseBroken, RequestError
 from aios_edge.oip.envelope import (
     JSON_LENGTH_HEADER,
     Envelope,
@@ -18,6 +18,7 @@ from aios_edge.oip.envelope import (
     error_body,
     parse_request,
 )
+from aios_edge.oip.repository import Action, change_body, check_change
 from aios_edge.version import __version__
 from device_agent.admission import Load, admit
 from device_agent.answer import Answer, shed_answer
@@ -72,11 +73,21 @@ class FrontDesk:
 
     def model_ready(self, model: str, version: str | None) -> bool:
         """``GET /v2/models/{m}/ready``."""
-        return not self.draining and self._deployment.host(model, version).state == "ready"
+        return self._deployment.serves(model, version) and not self.draining
 
     def repository_index(self) -> bytes:
         """``POST /v2/repository/index``, in Triton's words; bundles that may not serve are in it, with the reason."""
         return msgspec.json.encode(repository_index(self._deployment))
+
+    async def repository_change(self, model: str, action: Action, body: bytes) -> Reply:
+        """``POST /v2/repository/models/{m}/load`` and ``unload``. A bundle that may not serve is a 422 that names the
+        check; raises the rest."""
+        check_change(action, body)
+        try:
+            await (self._deployment.load(model) if action == "load" else self._deployment.unload(model))
+        except PromiseBroken as error:
+            return Reply(status=422, body=error_body(str(error), {"check": error.promise}))
+        return Reply(body=change_body(action, model))
 
     def metrics(self) -> bytes:
         """``GET /metrics``."""

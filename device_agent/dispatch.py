@@ -13,6 +13,7 @@ from device_agent.review import Review
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running, Ticket
 from device_agent.ticket_queue import TicketQueue
+from device_agent.track_record import TrackRecord
 from device_agent.values import Local, Reason
 from device_agent.watched_run import run_watched
 from device_agent.worker_pool import BatchResult
@@ -28,6 +29,7 @@ class Dispatch:
         judge: Judge,
         review: Review,
         learning: Learning,
+        record: TrackRecord,
         around: Surroundings,
     ) -> None:
         self._instance = instance
@@ -35,6 +37,7 @@ class Dispatch:
         self._judge = judge
         self._review = review
         self._learning = learning
+        self._record = record
         self._around = around
 
     async def serve(self) -> None:
@@ -77,6 +80,7 @@ class Dispatch:
         try:
             result = await run_watched(instance.worker, requests, timeout_s, expected_s)
         except WorkerLost as lost:
+            self._record.lost(len(batch))
             self._lost(lost, batch)
             return
         finally:
@@ -84,6 +88,7 @@ class Dispatch:
             instance.running = Running()
         instance.plan = instance.plan.served()
         self._answer(batch, result)
+        self._record.answered(requests, result)
         self._learning.learn(requests, result, seen_s)
 
     def _answer(self, batch: list[Ticket], result: BatchResult) -> None:
@@ -124,11 +129,13 @@ class Dispatch:
     async def _bring_back(self) -> None:
         instance = self._instance
         if instance.state == "ready":  # it died while idle
+            self._record.lost(1)
             instance.lost_while_idle(queued=len(self._queue))
             self._review.run()
         failure = await instance.restart()
         if failure is None:
             return
+        self._record.lost(1)
         self._review.run()
         if instance.plan.hopeless(failure):
             for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever

@@ -38,6 +38,7 @@ def worker_spec(
         slowdown=settings.emulate.slowdown,
         state_dir=state_dir,
         raw_version=bundle.manifest.version if is_raw(bundle.manifest) else None,
+        bundle_id=bundle.bundle_id or None,  # of a raw model only the worker knows it
     )
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.oip.envelope import JSON_LENGTH_HEADER, LIVE, error_body, parse_json_length
+from aios_edge.oip.repository import Action
 from device_agent.compression import Inflater
 from device_agent.values import Completion
 
@@ -54,6 +55,8 @@ class Desk(Protocol):
     def model_ready(self, model: str, version: str | None) -> bool: ...
 
     def repository_index(self) -> bytes: ...
+
+    async def repository_change(self, model: str, action: Action, body: bytes) -> Reply: ...
 
     async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply: ...
 
@@ -105,11 +108,12 @@ class HttpApp:
                 return await self._model(scope, receive, model, rest, read)
             case ["v2", "repository", "index"]:
                 return _only(method == "POST", "POST") or Reply(body=self._desk.repository_index())
-            case ["v2", "repository", "models", _, "load" | "unload" as action]:
-                return _only(method == "POST", "POST") or Reply(
-                    status=501,
-                    body=error_body(f"{action} is not available in this version: list bundles in agent.toml"),
-                )
+            case ["v2", "repository", "models", model, "load" | "unload" as action]:
+                if refused := _only(method == "POST", "POST"):
+                    return refused
+                body = await self._body(dict(scope["headers"]), receive)
+                # Not cancelled when the client goes away: what was asked is done.
+                return await self._desk.repository_change(model, action, body)
             case ["metrics"]:
                 return _only(read, "GET") or Reply(
                     body=self._desk.metrics(), content_type="text/plain; version=0.0.4; charset=utf-8"
@@ -144,7 +148,7 @@ class HttpApp:
         json_length = parse_json_length(headers.get(_JSON_LENGTH))
         return await _unless_gone(self._desk.infer(model, version, body, json_length), receive)
 
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, inflater: Inflater | None) -> bytes:
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, inflater: Inflater | None = None) -> bytes:
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self._max_body_bytes:
             raise self._too_long()

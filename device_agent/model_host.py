@@ -8,7 +8,10 @@ Every request gets exactly one answer: the one its own task returns.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import dataclasses
 import logging
+from pathlib import Path
 
 import msgspec
 
@@ -30,7 +33,8 @@ from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.trace import Decided, traced
-from device_agent.values import ActivationReport, Cloud, Decision, InferenceRequest, Reason, Shed
+from device_agent.track_record import TrackRecord
+from device_agent.values import ActivationReport, Cloud, Decision, InferenceRequest, Local, Reason, Shed
 from device_agent.worker_pool import WorkerSpec
 
 log = logging.getLogger("device_agent.model")
@@ -50,8 +54,12 @@ class ModelHost:
         self.instance = ModelInstance(spec, around, on_lost=queue.wake.set)
         self._judge = Judge(bundle.manifest, around, queue, self.instance, learning)
         self._review = Review(queue, self._judge, around.clock)
-        self._dispatch = Dispatch(self.instance, queue, self._judge, self._review, learning, around)
+        self.record = TrackRecord(learning)
+        self._dispatch = Dispatch(self.instance, queue, self._judge, self._review, learning, self.record, around)
         self._task: asyncio.Task[None] | None = None
+        self._here = 0  # requests that aren't answered yet, wherever they wait
+        self._nobody_here = asyncio.Event()
+        self._nobody_here.set()
 
     @property
     def state(self) -> str:
@@ -88,8 +96,28 @@ class ModelHost:
         except WorkerLost as error:  # the activation held; the serving loop brings the worker back
             log.warning("%s: rehearsal failed: %s", self.name, error)
         self.instance.open()
-        self._task = asyncio.get_running_loop().create_task(self._dispatch.serve(), name=f"model-{self.name}")
+        self._begin()
         return report
+
+    async def come_back(self) -> None:
+        """Serve again after :meth:`stop`, with what was learnt before. Raises what refused it."""
+        await self.instance.come_back()
+        self._begin()
+
+    def move_to(self, path: Path) -> None:
+        """Workers are started from this copy of the bundle from now on."""
+        self.instance.worker.spec = dataclasses.replace(self.instance.worker.spec, bundle_path=path)
+
+    async def drain(self, limit_s: float | None = None) -> None:
+        """Wait until everyone who is here was answered, for at most ``limit_s``. Who calls it lets nobody in any more.
+
+        Without a limit it ends as well: each batch has a watchdog, and nobody waits for a worker that stays away.
+        """
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._nobody_here.wait(), limit_s)
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._dispatch.serve(), name=f"model-{self.name}")
 
     async def stop(self) -> None:
         """Stop the worker; requests still waiting are refused as draining."""
@@ -108,6 +136,16 @@ class ModelHost:
 
     async def infer(self, request: InferenceRequest) -> Answer:
         """Answer one request, wherever it may; cancelling takes it out of the queue."""
+        self._here += 1
+        self._nobody_here.clear()
+        try:
+            return await self._infer(request)
+        finally:
+            self._here -= 1
+            if not self._here:
+                self._nobody_here.set()
+
+    async def _infer(self, request: InferenceRequest) -> Answer:
         if self.never_leaves:
             request = msgspec.structs.replace(request, local_only=True)
         ticket = Ticket(
@@ -123,6 +161,8 @@ class ModelHost:
         )
         question = self._judge.question(ticket)
         decision = question.decide()
+        if not isinstance(decision, Local) and self.instance.ready and not self.queued and not self.running:
+            self.record.turned_away(request, self._around.clock())
         if self._around.trace is None:
             return await self._answer(ticket, decision)
         device, sampled_at = self._around.device()

@@ -65,6 +65,18 @@ class ModelInstance:
         self.plan = RestartPlan(start_s=max(self.report.load_s, 0.2))
         return self.report
 
+    async def come_back(self) -> None:
+        """Start a worker again after it was stopped, as after a crash: the bundle went through the whole check here.
+        Raises what refused it."""
+        started = self._around.clock()
+        try:
+            await self.worker.start("quick")
+        except AiosEdgeError as error:
+            self.detail = str(error)
+            raise
+        self.plan = RestartPlan().started(self._around.clock() - started)
+        self.open()
+
     def open(self) -> None:
         """Batches may come."""
         self.state, self.detail = "ready", None

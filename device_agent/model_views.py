@@ -9,7 +9,8 @@ from device_agent.deployment import Deployment
 from device_agent.model_host import ModelHost
 from device_agent.raw_model import is_raw
 from device_agent.settings import BundleEntry
-from device_agent.status import ModelStatus
+from device_agent.status import ModelStatus, ProbationStatus
+from device_agent.succession import Probation
 
 
 def bundle_status(host: ModelHost) -> BundleStatus:
@@ -28,8 +29,8 @@ def bundle_status(host: ModelHost) -> BundleStatus:
     )
 
 
-def model_status(host: ModelHost, entry: BundleEntry) -> ModelStatus:
-    """A model for ``/status``."""
+def model_status(host: ModelHost, entry: BundleEntry, probation: Probation | None, now: float) -> ModelStatus:
+    """A model for ``/status``, ``now``."""
     return ModelStatus(
         model=host.name,
         version=host.bundle.manifest.version,
@@ -50,6 +51,21 @@ def model_status(host: ModelHost, entry: BundleEntry) -> ModelStatus:
         service_per_unit_s=host.service.per_unit_s,
         spread=host.service.spread,
         activation=host.instance.report,
+        probation=None if probation is None else _probation_status(host, probation, now),
+    )
+
+
+def _probation_status(host: ModelHost, probation: Probation, now: float) -> ProbationStatus:
+    conduct = host.record.conduct
+    return ProbationStatus(
+        previous=probation.previous.bundle.bundle_id,
+        ends_in_s=round(max(probation.ends_at - now, 0.0), 3),
+        answers=conduct.answers,
+        failures=conduct.failures,
+        batches=conduct.timed,
+        slow=conduct.slow,
+        p95_s=conduct.p95_s,
+        expected_p95_s=conduct.expected_p95_s,
     )
 
 
@@ -63,7 +79,7 @@ def _contract(host: ModelHost) -> Contract:
 
 def repository_index(deployment: Deployment) -> list[dict[str, Any]]:
     """Every model in Triton's words; bundles that may not serve are in it, with the reason."""
-    words = {"ready": "READY", "loading": "LOADING", "restarting": "UNAVAILABLE", "stopped": "UNLOADING"}
+    words = {"ready": "READY", "loading": "LOADING", "stopped": "UNLOADING", "unloading": "UNLOADING"}
     index = [
         {
             "name": name,
@@ -74,7 +90,12 @@ def repository_index(deployment: Deployment) -> list[dict[str, Any]]:
         for name, host in deployment.hosts.items()
     ]
     index += [
-        {"name": bundle.model, "version": bundle.version, "state": "UNAVAILABLE", "reason": bundle.detail or ""}
-        for bundle in deployment.refused
+        {
+            "name": bundle.model,
+            "version": bundle.version,
+            "state": words.get(bundle.state, "UNAVAILABLE"),
+            "reason": bundle.detail or "",
+        }
+        for bundle in (*deployment.refused, *deployment.unloaded)
     ]
     return index

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -116,6 +117,11 @@ def digested(bundle: Bundle) -> Bundle:
 def is_raw(manifest: Manifest) -> bool:
     """Whether it was made here, and not read from a bundle."""
     return manifest.task == _NO_TASK
+
+
+def contract_of(entry: BundleEntry) -> Literal["checked", "none"]:
+    """Whether what lies at an entry promises anything."""
+    return "none" if isinstance(entry, RawEntry) else "checked"
 
 
 def with_tensors(bundle: Bundle, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Bundle:

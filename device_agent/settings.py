@@ -31,6 +31,7 @@ NOT_AVAILABLE = {
     ("mqtt", "home_assistant"),
     ("commands", "*"),
 }
+_OFF = {"probation_s": (0,)}  # limits that 0 takes away
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -108,6 +109,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     hedge: bool = False  # ask a second cloud endpoint when the first takes longer than nearly always
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
+    probation_s: float = 60.0  # how long a swapped bundle may still have to give its place back; 0: never
     min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
     trace: Path | None = None  # a file of what each decision was made by, for aios-edge policy replay
     trace_bytes: int = 16_000_000  # it and the part before it together
@@ -279,7 +281,9 @@ def _check_values(settings: Settings, where: str) -> None:
         *(
             (f"policy.{name}", value)
             for name in Policy.__struct_fields__
-            if isinstance(value := getattr(settings.policy, name), int | float) and not isinstance(value, bool)
+            if isinstance(value := getattr(settings.policy, name), int | float)
+            and not isinstance(value, bool)
+            and value not in _OFF.get(name, ())
         ),
         *((("mqtt.interval_s", settings.mqtt.interval_s),) if settings.mqtt else ()),
     )

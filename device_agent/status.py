@@ -13,6 +13,20 @@ from device_agent.values import ActivationReport
 STATUS_SCHEMA = "1.0"
 
 
+class ProbationStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that was swapped in a while ago: which one would come back, how long still, and how it does. ``slow``
+    of ``batches`` took clearly longer than they should."""
+
+    previous: str
+    ends_in_s: float
+    answers: int
+    failures: int
+    batches: int
+    slow: int
+    p95_s: float | None
+    expected_p95_s: float | None
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
     ``spread`` of it (one standard deviation). ``contract`` ``none`` is a raw model's, which has no ``bundle_id``."""
@@ -36,6 +50,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     service_per_unit_s: float
     spread: float
     activation: ActivationReport | None
+    probation: ProbationStatus | None
 
 
 class CloudModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -132,6 +147,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     listen: tuple[str, ...]
     models: dict[str, ModelStatus]
     refused: tuple[BundleStatus, ...]
+    unloaded: tuple[BundleStatus, ...]
     cloud: dict[str, CloudStatus]
     power: PowerReading | None
     power_reason: str | None

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
+from aios_edge.oip.repository import Action
 from aios_edge.version import __version__
 from device_agent.deployment import Deployment, no_model
 from device_agent.desk import FrontDesk
@@ -88,6 +89,10 @@ class TenantDesk:
         index = repository_index(self._deployment)
         return msgspec.json.encode([{**model, "reason": ""} for model in index if self._tenant.sees(model["name"])])
 
+    async def repository_change(self, model: str, action: Action, body: bytes) -> Reply:
+        """``POST /v2/repository/models/{m}/load`` and ``unload``; the door lets only an admin in."""
+        return await self._front.repository_change(model, action, body)
+
     async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply:
         """Answer one inference request in this tenant's name."""
         self._must_see(model)
@@ -149,6 +154,5 @@ class TenantDesk:
         return "ready" if states == {"ready"} and not refused else "degraded"
 
     def _must_see(self, model: str) -> None:
-        hosts = self._hosts()
-        if model not in hosts:
-            raise no_model(model, hosts)
+        if not (self._tenant.sees(model) and self._deployment.knows(model)):
+            raise no_model(model, self._hosts())

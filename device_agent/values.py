@@ -37,7 +37,7 @@ class Reason(str, enum.Enum):
     BUDGET = "budget"  # local or shed: only the spent budget of an endpoint kept it from the cloud
     QUEUE_FULL = "queue_full"  # shed
     DEADLINE_PASSED = "deadline_passed"  # shed: nobody waits for this answer any more
-    DRAINING = "draining"  # shed: the agent is stopping
+    DRAINING = "draining"  # shed: the agent is stopping, or the model was unloaded
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -58,8 +58,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     ``profile`` is a device profile as TOML file path or shipped name. ``check`` is ``full`` for an activation;
     ``quick`` after a crash: digests and a handful of golden samples, no latency and memory runs. ``slowdown``
     emulates a weaker device: every batch is held for its compute time times this. ``state_dir``: where engines that
-    take minutes to build are kept; None: nowhere. ``raw``: what ``bundle_path`` holds instead of a
-    bundle.
+    take minutes to build are kept; None: nowhere. ``raw``: what ``bundle_path`` holds instead of a bundle.
+    ``bundle_id``: the bundle that is meant, whatever lies there now; None: any.
     """
 
     bundle_path: str
@@ -69,6 +69,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     check: str = "full"
     slowdown: float = 1.0
     state_dir: str | None = None
+    bundle_id: str | None = None
     version: int = PROTOCOL_VERSION
 
 

@@ -68,10 +68,18 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
     path, state_dir = Path(load.bundle_path), Path(load.state_dir) if load.state_dir else None
     try:
         profile = load_profile(load.profile)
-        if load.raw is None:
-            activated = activate(path, profile, load.check, alone=alone, state_dir=state_dir, on_stage=staged)
-        else:
+        if load.raw is not None:
             activated = activate_raw(path, load.raw, profile, alone=alone, state_dir=state_dir, on_stage=staged)
+        else:
+            activated = activate(
+                path,
+                profile,
+                load.check,
+                alone=alone,
+                state_dir=state_dir,
+                bundle_id=load.bundle_id,
+                on_stage=staged,
+            )
     except PromiseBroken as error:
         refuse(error.promise, error, _told(error))
     except (UsageError, MissingExtra, AiosEdgeError) as error:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from aios_edge.errors import RequestError
+from aios_edge.errors import RequestError, RuntimeUnavailable
 from aios_edge.golden import RawInput
 from aios_edge.oip.tensors import DecodedRequest, Tensor, decode_inputs, encode_outputs
 from aios_edge.tasks import Prediction
@@ -244,7 +244,7 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
     for start in range(0, len(places), step):
         chunk = places[start : start + step]
         encoded = activated.task.encode([work.raw[row] for work, row in chunk])
-        predictions = activated.task.decode(activated.runtime.run(encoded), finite=False)
+        predictions = activated.task.decode(_run_encoded(activated, encoded), finite=False)
         lengths = activated.task.lengths(encoded)
         for (work, row), prediction, length in zip(chunk, predictions, lengths, strict=True):
             found[work.request_id, row] = prediction, length
@@ -269,6 +269,14 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
         else:
             answers.append(_encoded(work, tensors, answer))
     return answers
+
+
+def _run_encoded(activated: Activated, encoded: Tensors) -> Tensors:
+    """Run the model on tensors that were made here: what it has against them is no fault of the client's."""
+    try:
+        return activated.runtime.run(encoded)
+    except RequestError as error:
+        raise RuntimeUnavailable(error.what) from error
 
 
 def _confidence(predictions: Sequence[Prediction]) -> float | None:

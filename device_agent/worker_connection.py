@@ -30,7 +30,8 @@ EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that linger
 class WorkerSpec:
     """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` those of the
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
-    ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle."""
+    ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
+    at ``bundle_path``, None: any bundle."""
 
     model: str
     bundle_path: Path
@@ -40,6 +41,7 @@ class WorkerSpec:
     slowdown: float = 1.0
     state_dir: Path | None = None
     raw_version: str | None = None
+    bundle_id: str | None = None
 
 
 class Connection:

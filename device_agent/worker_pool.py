@@ -86,6 +86,7 @@ class WorkerHandle:
             check=check,
             slowdown=self.spec.slowdown,
             state_dir=str(self.spec.state_dir.absolute()) if self.spec.state_dir else None,
+            bundle_id=self.spec.bundle_id,
         )
         try:
             reply, _ = await asyncio.wait_for(connection.ask(load), timeout_s)

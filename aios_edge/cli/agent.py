@@ -145,7 +145,10 @@ def describe(document: dict[str, Any]) -> list[str]:
             lines.append("  no contract: nothing was promised, nothing is checked")
         if model["detail"]:
             lines.append(f"  {model['detail']}")
+        if probation := model.get("probation"):
+            lines.append(f"  on probation for {probation['ends_in_s']:.0f} s; before: {probation['previous'][:16]}")
     lines += [f"refused {bundle['model']}  {bundle['detail']}" for bundle in document["refused"]]
+    lines += [f"{bundle['state']} {bundle['model']} {bundle['version']}" for bundle in document.get("unloaded", ())]
     for name, cloud in document["cloud"].items():
         lines.append(f"cloud {name} {cloud['url']}  breaker {cloud['breaker']}")
         lines += [

@@ -95,7 +95,11 @@ class ServerMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     version: str
-    extensions: tuple[str, ...] = ("binary_tensor_data",)
+    extensions: tuple[str, ...] = (
+        "binary_tensor_data",
+        "model_repository",
+        "model_repository(unload_dependents)",
+    )
 
 
 class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

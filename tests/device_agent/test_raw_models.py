@@ -279,6 +279,34 @@ def test_a_model_that_is_written_over_does_not_come_back_under_the_old_ones_tens
     assert agent.infer()[0] == 200, "the others serve"
 
 
+def test_raw_models_are_loaded_unloaded_and_replaced_while_the_agent_serves(start_agent: Any, tmp_path: Path) -> None:
+    from tritonclient import http as triton
+
+    scale(tmp_path / "m" / "1", 2.0)
+    agent = start_agent(f'[repository]\npath = "{tmp_path}"')
+    client, x = triton.InferenceServerClient(agent.url.removeprefix("http://")), np.ones((1, 400), dtype=np.float32)
+
+    def factor() -> float:
+        status, answer = ask(agent, "m", {"x": Tensor("FP32", x)}, binary=True)
+        assert status == 200, answer
+        found: float = answer.outputs["y"].array[0, 0]
+        return found
+
+    first = agent.status()["models"]["m"]["worker_pid"]
+    client.load_model("m")
+    assert (factor(), agent.status()["models"]["m"]["worker_pid"]) == (2.0, first), "nothing changed, nothing happens"
+    scale(tmp_path / "m" / "2", 3.0)
+    client.load_model("m")
+    assert factor() == 3.0 and agent.get("/v2/models/m")["versions"] == ["2"]
+    assert agent.status()["models"]["m"]["probation"] is None, "there is no way back to files that may be gone"
+    client.unload_model("m")
+    (unloaded,) = agent.status()["unloaded"]
+    assert (unloaded["model"], unloaded["contract"], unloaded["bundle_id"]) == ("m", "none", None)
+    assert ask(agent, "m", {"x": Tensor("FP32", x)}, binary=True)[0] == 404
+    client.load_model("m")
+    assert factor() == 3.0
+
+
 def test_tritonclient_and_kserve_take_raw_models_as_they_are(agent: Any) -> None:
     import ml_dtypes
     from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig

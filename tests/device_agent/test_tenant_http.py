@@ -310,7 +310,12 @@ def test_loading_and_unloading_is_for_admins(agent: Any) -> None:
         for action in ("load", "unload"):
             path = f"/v2/repository/models/{model}/{action}"
             assert ask(agent, path, "shop", method="POST", body="{}")[0] == 403
-            assert ask(agent, path, "root", method="POST", body="{}")[0] == 501
+    for model, action, status in (("nobody", "load", 404), ("secret", "load", 200), ("secret", "unload", 200)):
+        path = f"/v2/repository/models/{model}/{action}"
+        assert ask(agent, path, "root", method="POST", body="{}")[0] == status
+    unloaded = ask(agent, "/v2/models/secret", "root")[2], ask(agent, "/v2/models/secret", "shop")[2]
+    assert b"secret is unloaded" in unloaded[0] and b"there is no model 'secret'" in unloaded[1]
+    assert ask(agent, "/v2/repository/models/secret/load", "root", method="POST")[0] == 200
 
 
 def test_the_unix_socket_knows_whose_process_it_is(agent: Any) -> None:

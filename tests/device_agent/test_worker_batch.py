@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from aios_edge.errors import RequestError
 from aios_edge.oip.envelope import encode_response
 from aios_edge.oip.tensors import decode_response
 from aios_edge.profile_files import load_profile
@@ -151,6 +152,17 @@ def test_an_unexpected_failure_is_a_500_without_its_traceback(
     assert (first.status, second.status) == (500, 500)
     assert first.error is not None and "secret" not in first.error
     assert "secret" in capfd.readouterr().err
+
+
+def test_what_the_model_refuses_is_the_clients_fault_only_where_it_sent_the_tensors(
+    tiny: Activated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(inputs: object) -> None:
+        raise RequestError("the model refuses these inputs")
+
+    monkeypatch.setattr(tiny.runtime, "run", refuse)
+    text, tensors = run(tiny, text_job(1, "good"), ids_job(2, [[2, 4, 3]]))
+    assert (text.status, tensors.status) == (500, 400)
 
 
 def test_outputs_are_binary_where_asked(tiny: Activated) -> None:

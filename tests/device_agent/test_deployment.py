@@ -1,0 +1,273 @@
+"""Loads, unloads, new bundles and bad ones in any order, under requests: who asks is answered, no worker is left."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aios_edge.bundle.read import open_bundle
+from aios_edge.errors import BundleRefused, RequestError, RuntimeUnavailable
+from aios_edge.profile_files import load_profile
+from device_agent import wire
+from device_agent.answer import Energy
+from device_agent.cloud import CloudPool
+from device_agent.deployment import Deployment
+from device_agent.probation import LEAST_ERRORS
+from device_agent.rehearsal import rehearsal_batch
+from device_agent.settings import BundleEntry, Device, Policy, Settings
+from device_agent.surroundings import Surroundings
+from device_agent.values import ActivationReport, InferenceRequest
+from device_agent.worker_pool import BatchResult, WorkerSpec
+
+Scenario = Callable[["Place"], Awaitable[None]]
+
+
+class Worker:
+    """Stands for the handle of a worker; answers with the id of the bundle it was started with."""
+
+    alive: set[Worker] = set()  # noqa: RUF012 - emptied by each device
+    bad: set[str] = set()  # noqa: RUF012 - bundles whose live requests fail
+    refused: set[str] = set()  # noqa: RUF012 - bundles that don't pass their activation
+
+    def __init__(self, spec: WorkerSpec, **_: Any) -> None:
+        self.spec, self.ready, self.report, self.rss_bytes, self.pid = spec, False, None, None, None
+
+    async def start(self, check: str = "full") -> ActivationReport:
+        await asyncio.sleep(0)
+        bundle_id = open_bundle(self.spec.bundle_path, verify=False).bundle_id
+        if bundle_id != self.spec.bundle_id:
+            raise BundleRefused("replaced", "another bundle took its place")
+        if bundle_id in self.refused:
+            raise BundleRefused("golden", "it answers otherwise")
+        self.ready = True
+        self.alive.add(self)
+        return ActivationReport(
+            bundle_id=bundle_id,
+            model="tiny",
+            version="1",
+            providers_requested=(),
+            providers_active=(),
+            provider_reason=None,
+            checks=(),
+            latency_p95_s=0.01,
+            rss_bytes=None,
+            load_s=0.0,
+        )
+
+    async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
+        await asyncio.sleep(0.001)
+        assert self in self.alive, "nobody is sent to a worker that ended"
+        failed = self.spec.bundle_id in self.bad and requests[0].request_id > 0  # a rehearsal's are negative
+        payload = str(self.spec.bundle_id).encode()
+        items = tuple(
+            wire.DoneItem(
+                request_id=each.request_id,
+                status=500 if failed else 200,
+                outputs=wire.Region(0, len(payload)),
+                length=5,
+            )
+            for each in requests
+        )
+        done = wire.Done(batch_id=1, generation=1, busy_s=0.01, cpu_s=0.0, rss_bytes=1, items=items)
+        return BatchResult(done=done, payload=memoryview(payload))
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        self.ready = False
+        self.alive.discard(self)
+
+    def kill(self) -> None:
+        self.ready = False
+        self.alive.discard(self)
+
+
+class Place:
+    """A deployment of one bundle, whose path is a link to one of several."""
+
+    def __init__(self, folder: Path, bundles: Sequence[Any]) -> None:
+        self.bundles, self.path = bundles, folder / "bundle"
+        self.events: list[str] = []
+        self.point_to(0)
+        policy = Policy()
+        given_settings = Settings(
+            device=Device(id="d", profile="x86-gateway", state_dir=folder / "state"),
+            bundle=(BundleEntry(path=self.path, never_leave_device=True),),
+            policy=policy,
+        )
+        around = Surroundings(
+            policy=policy,
+            cloud=CloudPool((), policy, lambda kind, **detail: None),
+            emit=lambda kind, **detail: self.events.append(kind),
+            energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
+        )
+        self.deployment = Deployment(given_settings, load_profile("x86-gateway"), around)
+        self._numbers = iter(range(1, 10_000))
+
+    def point_to(self, number: int) -> None:
+        self.path.unlink(missing_ok=True)
+        self.path.symlink_to(self.bundles[number].path)
+
+    @property
+    def serving(self) -> str | None:
+        host = self.deployment.hosts.get("tiny")
+        return host.bundle.bundle_id if host else None
+
+    async def ask(self) -> tuple[int, str]:
+        """The status and the bundle that answered."""
+        (made,) = rehearsal_batch("tiny", (4,), pair=False, now=0.0)
+        request = msgspec.structs.replace(made, request_id=next(self._numbers), local_only=False)
+        try:
+            host = self.deployment.host("tiny", None)
+        except RequestError as error:
+            return error.http_status, ""
+        answer = await host.infer(request)
+        assert answer.status != 200 or answer.outputs.decode() == host.bundle.bundle_id, "each by the one it went to"
+        return answer.status, host.bundle.bundle_id
+
+
+@pytest.fixture(scope="module")
+def bundles(make_bundle: Any) -> list[Any]:
+    return [make_bundle(version=f"1.{number}.0") for number in range(3)]
+
+
+def drive(bundles: Sequence[Any], scenario: Scenario) -> None:
+    async def main(folder: Path) -> None:
+        Worker.alive.clear(), Worker.bad.clear(), Worker.refused.clear()
+        device = Place(folder, bundles)
+        await device.deployment.activate_all()
+        try:
+            await asyncio.wait_for(scenario(device), 20)
+        finally:
+            await device.deployment.stop()
+        assert not Worker.alive
+
+    folder = Path(tempfile.mkdtemp())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("device_agent.model_instance.WorkerHandle", Worker)
+        try:
+            asyncio.run(main(folder))
+        finally:
+            shutil.rmtree(folder)
+
+
+STEPS = st.lists(
+    st.sampled_from(("ask", "ask", "point 1", "point 2", "load", "load", "unload", "bad", "refused", "wait")),
+    max_size=16,
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(steps=STEPS)
+def test_whatever_comes_who_asks_is_answered_and_no_worker_is_left(bundles: list[Any], steps: list[str]) -> None:
+    async def scenario(device: Place) -> None:
+        asked: list[asyncio.Task[tuple[int, str]]] = []
+        changes: list[asyncio.Task[None]] = []
+        for step in steps:
+            match step.split():
+                case ["ask"]:
+                    asked += [asyncio.create_task(device.ask()) for _ in range(LEAST_ERRORS)]
+                case ["point", number]:
+                    device.point_to(int(number))
+                case ["load"]:
+                    changes.append(asyncio.create_task(device.deployment.load("tiny")))
+                case ["unload"]:
+                    changes.append(asyncio.create_task(device.deployment.unload("tiny")))
+                case ["bad"]:
+                    Worker.bad.add(bundles[1].bundle_id)
+                case ["refused"]:
+                    Worker.refused.add(bundles[2].bundle_id)
+                case ["wait"]:
+                    await asyncio.gather(*changes, return_exceptions=True)
+            await asyncio.sleep(0)
+        answers = await asyncio.gather(*asked)
+        for error in await asyncio.gather(*changes, return_exceptions=True):
+            assert error is None or isinstance(error, BundleRefused), error
+        for status, bundle_id in answers:
+            # Unloaded; or loaded anew, and its worker is starting.
+            allowed = {200} | ({404, 503} if "unload" in steps else set())
+            assert status in allowed | ({500} if bundle_id in Worker.bad else set())
+        async with device.deployment._turn:  # a roll-back may be under way
+            live = [host for host in device.deployment.hosts.values() if host.state == "ready"]
+            assert len(Worker.alive) == len(live) <= 1
+            assert [*device.deployment.hosts] == ["tiny"] * len(live)
+            assert len(live) + len(device.deployment.unloaded) + len(device.deployment.refused) == 1
+
+    drive(bundles, scenario)
+
+
+async def until_back(device: Place, number: int) -> None:
+    while device.serving != device.bundles[number].bundle_id:
+        await device.ask()
+        await asyncio.sleep(0.001)
+
+
+def test_a_bundle_unloaded_or_swapped_on_probation_does_not_come_back(bundles: list[Any]) -> None:
+    async def scenario(device: Place) -> None:
+        Worker.bad.add(bundles[1].bundle_id)
+        device.point_to(1)
+        await device.deployment.load("tiny")
+        asked = [asyncio.create_task(device.ask()) for _ in range(3 * LEAST_ERRORS)]
+        await asyncio.sleep(0)
+        await device.deployment.unload("tiny")
+        assert [status for status, _ in await asyncio.gather(*asked)] == [500] * (3 * LEAST_ERRORS)
+        assert device.serving is None and "rolled_back" not in device.events
+
+        await device.deployment.load("tiny")
+        assert not device.deployment.probations, "there is nothing to go back to"
+        device.point_to(2)
+        await device.deployment.load("tiny")
+        assert device.deployment.probations["tiny"].previous.bundle.bundle_id == bundles[1].bundle_id
+
+    drive(bundles, scenario)
+
+
+def test_the_previous_bundle_comes_back_from_its_copy_and_may_be_swapped_again(bundles: list[Any]) -> None:
+    async def scenario(device: Place) -> None:
+        Worker.bad.add(bundles[1].bundle_id)
+        device.point_to(1)
+        await device.deployment.load("tiny")
+        await until_back(device, 0)
+        assert (await device.ask())[0] == 200
+        device.point_to(2)
+        await device.deployment.load("tiny")
+        assert device.serving == bundles[2].bundle_id and device.events.count("swapped") == 2
+        assert device.deployment.host("tiny", None).never_leaves, "whichever bundle it is"
+
+    drive(bundles, scenario)
+
+
+def test_where_the_previous_bundle_does_not_come_back_the_new_one_serves_on(bundles: list[Any]) -> None:
+    async def scenario(device: Place) -> None:
+        Worker.bad.add(bundles[1].bundle_id)
+        Worker.refused.add(bundles[0].bundle_id)
+        device.point_to(1)
+        await device.deployment.load("tiny")
+        while "roll_back_failed" not in device.events:
+            await device.ask()
+        assert device.serving == bundles[1].bundle_id and not device.deployment.probations
+        Worker.bad.clear()
+        assert (await device.ask())[0] == 200
+
+    drive(bundles, scenario)
+
+
+def test_an_agent_that_stops_begins_no_change(bundles: list[Any]) -> None:
+    async def scenario(device: Place) -> None:
+        device.point_to(1)
+        loading = asyncio.create_task(device.deployment.load("tiny"))
+        await asyncio.sleep(0)
+        device.deployment.give_up_changes()
+        for change in (loading, device.deployment.unload("tiny")):
+            with pytest.raises(RuntimeUnavailable, match="the agent is stopping"):
+                await change
+        assert device.serving == bundles[0].bundle_id and (await device.ask())[0] == 200
+
+    drive(bundles, scenario)
