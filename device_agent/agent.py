@@ -117,7 +117,7 @@ class Agent:
             await asyncio.wait((activation, stopping, doors), return_when=asyncio.FIRST_COMPLETED)
             if activation.done():
                 activation.result()
-                self._cloud.start()
+                self._cloud.start(self.settings.device.state_dir)
                 self.ready.set()
                 self._reporter.status_changed()
                 log.info("ready on %s", ", ".join(self.listen))

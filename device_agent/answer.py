@@ -38,9 +38,17 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     confidence: float | None = None
 
 
+class Unanswered(msgspec.Struct, frozen=True, kw_only=True):
+    """No cloud endpoint answered: why (``cloud_failed``, ``budget``), and which were tried."""
+
+    reason: Reason
+    endpoints: tuple[str, ...]
+
+
 _SHED_TEXT = {
     Reason.CLOUD_UNAVAILABLE: "this device would be late and no cloud endpoint can take it",
     Reason.CLOUD_FAILED: "this device would be late and the cloud failed",
+    Reason.BUDGET: "this device can't answer in time and the cloud's budget of the day is spent",
     Reason.LOCAL_ONLY: "this device would be late and the request is local-only",
     Reason.WORKER_LOST: "the model's worker is not running",
     Reason.QUEUE_FULL: "too many requests are waiting",

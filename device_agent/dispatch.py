@@ -10,7 +10,6 @@ from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.review import Review
-from device_agent.router import after_worker_lost
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running, Ticket
 from device_agent.ticket_queue import TicketQueue
@@ -123,8 +122,9 @@ class Dispatch:
 
     def _elsewhere(self, ticket: Ticket, now: float) -> None:
         self._queue.drop(ticket)
-        there, back_in_s = self._judge.there(ticket, now), self._instance.plan.expected_s
-        ticket.resolve(after_worker_lost(now, ticket.request.deadline_at, there, back_in_s))
+        decision = self._judge.elsewhere(ticket, now, self._instance.plan.expected_s)
+        if not isinstance(decision, Local):
+            ticket.resolve(decision)
 
     async def _bring_back(self) -> None:
         instance = self._instance

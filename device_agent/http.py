@@ -20,6 +20,7 @@ import msgspec
 from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.oip.envelope import JSON_LENGTH_HEADER, LIVE, error_body, parse_json_length
 from aios_edge.oip.repository import Action
+from device_agent.compression import Inflater
 from device_agent.values import Completion
 
 log = logging.getLogger("device_agent.http")
@@ -140,13 +141,19 @@ class HttpApp:
         if refused:
             return refused
         headers: Mapping[bytes, bytes] = dict(scope["headers"])
-        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-            raise RequestError("compressed bodies are not accepted", status=415, remedy="Send the body as it is")
-        body = await self._body(headers, receive)
+        encoding = headers.get(b"content-encoding", b"identity").strip().lower()
+        if encoding not in (b"identity", b"gzip"):
+            raise RequestError(
+                f"bodies with Content-Encoding {encoding[:40].decode('latin-1')} are not accepted",
+                status=415,
+                remedy="Send the body as it is, or as gzip",
+            )
+        inflater = Inflater(self._max_body_bytes) if encoding == b"gzip" else None
+        body = await self._body(headers, receive, inflater)
         json_length = parse_json_length(headers.get(_JSON_LENGTH))
         return await _unless_gone(self._desk.infer(model, version, body, json_length), scope, receive)
 
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
+    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, inflater: Inflater | None = None) -> bytes:
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self._max_body_bytes:
             raise self._too_long()
@@ -160,6 +167,11 @@ class HttpApp:
             size += len(piece)
             if size > self._max_body_bytes:
                 raise self._too_long()
+            if inflater is not None:
+                inflater.feed(piece)
+                if not message.get("more_body"):
+                    return inflater.finish()
+                continue
             pieces.append(piece)
             if not message.get("more_body"):
                 return pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -187,6 +199,8 @@ async def respond(scope: Scope, send: Send, reply: Reply) -> None:
     ]
     if reply.status == 413:
         headers.append((b"connection", b"close"))  # the rest of the body is only thrown away
+    if reply.status == 415:
+        headers.append((b"accept-encoding", b"gzip"))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
 

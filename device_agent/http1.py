@@ -8,6 +8,7 @@ import time
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httptools
 
@@ -25,6 +26,19 @@ class Response:
     status: int
     headers: Mapping[str, str]
     body: bytes
+
+
+@dataclass
+class AnswerSize:
+    """How much of an answer's body may be read, and how much was. Reading stops with the piece that exceeds it."""
+
+    limit_bytes: int = MAX_RESPONSE_BYTES
+    read_bytes: int = 0
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether there was more than may be read."""
+        return self.read_bytes > self.limit_bytes
 
 
 @dataclass
@@ -56,7 +70,9 @@ class HttpClient:
     """One origin. Raises :class:`RemoteError` for everything that is the other side's or the network's fault, and
     :class:`asyncio.TimeoutError` when ``timeout_s`` passes."""
 
-    def __init__(self, url: str, *, ca: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, ca: Path | None = None, client_cert: Path | None = None, client_key: Path | None = None
+    ) -> None:
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise SettingsError(f"{url!r} is not an http(s) URL", remedy="Write http://host:port")
@@ -67,26 +83,31 @@ class HttpClient:
         self._netloc = parts.netloc.rpartition("@")[2]
         self._tls: ssl.SSLContext | None = None
         if parts.scheme == "https":
-            try:
-                self._tls = ssl.create_default_context(cafile=ca)
-            except (OSError, ssl.SSLError) as error:
-                raise SettingsError(
-                    f"the CA file can't be used ({error})", where=ca, remedy="Give a PEM file"
-                ) from error
+            self._tls = _tls(ca, client_cert, client_key)
         self._idle: list[_Connection] = []
 
     async def request(
-        self, method: str, path: str, *, headers: Mapping[str, str] | None = None, body: bytes = b"", timeout_s: float
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        timeout_s: float,
+        size: AnswerSize | None = None,
     ) -> Response:
-        """Send one request and read the whole answer within ``timeout_s``."""
-        return await asyncio.wait_for(self._request(method, path, headers or {}, body), timeout_s)
+        """Send one request and read the whole answer within ``timeout_s``; ``size`` tells how much was read."""
+        size = size or AnswerSize()
+        return await asyncio.wait_for(self._request(method, path, headers or {}, body, size), timeout_s)
 
     def close(self) -> None:
         """Close idle connections."""
         while self._idle:
             self._idle.pop()[1].close()
 
-    async def _request(self, method: str, path: str, headers: Mapping[str, str], body: bytes) -> Response:
+    async def _request(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, size: AnswerSize
+    ) -> Response:
         lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._netloc}", f"Content-Length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
         try:
@@ -99,16 +120,18 @@ class HttpClient:
                 connection[1].close()
                 continue
             try:
-                return await self._exchange(connection, head, body, reused=True)
+                return await self._exchange(connection, head, body, size, reused=True)
             except _Stale:
                 continue  # the server closed it while it was idle: nothing was read, so sending again is safe
         try:
             connection = await asyncio.open_connection(self._host, self._port, ssl=self._tls, limit=_READ_BYTES)
         except (OSError, ssl.SSLError) as error:
             raise RemoteError(f"can't connect ({error})", where=self.url) from error
-        return await self._exchange(connection, head, body, reused=False)
+        return await self._exchange(connection, head, body, size, reused=False)
 
-    async def _exchange(self, connection: _Connection, head: bytes, body: bytes, *, reused: bool) -> Response:
+    async def _exchange(
+        self, connection: _Connection, head: bytes, body: bytes, size: AnswerSize, *, reused: bool
+    ) -> Response:
         reader, writer = connection
         started = time.monotonic()
         parse = _Parse()
@@ -126,8 +149,9 @@ class HttpClient:
                     break
                 received = True
                 parser.feed_data(data)
-                if len(parse.body) > MAX_RESPONSE_BYTES:
-                    raise RemoteError(f"the answer is longer than {MAX_RESPONSE_BYTES} bytes", where=self.url)
+                size.read_bytes = len(parse.body)
+                if size.cut_off:
+                    raise RemoteError(f"the answer is longer than {size.limit_bytes} bytes", where=self.url)
             if not parse.complete:
                 if reused and not received:
                     raise _Stale
@@ -148,6 +172,27 @@ class HttpClient:
                 self._idle.append(connection)
             else:
                 writer.close()
+
+
+def _tls(ca: Path | None, client_cert: Path | None, client_key: Path | None) -> ssl.SSLContext:
+    """What we trust, and who we are. Raises :class:`SettingsError` naming the file that can't be used."""
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError(f"the CA file can't be used ({error})", where=str(ca), remedy="Give a PEM file") from error
+    if client_cert is None:
+        return context
+    try:
+        # A key behind a passphrase would be asked for on the terminal; a daemon has none.
+        context.load_cert_chain(client_cert, client_key, password=lambda: b"")
+    except (OSError, ssl.SSLError) as error:
+        where = f"{client_cert} with {client_key}" if client_key else str(client_cert)
+        raise SettingsError(
+            f"certificate and key can't be used ({error})",
+            where=where,
+            remedy="Give PEM files that belong together; the key without a passphrase",
+        ) from error
+    return context
 
 
 class _Stale(Exception):

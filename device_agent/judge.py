@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
 from aios_edge.manifest import Manifest
 from device_agent import scheduler
+from device_agent.cloud_choice import Wanted
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
-from device_agent.router import Here, Question, There, next_review_at, second_opinion
+from device_agent.router import (
+    Here,
+    Question,
+    There,
+    after_worker_lost,
+    next_review_at,
+    or_for_budget,
+    second_opinion,
+)
 from device_agent.scheduler import Forecast, Pending
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
@@ -49,9 +60,9 @@ class Judge:
             queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
             strain=self._around.strain(),
         )
-        there = None
+        there = dear = None
         if self._around.trace is not None or not here.knows_enough(request.deadline_at):  # a trace has all of it
-            there = self.there(ticket, now)
+            there, dear = self.there(ticket, now), self._dear(ticket, now)
             if forecast is None:
                 here = msgspec.structs.replace(here, forecast=self.forecast(ticket.pending, now, waiting=waiting))
         return Question(
@@ -61,6 +72,7 @@ class Judge:
             queued=len(self._queue),
             here=here,
             there=there,
+            dear=dear,
         )
 
     def second_opinion(self, ticket: Ticket, confidence: float | None) -> Cloud | None:
@@ -82,7 +94,18 @@ class Judge:
         """The cloud endpoint that may take it now."""
         if ticket.no_cloud or ticket.request.local_only:
             return None
-        return self._around.cloud.best(self._manifest.name, now, natural=ticket.request.natural)
+        return self._around.cloud.choose(self._manifest.name, ticket.wanted, now)
+
+    def _dear(self, ticket: Ticket, now: float) -> There | None:
+        """The cloud endpoint that could take it if its budget weren't spent."""
+        if ticket.no_cloud or ticket.request.local_only:
+            return None
+        return self._around.cloud.unaffordable(self._manifest.name, ticket.wanted, now)
+
+    def elsewhere(self, ticket: Ticket, now: float, back_in_s: float) -> Decision:
+        """Where one goes whose worker died, or doesn't come back."""
+        ask = partial(after_worker_lost, now, ticket.request.deadline_at, back_in_s=back_in_s)
+        return or_for_budget(ask, there=self.there(ticket, now), dear=self._dear(ticket, now))
 
     def forecast(self, pending: Pending, now: float, *, waiting: bool) -> Forecast | None:
         """When it would be answered here; None where nobody knows."""
@@ -108,4 +131,5 @@ class Judge:
 
     def next_review_at(self, now: float) -> float | None:
         """When one that waits has its last chance in the cloud, or its deadline passes."""
-        return next_review_at(self._queue.order, self._around.cloud.best(self._manifest.name, now, natural=False), now)
+        soonest = self._around.cloud.soonest(self._manifest.name, Wanted(), now)
+        return next_review_at(self._queue.order, soonest, now)

@@ -134,6 +134,7 @@ class Metrics:
             ],
             ("endpoint", "state"),
         )
+        self._cloud(page, status)
         power = status.power
         if power is not None and power.total_w is not None:
             labels = ((power.total_method, power.total_source or ""), power.total_w)
@@ -149,6 +150,52 @@ class Metrics:
         self._privacy(page, status)
         page.family("aios_outbox_depth", "gauge", "Messages waiting.", [((), status.mqtt.outbox.depth)], ())
         page.family("aios_mqtt_connected", "gauge", "1 while connected.", [((), int(status.mqtt.link.connected))], ())
+
+    def _cloud(self, page: Page, status: AgentStatus) -> None:
+        one, spent = ("endpoint",), [(name, cloud.spent) for name, cloud in status.cloud.items()]
+        page.family(
+            "aios_cloud_requests_total",
+            "counter",
+            "Inference requests sent to the endpoint.",
+            [((name,), sums.requests) for name, sums in spent],
+            one,
+        )
+        page.family(
+            "aios_cloud_hedges_total",
+            "counter",
+            "Of these, sent because another endpoint took long.",
+            [((name,), cloud.hedges) for name, cloud in status.cloud.items()],
+            one,
+        )
+        page.family(
+            "aios_cloud_bytes_total",
+            "counter",
+            "Bodies of these requests and of their answers.",
+            [
+                ((name, direction), count)
+                for name, sums in spent
+                for direction, count in (("sent", sums.sent_bytes), ("received", sums.received_bytes))
+            ],
+            ("endpoint", "direction"),
+        )
+        page.family(
+            "aios_cloud_cost_total",
+            "counter",
+            "What they cost, by cost_per_request.",
+            [((name,), sums.cost) for name, sums in spent],
+            one,
+        )
+        page.family(
+            "aios_cloud_budget_left",
+            "gauge",
+            "What may be spent now.",
+            [
+                ((name, budget), left.left)
+                for name, cloud in status.cloud.items()
+                for budget, left in cloud.budgets.items()
+            ],
+            ("endpoint", "budget"),
+        )
 
     def _privacy(self, page: Page, status: AgentStatus) -> None:
         privacy = status.privacy

@@ -25,7 +25,7 @@ from device_agent.model_instance import ModelInstance
 from device_agent.raw_model import as_loaded
 from device_agent.rehearsal import rehearse
 from device_agent.review import Review
-from device_agent.router import after_cloud_failed
+from device_agent.router import for_want_of_cloud
 from device_agent.scheduler import Pending
 from device_agent.second_opinion import second_opinion
 from device_agent.service_time import ServiceTime
@@ -189,11 +189,13 @@ class ModelHost:
             if isinstance(decision, Shed):
                 return shed_answer(decision)
             if isinstance(decision, Cloud):
-                answer = await self._around.cloud.infer(decision, request, self.name)
-                if answer is not None:
+                answer = await self._around.cloud.infer(decision, request, self.name, tried=ticket.failed_at)
+                if isinstance(answer, Answer):
                     return answer
-                ticket.no_cloud = True
-                decision = after_cloud_failed(self._judge.decide(ticket))
+                ticket.failed_at = (*ticket.failed_at, *answer.endpoints)
+                decision = self._judge.decide(ticket)  # another endpoint, if there is time
+                if not isinstance(decision, Cloud):
+                    decision = for_want_of_cloud(decision, answer.reason)
                 continue
             ticket.reason = decision.reason
             outcome = await self._wait(ticket)

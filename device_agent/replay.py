@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
 import msgspec
 
 from device_agent.device_state import DeviceState, Trigger, next_triggers
-from device_agent.router import Here, route, second_opinion
+from device_agent.router import Here, or_for_budget, route, second_opinion
 from device_agent.settings import Policy
 from device_agent.trace import Began, Decided, Line, Traced, decided
 from device_agent.values import Decision, Local
@@ -95,7 +96,8 @@ def _again(line: Traced, policy: Policy, triggers: tuple[Trigger, ...]) -> Decis
     deadline_at = line.deadline_at
     if deadline_at is None and policy.default_deadline_s is not None:
         deadline_at = line.at + policy.default_deadline_s
-    decision = route(
+    ask = partial(
+        route,
         now=line.at,
         deadline_at=deadline_at,
         local_only=line.local_only,
@@ -105,8 +107,8 @@ def _again(line: Traced, policy: Policy, triggers: tuple[Trigger, ...]) -> Decis
             queue_full=line.queued >= policy.queue_limit,
             strain=triggers[0].reason if triggers else None,
         ),
-        there=line.there,
     )
+    decision = or_for_budget(ask, there=line.there, dear=line.dear)
     opinion = line.opinion
     if isinstance(decision, Local) and opinion is not None:
         asked = second_opinion(

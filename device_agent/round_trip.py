@@ -13,6 +13,8 @@ GAIN = 0.125
 DEVIATION_GAIN = 0.25
 MARGIN_DEVIATIONS = 3.0
 HALF_LIFE_S = 5.0
+RECENT = 64  # answers of which the 95th percentile is told
+RECENT_LEAST = 20  # fewer tell nothing of one in twenty
 
 
 class RoundTrip(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,6 +25,7 @@ class RoundTrip(msgspec.Struct, frozen=True, kw_only=True):
     mean_s: float | None = None
     deviation_s: float = 0.0
     seen_at: float = 0.0
+    recent: tuple[float, ...] = ()  # the last answers' times, the oldest first
 
     def pinged(self, took_s: float, now: float) -> RoundTrip:
         """A background check was answered."""
@@ -32,15 +35,25 @@ class RoundTrip(msgspec.Struct, frozen=True, kw_only=True):
 
     def observed(self, took_s: float, now: float) -> RoundTrip:
         """An inference was answered."""
+        recent = (*self.recent[1 - RECENT :], took_s)
         if self.mean_s is None:
-            return msgspec.structs.replace(self, mean_s=took_s, deviation_s=took_s / 4, measured=True, seen_at=now)
+            return msgspec.structs.replace(
+                self, mean_s=took_s, deviation_s=took_s / 4, measured=True, seen_at=now, recent=recent
+            )
         error = took_s - self.mean_s
         return msgspec.structs.replace(
             self,
             mean_s=self.mean_s + GAIN * error,
             deviation_s=self.deviation_s + DEVIATION_GAIN * (abs(error) - self.deviation_s),
             seen_at=now,
+            recent=recent,
         )
+
+    def p95_s(self) -> float | None:
+        """What nineteen of the last twenty answers took at most; None while too few were seen."""
+        if len(self.recent) < RECENT_LEAST:
+            return None
+        return sorted(self.recent)[len(self.recent) * 19 // 20]
 
     def predict(self, now: float) -> tuple[float, float]:
         """Expected, and safe with margin."""

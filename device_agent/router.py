@@ -9,7 +9,8 @@ the cloud can't surely answer in time. The same function decides again just befo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -43,7 +44,8 @@ class There(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """All that :func:`route` decides by. ``queued``: how many waited, which ``here.queue_full`` comes from."""
+    """All that :func:`route` decides by. ``queued``: how many waited, which ``here.queue_full`` comes from. ``dear``:
+    the endpoint that could be asked if its budget weren't spent."""
 
     now: float
     deadline_at: float | None
@@ -51,16 +53,12 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     here: Here
     there: There | None
     queued: int = 0
+    dear: There | None = None
 
     def decide(self) -> Decision:
         """What the router says to it."""
-        return route(
-            now=self.now,
-            deadline_at=self.deadline_at,
-            local_only=self.local_only,
-            here=self.here,
-            there=self.there,
-        )
+        ask = partial(route, now=self.now, deadline_at=self.deadline_at, local_only=self.local_only, here=self.here)
+        return or_for_budget(ask, there=self.there, dear=self.dear)
 
 
 def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here, there: There | None) -> Decision:
@@ -114,6 +112,15 @@ def _retry_after(now: float, forecast: Forecast | None) -> float:
     return max(forecast.expected_at - now, LEAST_RETRY_S) if forecast else 5.0
 
 
+def or_for_budget(ask: Callable[..., Decision], *, there: There | None, dear: There | None) -> Decision:
+    """What ``ask`` says to the cloud there is; with the reason ``budget`` where it would have chosen ``dear``, which
+    only its spent budget keeps from being asked."""
+    decision = ask(there=there)
+    if dear is None or isinstance(decision, Cloud) or not isinstance(ask(there=dear), Cloud):
+        return decision
+    return for_want_of_cloud(decision, Reason.BUDGET)
+
+
 def second_opinion(
     *,
     now: float,
@@ -131,12 +138,12 @@ def second_opinion(
     return Cloud(Reason.LOW_CONFIDENCE, there.endpoint)
 
 
-def after_cloud_failed(decision: Decision) -> Decision:
-    """The decision made anew without the cloud that failed, saying that it was tried."""
+def for_want_of_cloud(decision: Decision, why: Reason) -> Decision:
+    """The decision made without a cloud that would have taken it, saying why it didn't."""
     if isinstance(decision, Local):
-        return Local(Reason.CLOUD_FAILED)
+        return Local(why)
     if isinstance(decision, Shed) and decision.reason is not Reason.DEADLINE_PASSED:
-        return Shed(Reason.CLOUD_FAILED, decision.retry_after_s)
+        return Shed(why, decision.retry_after_s)
     return decision
 
 

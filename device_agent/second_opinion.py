@@ -7,7 +7,7 @@ import contextlib
 
 import msgspec
 
-from device_agent.answer import Answer
+from device_agent.answer import Answer, Unanswered
 from device_agent.cloud import CloudPool
 from device_agent.router import KEPT_ANSWER_S
 from device_agent.values import Cloud, InferenceRequest, Reason
@@ -29,4 +29,5 @@ async def second_opinion(
             )
     if isinstance(theirs, Answer) and theirs.status == 200:
         return theirs
-    return msgspec.structs.replace(local, reason=Reason.CLOUD_FAILED)
+    why = theirs.reason if isinstance(theirs, Unanswered) else Reason.CLOUD_FAILED
+    return msgspec.structs.replace(local, reason=why)

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 
 from aios_edge.errors import SettingsError
 from aios_edge.mqtt_options import MqttOptions
+from device_agent.cloud_settings import CloudEndpoint, check_endpoints
 from device_agent.tenants import Tenant, check_tenants
 
 if sys.version_info >= (3, 11):
@@ -29,10 +29,6 @@ else:
 #: Options of the documented format that this version doesn't have yet: (table, key), key "*" for the whole table.
 NOT_AVAILABLE = {
     ("mqtt", "home_assistant"),
-    ("cloud", "client_cert"),
-    ("cloud", "weight"),
-    ("cloud", "requests_per_day"),
-    ("cloud", "bytes_per_day"),
     ("commands", "*"),
 }
 _OFF = {"probation_s": (0,)}  # limits that 0 takes away
@@ -111,6 +107,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     breaker_backoff_s: float = 1.0  # first pause before a probe; doubles up to breaker_backoff_max_s
     breaker_backoff_max_s: float = 30.0
     drain_s: float = 20.0  # on SIGTERM queued work has this long
+    hedge: bool = False  # ask a second cloud endpoint when the first takes longer than nearly always
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
     probation_s: float = 60.0  # how long a swapped bundle may still have to give its place back; 0: never
     min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
@@ -122,17 +119,6 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     avoid_when_throttled: bool = False
     min_battery_percent: float | None = None  # while it discharges
     max_memory_pressure_percent: float | None = None  # some task waited for memory, of the last ten seconds
-
-
-class CloudEndpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """One ``[[cloud]]``: any Open Inference Protocol v2 server."""
-
-    name: str
-    url: str
-    model_map: dict[str, str] = {}  # local = "remote[:version]"; a model that isn't listed keeps its name
-    bearer_file: Path | None = None  # sent as Authorization: Bearer
-    ca: Path | None = None
-    timeout_s: float = 10.0  # of one request; its deadline may be sooner
 
 
 class Emulate(msgspec.Struct, frozen=True, kw_only=True):
@@ -299,7 +285,6 @@ def _check_values(settings: Settings, where: str) -> None:
             and not isinstance(value, bool)
             and value not in _OFF.get(name, ())
         ),
-        *((f"cloud.{cloud.name}.timeout_s", cloud.timeout_s) for cloud in settings.cloud),
         *((("mqtt.interval_s", settings.mqtt.interval_s),) if settings.mqtt else ()),
     )
     for key, value in positive:
@@ -314,12 +299,7 @@ def _check_values(settings: Settings, where: str) -> None:
         fail("policy.min_confidence", "a probability can't be more than 1", "Give a limit up to 1")
     if settings.emulate.slowdown < 1:
         fail("emulate.slowdown", "a faster device can't be emulated", "Give a factor of at least 1")
-    names = [cloud.name for cloud in settings.cloud]
-    for cloud in settings.cloud:
-        if names.count(cloud.name) > 1:
-            fail("cloud.name", f"{cloud.name!r} appears twice", "Give each [[cloud]] its own name")
-        if not _is_http_url(cloud.url):
-            fail(f"cloud.{cloud.name}.url", f"{cloud.url!r} is not an http(s) URL", "Write http://host:port")
+    check_endpoints(settings.cloud, where)
     if settings.mqtt and settings.mqtt.password_file and not settings.mqtt.username:
         fail("mqtt.password_file", "a password needs a username", "Set mqtt.username")
 
@@ -345,14 +325,6 @@ def check_model_names(settings: Settings, models: Mapping[str, BundleEntry]) -> 
             if models[name].never_leave_device:
                 what = f"'{name}' has never_leave_device, and a name for it there"
                 raise SettingsError(what, where=where, remedy="Remove one of the two")
-
-
-def _is_http_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is none, half an IPv6 address
-        return False
 
 
 def read_secret(path: Path) -> str:

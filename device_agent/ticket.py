@@ -6,9 +6,12 @@ import asyncio
 from dataclasses import dataclass, field
 
 from device_agent.answer import Answer
+from device_agent.cloud_choice import Wanted
 from device_agent.scheduler import Pending
 from device_agent.trace import Opinion
 from device_agent.values import Cloud, InferenceRequest, Reason, Shed
+
+CLOUD_TRIES = 2
 
 
 @dataclass(eq=False)
@@ -20,10 +23,26 @@ class Ticket:
     pending: Pending
     reason: Reason
     verdict: asyncio.Future[Answer | Cloud | Shed]
-    no_cloud: bool = False
+    failed_at: tuple[str, ...] = ()  # cloud endpoints that were asked and gave no answer
     taken_at: float = 0.0
     opinion: Opinion | None = None  # what was known when it was answered here
     unsure: Cloud | None = None  # who was asked again then
+
+    @property
+    def no_cloud(self) -> bool:
+        """Two endpoints are tried, no more: what failed there is then this request's, or everybody's, trouble."""
+        return len(self.failed_at) >= CLOUD_TRIES
+
+    @property
+    def wanted(self) -> Wanted:
+        """What it asks of a cloud endpoint."""
+        request = self.request
+        return Wanted(
+            natural=request.natural,
+            request_bytes=len(request.body),
+            deadline_at=request.deadline_at,
+            without=self.failed_at,
+        )
 
     def resolve(self, verdict: Answer | Cloud | Shed) -> None:
         """Tell whoever waits; a cancelled one has nobody waiting."""

@@ -42,9 +42,10 @@ class Opinion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Traced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="request"):
     """One request that was answered or refused.
 
-    ``at`` is when it came to the router, ``queued`` how many waited then; ``forecast``, ``there`` and ``device`` (as
-    sampled at ``sampled_at``) what the router saw. ``decided`` is what it said then, or when this device had answered
-    and wasn't sure. ``outcome``, ``status`` and ``latency_s``, from ``at``, are what became of it.
+    ``at`` is when it came to the router, ``queued`` how many waited then; ``forecast``, ``there``, ``dear`` (its budget
+    was spent) and ``device`` (as sampled at ``sampled_at``) what the router saw. ``decided`` is what it said then, or
+    when this device had answered and wasn't sure. ``outcome``, ``status`` and ``latency_s``, from ``at``, are what
+    became of it.
     """
 
     model: str
@@ -55,6 +56,7 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     worker_ready: bool = True
     forecast: Forecast | None = None
     there: There | None = None
+    dear: There | None = None
     device: DeviceState | None = None
     sampled_at: float | None = None
     opinion: Opinion | None = None
@@ -96,6 +98,7 @@ def traced(
         worker_ready=here.worker_ready,
         forecast=here.forecast,
         there=question.there,
+        dear=question.dear,
         device=None if sampled_at is None else device,
         sampled_at=sampled_at,
         opinion=opinion,

@@ -33,6 +33,8 @@ class Reason(str, enum.Enum):
     WORKER_LOST = "worker_lost"  # cloud or shed: the worker died or is starting
     RETRIED = "retried"  # local: run again, alone, after its worker died
     CLOUD_FAILED = "cloud_failed"  # local or shed: the cloud was tried and failed
+    HEDGED = "hedged"  # cloud: the endpoint that was asked first took long, and a second one was sooner
+    BUDGET = "budget"  # local or shed: only the spent budget of an endpoint kept it from the cloud
     QUEUE_FULL = "queue_full"  # shed
     DEADLINE_PASSED = "deadline_passed"  # shed: nobody waits for this answer any more
     DRAINING = "draining"  # shed: the agent is stopping, or the model was unloaded

@@ -152,6 +152,10 @@ def describe(document: dict[str, Any]) -> list[str]:
     for name, cloud in document["cloud"].items():
         lines.append(f"cloud {name} {cloud['url']}  breaker {cloud['breaker']}")
         lines += [
+            f"  budget of {budget}: {sums['left']:g} of {sums['per_day']:g} left"
+            for budget, sums in cloud["budgets"].items()
+        ]
+        lines += [
             f"  {local} -> {model['remote']}  {'usable' if model['usable'] else model['reason']}"
             for local, model in cloud["models"].items()
         ]

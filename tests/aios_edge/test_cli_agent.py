@@ -56,7 +56,8 @@ def test_status_always_names_an_emulation() -> None:
     document = json.loads(
         """{"device": {"group": "g", "id": "d", "profile": "rpi5"}, "state": "ready", "agent_version": "0",
         "uptime_s": 5.0, "listen": ["http://127.0.0.1:1"], "emulate": {"slowdown": 8.0}, "refused": [],
-        "models": {}, "cloud": {"c": {"url": "u", "breaker": "open", "models":
+        "models": {}, "cloud": {"c": {"url": "u", "breaker": "open",
+        "budgets": {"requests": {"per_day": 20.0, "left": 3.0}}, "models":
         {"m": {"remote": "r", "usable": false, "reason": "down"}}}}, "power": null, "power_reason": "no source",
         "device_state": {"strained": ["hot"]},
         "mqtt": {"link": {"connected": false, "reason": "refused"}, "outbox": {"depth": 3, "error": "disk is full"},
@@ -65,6 +66,7 @@ def test_status_always_names_an_emulation() -> None:
     )
     text = "\n".join(describe(document))
     assert "EMULATED" in text and "x 8" in text and "breaker open" in text and "power unknown: no source" in text
+    assert "budget of requests: 3 of 20 left" in text
     assert "disk is full" in text and "for hot" in text
 
 

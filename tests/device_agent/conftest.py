@@ -20,6 +20,8 @@ from typing import Any
 import msgspec
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # what test files here share: cloud_server
+
 
 @dataclass
 class AgentProcess:
@@ -108,10 +110,19 @@ def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[.
     """Start agents and wait until they are ready; all are ended with the module."""
     running: list[AgentProcess] = []
 
-    def start(more: str = "", *, wait: bool = True, limit_s: float = 40.0, **options: Any) -> AgentProcess:
-        folder = tmp_path_factory.mktemp("agent")
+    def start(
+        more: str = "",
+        *,
+        wait: bool = True,
+        limit_s: float = 40.0,
+        again: AgentProcess | None = None,
+        **options: Any,
+    ) -> AgentProcess:
+        """``again``: an agent that ended; another one goes on with its file and state."""
+        folder = tmp_path_factory.mktemp("agent") if again is None else again.config.parent
         config = folder / "agent.toml"
-        config.write_text(agent_toml(more, **options))
+        if again is None:
+            config.write_text(agent_toml(more, **options))
         log_path = folder / "log"
         with log_path.open("wb") as log:
             process = subprocess.Popen(

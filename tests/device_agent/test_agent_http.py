@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import http.client
 import json
 import os
@@ -112,6 +113,8 @@ def test_tritonclient_binary_and_kserve_agree(agent: Any) -> None:
     wanted = [triton.InferRequestedOutput("logits", binary_data=True)]
     binary = client.infer("tiny", inputs, outputs=wanted, request_id="9", timeout=5_000_000)
     assert binary.get_response()["id"] == "9"
+    packed = client.infer("tiny", inputs, outputs=wanted, request_compression_algorithm="gzip")
+    assert np.array_equal(packed.as_numpy("logits"), binary.as_numpy("logits"))
     client.close()
 
     async def ask() -> Any:
@@ -186,7 +189,10 @@ def test_the_unix_socket_answers_and_belongs_to_owner_and_group(agent: Any) -> N
         ("/v2/models/tiny/infer", json.dumps({**BODY, "parameters": {"privacy": "x"}}).encode(), {}, "POST", 400),
         ("/v2/models/tiny/infer", b"{}", {"Inference-Header-Content-Length": "99"}, "POST", 400),
         ("/v2/models/tiny/infer", b"{}", {"Inference-Header-Content-Length": "-1"}, "POST", 400),
-        ("/v2/models/tiny/infer", b"{}", {"Content-Encoding": "gzip"}, "POST", 415),
+        ("/v2/models/tiny/infer", b"{}", {"Content-Encoding": "br"}, "POST", 415),
+        ("/v2/models/tiny/infer", b"{}", {"Content-Encoding": "gzip, gzip"}, "POST", 415),
+        ("/v2/models/tiny/infer", b"{}", {"Content-Encoding": "gzip"}, "POST", 400),
+        ("/v2/models/tiny/infer", gzip.compress(bytes(40_000_000)), {"Content-Encoding": "gzip"}, "POST", 413),
         ("/v2/models/tiny/infer", b"x" * 2_000_001, {}, "POST", 413),
         ("/v2/models/tiny/infer", tensors([0, 3], [1, 3]), {}, "POST", 400),
         ("/v2/models/tiny/infer", tensors([0, 3], [0, 3]), {}, "POST", 400),

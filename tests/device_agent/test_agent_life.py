@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 SLOW = "[emulate]\nslowdown = 250.0"  # a batch takes a tenth of a second or more
+SLOWER = "[emulate]\nslowdown = 1000.0"  # four tenths: what is too short for it is long for a cloud on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,55 @@ def test_overflow_goes_to_the_cloud_until_the_breaker_opens(start_agent: Any, sm
     assert opened["endpoint"] == "c" and opened["failures"] == 3
     assert device.status()["cloud"]["c"]["breaker"] == "open"
     assert device.infer()[0] == 200
+    assert device.stop() == 0
+
+
+def test_a_spent_budget_keeps_requests_here_and_says_so(start_agent: Any, small_batches: Path) -> None:
+    cloud = start_agent(bundle=small_batches)
+    device = start_agent(
+        f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nrequests_per_day = 2\ncost_per_request = 0.5\n{SLOWER}',
+        bundle=small_batches,
+    )
+    device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
+    end = time.monotonic() + 15  # on a busy machine the cloud is late too
+    while (refused := device.infer(timeout=200_000))[1]["parameters"]["reason"] != "budget" and time.monotonic() < end:
+        pass
+    assert refused[0] == 503 and refused[1]["parameters"] == {"route": None, "reason": "budget"}
+    assert device.infer()[1]["parameters"]["reason"] == "no_deadline", "the budget is the cause of nothing here"
+    document = device.infer(timeout=200_000, privacy="local-only")[1]
+    assert document["parameters"]["reason"] == "local_only"
+    assert device.events("budget_exhausted") == [{"endpoint": "c", "budget": "requests"}]
+    told = device.status()["cloud"]["c"]
+    assert told["budgets"] == {"requests": {"per_day": 2.0, "left": 0.0}} and told["spent"]["cost"] == 1.0
+    with urllib.request.urlopen(f"{device.url}/metrics") as page:
+        text = page.read().decode()
+    assert 'aios_cloud_requests_total{endpoint="c"} 2\n' in text
+    assert 'aios_cloud_cost_total{endpoint="c"} 1.0\n' in text
+    assert 'aios_cloud_budget_left{endpoint="c",budget="requests"} 0.0\n' in text
+    assert (device.config.parent / "state" / "budgets.json").exists()
+    assert sum(cloud.status()["totals"].values()) <= 2
+    assert device.stop() == 0
+
+
+def test_kills_in_a_row_do_not_fill_a_budget(start_agent: Any, small_batches: Path) -> None:
+    cloud = start_agent(bundle=small_batches)
+    device = start_agent(
+        f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nrequests_per_day = 3\n{SLOWER}', bundle=small_batches
+    )
+    asked = []
+    for _ in range(2):
+        device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
+        end = time.monotonic() + 10
+        while device.status()["cloud"]["c"]["spent"]["requests"] < 2 and time.monotonic() < end:
+            reason = device.infer(timeout=200_000)[1]["parameters"]["reason"]
+            if reason == "budget":
+                break
+        asked.append(device.status()["cloud"]["c"]["spent"]["requests"])
+        device.process.kill()
+        device.process.wait()
+        device = start_agent(again=device)
+    assert asked == [2, 1] and device.status()["cloud"]["c"]["budgets"]["requests"]["left"] == 0
+    assert sum(cloud.status()["totals"].values()) <= 3
     assert device.stop() == 0
 
 

@@ -5,138 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from cloud_server import ANSWER, GO, METADATA, SHAPE, Server, drive, http, request, serving, until, usable
 
 from aios_edge.errors import RemoteError
-from aios_edge.manifest import TensorSpec
+from device_agent.answer import Answer, Unanswered
 from device_agent.cloud import CloudPool
-from device_agent.cloud_fit import ModelShape, misfit
+from device_agent.cloud_choice import Wanted
+from device_agent.cloud_fit import misfit
 from device_agent.http1 import HttpClient
 from device_agent.round_trip import RoundTrip
-from device_agent.settings import CloudEndpoint, Policy
-from device_agent.values import Cloud, InferenceRequest, Reason
+from device_agent.values import Reason
 
-SHAPE = ModelShape(
-    name="m",
-    version="1.0.0",
-    inputs=(TensorSpec(name="x", datatype="FP32", shape=(-1,)),),
-    outputs=(TensorSpec(name="y", datatype="FP32", shape=(-1,)),),
-    labels=("a", "b"),
-    natural_inputs=("text",),
-)
-METADATA = {
-    "name": "r",
-    "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1]}],
-    "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1]}],
-}
-ANSWER = {"model_name": "r", "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [2.0]}]}
-
-
-class Server:
-    """A scripted server: ``reply`` gives the raw answer to each inference."""
-
-    def __init__(self, metadata: Any = METADATA, *, raw_metadata: bytes | None = None) -> None:
-        self.metadata = metadata
-        self.raw_metadata = raw_metadata
-        self.seen: list[tuple[str, dict[str, str], bytes]] = []
-        self.connections = 0
-        self.reply: Callable[[], bytes | None] = lambda: http(200, ANSWER)
-        self.url = ""
-
-    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.connections += 1
-        try:
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                first, *lines = head.decode().split("\r\n")
-                headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines if line)}
-                body = await reader.readexactly(int(headers.get("content-length", 0)))
-                self.seen.append((first, headers, body))
-                if "/absent" in first:
-                    reply: bytes | None = http(404, {"error": "no such model"})
-                elif first.startswith("GET"):
-                    reply = self.raw_metadata or http(200, self.metadata)
-                else:
-                    reply = self.reply()
-                if reply is None:
-                    await asyncio.sleep(30)
-                    return
-                writer.write(reply)
-                await writer.drain()
-                if b"connection: close" in reply:
-                    return
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return
-        finally:
-            writer.close()
-
-
-def http(status: int, document: Any, more: str = "") -> bytes:
-    body = json.dumps(document).encode()
-    return f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n{more}\r\n".encode() + body
-
-
-@asynccontextmanager
-async def serving(server: Server) -> Any:
-    listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
-    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-    try:
-        yield server
-    finally:
-        listener.close()
-
-
-def request(timeout_s: float | None = 5.0) -> InferenceRequest:
-    body = {
-        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}],
-        "parameters": {"timeout": 1, "priority": 2},
-    }
-    now = time.monotonic()
-    return InferenceRequest(
-        request_id=1,
-        model="m",
-        body=json.dumps(body).encode(),
-        json_length=None,
-        client_id="7",
-        priority=0,
-        deadline_at=None if timeout_s is None else now + timeout_s,
-        local_only=False,
-        arrived_at=now,
-        cost_hint_bytes=3,
-    )
-
-
-GO = Cloud(Reason.PREDICTED_LATE, "c")
-
-
-def drive(scenario: Callable[[Server, CloudPool, list[Any]], Awaitable[None]], server: Server, **endpoint: Any) -> None:
-    async def main() -> None:
-        async with serving(server):
-            events: list[Any] = []
-            settings = CloudEndpoint(name="c", url=server.url, model_map={"m": "r:3"}, **endpoint)
-            pool = CloudPool((settings,), Policy(breaker_backoff_s=0.05), lambda kind, **_: events.append(kind))
-            pool.add(SHAPE)
-            pool.start()
-            try:
-                await asyncio.wait_for(scenario(server, pool, events), 20)
-            finally:
-                await pool.stop()
-
-    asyncio.run(main())
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    while not condition():  # noqa: ASYNC110 - a condition in the code under test
-        await asyncio.sleep(0.005)
-
-
-def usable(pool: CloudPool, natural: bool = False) -> bool:
-    return pool.best("m", time.monotonic(), natural=natural) is not None
+FAILED = Unanswered(reason=Reason.CLOUD_FAILED, endpoints=("c",))
 
 
 def test_forwards_under_the_mapped_name_with_our_key_and_the_time_that_is_left(tmp_path: Path) -> None:
@@ -147,7 +32,7 @@ def test_forwards_under_the_mapped_name_with_our_key_and_the_time_that_is_left(t
         assert not usable(pool, natural=True), "a server that takes tensors only gets no text"
         for _ in range(3):
             answer = await pool.infer(GO, request(5.0), "m")
-            assert answer is not None and answer.status == 200 and answer.remote_body is not None
+            assert isinstance(answer, Answer) and answer.status == 200 and answer.remote_body is not None
         document = json.loads(answer.remote_body)
         assert document["model_name"] == "m" and document["outputs"] == ANSWER["outputs"]
         assert document["id"] == "7", "a server that doesn't echo it loses it for no client"
@@ -183,13 +68,13 @@ def test_every_way_to_fail_opens_the_breaker_and_a_probe_brings_it_back(reply: A
         good, server.reply = server.reply, reply
         for _ in range(3):
             assert usable(pool)
-            assert await pool.infer(GO, request(0.2), "m") is None
+            assert await pool.infer(GO, request(0.2), "m") == FAILED
         assert not usable(pool) and "breaker_opened" in events
         server.reply = good
         await until(lambda: usable(pool))
         assert pool.endpoints["c"].breaker.state == "half_open"
         answer = await pool.infer(GO, request(), "m")
-        assert answer is not None and answer.status == 200
+        assert isinstance(answer, Answer) and answer.status == 200
         assert pool.endpoints["c"].breaker.state == "closed" and events[-1] == "breaker_closed"
 
     drive(scenario, Server())
@@ -201,7 +86,7 @@ def test_a_clients_mistake_is_passed_on_and_does_not_count_against_the_cloud() -
         server.reply = lambda: http(400, {"error": "bad shape"})
         for _ in range(5):
             answer = await pool.infer(GO, request(), "m")
-            assert answer is not None and answer.status == 400 and "bad shape" in (answer.error or "")
+            assert isinstance(answer, Answer) and answer.status == 400 and "bad shape" in (answer.error or "")
         assert usable(pool)
 
     drive(scenario, Server())
@@ -212,7 +97,7 @@ def test_a_kept_connection_that_the_server_closed_costs_no_failure() -> None:
         await until(lambda: usable(pool))
         server.reply = lambda: http(200, ANSWER, "x-y: connection: close\r\n")  # closes without saying so
         for _ in range(4):
-            assert await pool.infer(GO, request(), "m") is not None
+            assert isinstance(await pool.infer(GO, request(), "m"), Answer)
         assert pool.endpoints["c"].breaker.failures == 0
 
     drive(scenario, Server())
@@ -267,10 +152,10 @@ def test_no_answer_keeps_the_one_place_of_a_half_open_breaker(reply: Any) -> Non
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
         await until(lambda: usable(pool))
         endpoint, good = pool.endpoints["c"], server.reply
-        endpoint.breaker = endpoint.breaker._with(state="half_open")
+        endpoint.health.breaker = endpoint.breaker._with(state="half_open")
         server.reply = reply
         answer = await pool.infer(GO, request(), "m")
-        assert answer is None or answer.status == 400
+        assert answer == FAILED or answer.status == 400
         assert not endpoint.breaker.probing
         server.reply = good
         await until(lambda: usable(pool))
@@ -279,7 +164,7 @@ def test_no_answer_keeps_the_one_place_of_a_half_open_breaker(reply: Any) -> Non
 
 
 def test_metadata_that_is_no_text_is_a_reason_and_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("device_agent.cloud.RECHECK_MISFIT_S", 0.05)
+    monkeypatch.setattr("device_agent.cloud_watch.RECHECK_MISFIT_S", 0.05)
 
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
         model = pool.endpoints["c"].models["m"]
@@ -298,7 +183,7 @@ def test_a_model_that_the_endpoint_lacks_does_not_keep_the_others_away() -> None
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
         pool.add(msgspec.structs.replace(SHAPE, name="absent"))
         endpoint = pool.endpoints["c"]
-        endpoint.models = {"absent": endpoint.models["absent"], "m": endpoint.models["m"]}
+        endpoint.models["m"] = endpoint.models.pop("m")  # behind it
         await until(lambda: usable(pool))
         assert "404" in (endpoint.models["absent"].reason or "")
         absent, known = (endpoint.status(time.monotonic()).models[name] for name in ("absent", "m"))
@@ -306,7 +191,7 @@ def test_a_model_that_the_endpoint_lacks_does_not_keep_the_others_away() -> None
         assert known.expected_s and known.safe_s
         good, server.reply = server.reply, lambda: http(500, {"error": "x"})
         for _ in range(3):
-            assert await pool.infer(GO, request(), "m") is None
+            assert await pool.infer(GO, request(), "m") == FAILED
         assert endpoint.breaker.state == "open"
         server.reply = good
         await until(lambda: usable(pool))
@@ -318,8 +203,8 @@ def test_a_deadline_that_the_endpoint_missed_is_learnt_from() -> None:
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
         await until(lambda: usable(pool))
         server.reply = lambda: None
-        assert await pool.infer(GO, request(0.2), "m") is None
-        offer = pool.best("m", time.monotonic(), natural=False)
+        assert await pool.infer(GO, request(0.2), "m") == FAILED
+        offer = pool.choose("m", Wanted(), time.monotonic())
         assert offer is not None and offer.expected_s > 0.1, "nobody else with such a deadline is sent there at once"
 
     drive(scenario, Server())
@@ -343,9 +228,9 @@ def test_a_check_that_swallows_its_cancellation_does_not_keep_the_agent_from_sto
 
         swallowed: list[bool] = []
         await until(lambda: usable(pool))
-        endpoint._check = stubborn  # type: ignore[method-assign]
+        endpoint.watch._check = stubborn  # type: ignore[method-assign]
         endpoint.models["m"].usable = False
-        endpoint._wake.set()
+        endpoint.watch.wake.set()
         await busy.wait()
         await asyncio.wait_for(pool.stop(), 5)
         assert swallowed

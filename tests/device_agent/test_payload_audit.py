@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from aios_edge.errors import SettingsError
+from device_agent.answer import Unanswered
 from device_agent.payload_audit import PayloadAudit
 from device_agent.settings import check_model_names, parse_settings
 from device_agent.values import Cloud, InferenceRequest, Reason
@@ -101,14 +102,16 @@ def test_the_door_refuses_by_itself_and_the_count_would_tell_a_fault() -> None:
 
 def test_the_pool_asks_the_door_whatever_was_decided(recording_cloud: Any) -> None:
     from device_agent.cloud import CloudPool
-    from device_agent.settings import CloudEndpoint, Policy
+    from device_agent.cloud_settings import CloudEndpoint
+    from device_agent.settings import Policy
 
     async def main() -> None:
         endpoint = CloudEndpoint(name="c", url=recording_cloud.url)
         pool = CloudPool((endpoint,), Policy(), lambda kind, **detail: None)
         pool.audit.keep("tiny")
         for each in (request("tiny"), request("other", local_only=True)):
-            assert await pool.infer(Cloud(Reason.PREDICTED_LATE, "c"), each, each.model) is None
+            outcome = await pool.infer(Cloud(Reason.PREDICTED_LATE, "c"), each, each.model)
+            assert outcome == Unanswered(reason=Reason.CLOUD_FAILED, endpoints=("c",))
         assert pool.audit.kept_back == 2
         await pool.stop()
 

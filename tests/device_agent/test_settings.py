@@ -45,10 +45,13 @@ def test_everything_there_is() -> None:
         'protocol = "3.1.1"\nformat = "json"\ninterval_s = 2\n'
         '[[bundle]]\npath = "b1"\npinned = true\n[[bundle]]\npath = "/b2"\n'
         '[repository]\npath = "models"\n'
-        "[policy]\nqueue_limit = 3\ndefault_deadline_s = 0.5\nmax_temperature_c = 80\navoid_when_throttled = true\n"
+        "[policy]\nqueue_limit = 3\nhedge = true\ndefault_deadline_s = 0.5\nmax_temperature_c = 80\n"
+        "avoid_when_throttled = true\n"
         'min_battery_percent = 15\nmax_memory_pressure_percent = 20\nmin_confidence = 0.7\ntrace = "t"\n'
         '[[cloud]]\nname = "c"\nurl = "https://x"\nmodel_map = {a = "b:2"}\nbearer_file = "t"\nca = "ca"\n'
-        "timeout_s = 1\n"
+        "timeout_s = 1\nweight = 0\nrequests_per_day = 9\nbytes_per_day = 99\n"
+        'client_cert = "me.pem"\nclient_key = "me.key"\ncompression = "gzip"\n'
+        "cost_per_request = 0.1\ncost_per_day = 5\n"
         f"{tenant(requests_per_s=0.5, burst=2, bytes_per_day=10, priority_ceiling=3, models=['a'], unix_uids=[0])}"
         "[emulate]\nslowdown = 8\n"
     )
@@ -58,6 +61,7 @@ def test_everything_there_is() -> None:
     assert settings.policy.trace == BASE / "t" and settings.policy.min_confidence == 0.7
     assert settings.http.unix_socket == BASE / "run/a.sock"
     assert settings.cloud[0].model_map == {"a": "b:2"} and settings.cloud[0].bearer_file == BASE / "t"
+    assert settings.cloud[0].client_cert == BASE / "me.pem" and settings.cloud[0].client_key == BASE / "me.key"
     assert settings.http.tls_key == BASE / "k.pem" and settings.tenant[0].models == ("a",)
     assert settings.mqtt and settings.mqtt.password_file == BASE / "pw"
 
@@ -98,8 +102,17 @@ def test_everything_there_is() -> None:
         (tenant(admin="true", models=[]), "an admin sees every model"),
         ('[mqtt]\nurl = "mqtt://x"\nformat = "sparkplug"', "is not available in this version"),
         ('[mqtt]\nurl = "mqtt://x"\nhome_assistant = true', "mqtt.home_assistant is not available"),
-        ('[[cloud]]\nname = "c"\nurl = "http://x"\nweight = 2', "cloud.weight is not available"),
-        ('[[cloud]]\nname = "c"\nurl = "http://x"\nclient_cert = "x"', "cloud.client_cert is not available"),
+        (
+            '[[cloud]]\nname = "c"\nurl = "http://x"\nrequests_per_day = 0',
+            "cloud.c.requests_per_day: 0 must be greater",
+        ),
+        ('[[cloud]]\nname = "c"\nurl = "http://x"\nclient_cert = "x"', "cloud.c.client_cert: http://x is no https"),
+        ('[[cloud]]\nname = "c"\nurl = "https://x"\nclient_key = "x"', "cloud.c.client_key: a key needs a"),
+        ('[[cloud]]\nname = "c"\nurl = "https://x"\ncompression = "br"', "cloud[0].compression"),
+        ('[[cloud]]\nname = "c"\nurl = "http://x"\nweight = -1', "cloud.c.weight: -1.0 is not a finite number"),
+        ('[[cloud]]\nname = "c"\nurl = "http://x"\nbytes_per_day = 1.5', "cloud[0].bytes_per_day"),
+        ('[[cloud]]\nname = "c"\nurl = "http://x"\ncost_per_request = -1', "cloud.c.cost_per_request: -1.0 is not"),
+        ('[[cloud]]\nname = "c"\nurl = "http://x"\ncost_per_day = 1', "cloud.c.cost_per_day: nothing costs anything"),
         ('[[cloud]]\nname = "c"\nurl = "ftp://x"', "not an http(s) URL"),
         ('[[cloud]]\nname = "c"\nurl = "http://"', "not an http(s) URL"),
         ('[[cloud]]\nname = "c"\nurl = "http://x:port"', "not an http(s) URL"),
