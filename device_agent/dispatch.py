@@ -56,17 +56,18 @@ class Dispatch:
         while self._queue:
             now = self._around.clock()
             batch, busy, forecast = self._judge.next_batch(now)
-            late = [
+            strained = self._around.strain() is not None  # else one without a deadline stays where it is
+            leaving = [
                 (ticket, decision)
                 for ticket in batch
-                if ticket.request.deadline_at is not None
+                if (strained or ticket.request.deadline_at is not None)
                 and not isinstance(decision := self._judge.decide(ticket, forecast), Local)
             ]
-            for ticket, decision in late:
+            for ticket, decision in leaving:
                 self._queue.drop(ticket)
                 if not isinstance(decision, Local):
                     ticket.resolve(decision)
-            if not late:
+            if not leaving:
                 for ticket in batch:
                     self._queue.drop(ticket)
                     ticket.taken_at = now

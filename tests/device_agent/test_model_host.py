@@ -11,13 +11,15 @@ import pytest
 
 from aios_edge.errors import BundleRefused, WorkerLost
 from device_agent import wire
-from device_agent.answer import Answer, Energy
+from device_agent.answer import Answer, Energy, Unanswered
 from device_agent.cloud import CloudPool
+from device_agent.cloud_choice import Wanted
 from device_agent.model_host import ModelHost
 from device_agent.rehearsal import rehearsal_batch
+from device_agent.router import There
 from device_agent.settings import Policy
 from device_agent.surroundings import Surroundings
-from device_agent.values import ActivationReport, InferenceRequest
+from device_agent.values import ActivationReport, Cloud, InferenceRequest, Reason
 from device_agent.worker_pool import BatchResult, WorkerSpec
 
 REPORT = ActivationReport(
@@ -87,12 +89,41 @@ class Worker:
         raise WorkerLost("was killed by SIGKILL", where="worker")
 
 
+class Endpoints:
+    """Stands for the pool: ``a`` and ``b``, both near. ``on_infer`` answers; ``asked`` is what it was asked with."""
+
+    def __init__(self, on_infer: Callable[[Cloud], Answer | Unanswered]) -> None:
+        self.on_infer = on_infer
+        self.asked: list[tuple[str, Reason, tuple[str, ...]]] = []
+
+    def choose(self, model: str, wanted: Wanted, now: float) -> There | None:
+        return next((There(endpoint=name, expected_s=0, safe_s=0) for name in "ab" if name not in wanted.without), None)
+
+    soonest = choose
+
+    def unaffordable(self, model: str, wanted: Wanted, now: float) -> There | None:
+        return None
+
+    async def infer(
+        self, decision: Cloud, request: InferenceRequest, model: str, *, tried: tuple[str, ...] = ()
+    ) -> Answer | Unanswered:
+        self.asked.append((decision.endpoint, decision.reason, tried))
+        return self.on_infer(decision)
+
+
 def request(number: int = 1) -> InferenceRequest:
     (made,) = rehearsal_batch("tiny", (4,), pair=False, now=0.0)
     return msgspec.structs.replace(made, request_id=number)
 
 
-def drive(bundle: Any, scenario: Callable[[ModelHost, Worker, list[Any]], Awaitable[None]], **policy: Any) -> None:
+def drive(
+    bundle: Any,
+    scenario: Callable[[ModelHost, Worker, list[Any]], Awaitable[None]],
+    *,
+    cloud: Any = None,
+    strain: Callable[[], Reason | None] = lambda: None,
+    **policy: Any,
+) -> None:
     async def main() -> None:
         events: list[Any] = []
         rules = Policy(**policy)
@@ -102,9 +133,10 @@ def drive(bundle: Any, scenario: Callable[[ModelHost, Worker, list[Any]], Awaita
 
         around = Surroundings(
             policy=rules,
-            cloud=CloudPool((), rules, emit),
+            cloud=cloud or CloudPool((), rules, emit),
             emit=emit,
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
+            strain=strain,
         )
         host = ModelHost(WorkerSpec(model="tiny", bundle_path=bundle.path, profile="x"), bundle, around)
         worker = Worker()
@@ -231,3 +263,32 @@ def test_a_start_that_swallows_its_cancellation_does_not_keep_the_host_from_stop
         assert swallowed
 
     drive(tiny_bundle, scenario)
+
+
+def test_who_waits_without_a_deadline_is_sent_away_too_once_the_device_is_to_be_spared(tiny_bundle: Any) -> None:
+    strains: list[Reason | None] = [None]
+    cloud = Endpoints(lambda decision: Answer(status=200, route="cloud", reason=decision.reason))
+
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        running, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(requests: Sequence[InferenceRequest]) -> BatchResult:
+            running.set()
+            await go_on.wait()
+            return await worker.answered(requests)
+
+        worker.on_run = slow
+        without = [
+            msgspec.structs.replace(request(number), deadline_at=None, local_only=number == 3) for number in (1, 2, 3)
+        ]
+        first = asyncio.create_task(host.infer(without[0]))
+        await running.wait()
+        others = [asyncio.create_task(host.infer(each)) for each in without[1:]]
+        while host.queued < 2:  # noqa: ASYNC110 - a condition in the code under test
+            await asyncio.sleep(0)
+        strains[0] = Reason.HOT
+        go_on.set()
+        told = [(answer.route, answer.reason.value) for answer in await asyncio.gather(first, *others)]
+        assert told == [("local", "no_deadline"), ("cloud", "hot"), ("local", "local_only")]
+
+    drive(tiny_bundle, scenario, cloud=cloud, strain=lambda: strains[0])
