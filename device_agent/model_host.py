@@ -203,8 +203,8 @@ class ModelHost:
                 ticket.unsure = self._judge.second_opinion(ticket, outcome.confidence)
                 if ticket.unsure is None:
                     return outcome
-                now = self._around.clock()
-                return await second_opinion(outcome, ticket.unsure, request, self._around.cloud, now)
+                now, cloud = self._around.clock(), self._around.cloud
+                return await second_opinion(outcome, ticket.unsure, request, cloud, now, ticket.failed_at)
             decision = outcome
 
     async def _wait(self, ticket: Ticket) -> Answer | Cloud | Shed:

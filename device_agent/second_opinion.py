@@ -14,18 +14,25 @@ from device_agent.values import Cloud, InferenceRequest, Reason
 
 
 async def second_opinion(
-    local: Answer, decision: Cloud, request: InferenceRequest, cloud: CloudPool, now: float
+    local: Answer,
+    decision: Cloud,
+    request: InferenceRequest,
+    cloud: CloudPool,
+    now: float,
+    tried: tuple[str, ...] = (),
 ) -> Answer:
-    """The cloud's answer where it comes in time to be given, else the one that was kept, which says so."""
+    """The cloud's answer where it comes in time to be given, else the one that was kept, which says so. ``tried``:
+    endpoints that failed the request before it was answered here."""
     theirs: object = None
     if request.deadline_at is None:
-        theirs = await cloud.infer(decision, request, request.model)
+        theirs = await cloud.infer(decision, request, request.model, tried=tried)
     else:
         hurried = msgspec.structs.replace(request, deadline_at=request.deadline_at - KEPT_ANSWER_S)
         # The cloud keeps that deadline by itself, and learns from it; this is for the case that it doesn't.
         with contextlib.suppress(asyncio.TimeoutError):
             theirs = await asyncio.wait_for(
-                cloud.infer(decision, hurried, request.model), request.deadline_at - KEPT_ANSWER_S / 2 - now
+                cloud.infer(decision, hurried, request.model, tried=tried),
+                request.deadline_at - KEPT_ANSWER_S / 2 - now,
             )
     if isinstance(theirs, Answer) and theirs.status == 200:
         return theirs

@@ -292,3 +292,28 @@ def test_who_waits_without_a_deadline_is_sent_away_too_once_the_device_is_to_be_
         assert told == [("local", "no_deadline"), ("cloud", "hot"), ("local", "local_only")]
 
     drive(tiny_bundle, scenario, cloud=cloud, strain=lambda: strains[0])
+
+
+def test_a_second_opinion_knows_which_endpoint_failed_the_request_before(tiny_bundle: Any) -> None:
+    strains: list[Reason | None] = [Reason.HOT]
+
+    def answered(decision: Cloud) -> Answer | Unanswered:
+        if decision.endpoint == "a":
+            strains[0] = None  # so this device answers it, after all
+            return Unanswered(reason=Reason.CLOUD_FAILED, endpoints=("a",))
+        return Answer(status=200, route="cloud", reason=decision.reason)
+
+    cloud = Endpoints(answered)
+
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        worker.on_run = lambda requests: worker.answered(requests, confidence=0.1)
+        for number, deadline_at in ((1, None), (2, asyncio.get_running_loop().time() + 5.0)):
+            cloud.asked.clear()
+            strains[0] = Reason.HOT
+            answer = await host.infer(
+                msgspec.structs.replace(request(number), deadline_at=deadline_at, local_only=False)
+            )
+            assert answer.route == "cloud" and answer.reason is Reason.LOW_CONFIDENCE
+            assert cloud.asked == [("a", Reason.HOT, ()), ("b", Reason.LOW_CONFIDENCE, ("a",))]
+
+    drive(tiny_bundle, scenario, cloud=cloud, strain=lambda: strains[0], min_confidence=0.6)

@@ -110,7 +110,9 @@ def test_who_asks_for_the_kept_answer_never_waits_past_the_deadline() -> None:
     local = Answer(status=200, route="local", reason=Reason.IDLE, confidence=0.1)
 
     class Pool:
-        async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | None:
+        async def infer(
+            self, decision: Cloud, request: InferenceRequest, model: str, *, tried: tuple[str, ...]
+        ) -> Answer | None:
             given.append(request.deadline_at)
             await asyncio.sleep(30)
             return None
