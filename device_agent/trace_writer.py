@@ -66,7 +66,9 @@ class TraceWriter:
         self._timer = asyncio.get_running_loop().call_later(FLUSH_S, self._flush) if self._waiting else None
 
     def _append(self, lines: list[bytes]) -> None:
-        """In the thread."""
+        """In the thread. Without lines the file isn't touched: it may be another agent's, which this one found here."""
+        if not lines:
+            return
         try:
             if self._path.exists() and self._path.stat().st_size + sum(map(len, lines)) > self._part_bytes:
                 self._path.replace(self._path.with_name(self._path.name + ".1"))

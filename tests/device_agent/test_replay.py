@@ -146,6 +146,18 @@ def test_a_trace_is_bounded_and_a_torn_line_costs_itself(tmp_path: Path) -> None
     assert replay(lines, Policy()).requests and lines.torn == 1
 
 
+def test_an_agent_that_served_nobody_leaves_a_trace_alone(tmp_path: Path) -> None:
+    """It may be another agent's, whose state folder this one found in use."""
+    path = tmp_path / "trace"
+    path.write_bytes(b"x" * 600)
+
+    async def main() -> None:
+        await TraceWriter(path, 1000).stop()
+
+    asyncio.run(main())
+    assert [each.name for each in tmp_path.iterdir()] == ["trace"] and path.read_bytes() == b"x" * 600
+
+
 def test_a_disk_that_fails_costs_lines_and_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         writer = TraceWriter(tmp_path / "absent" / "trace", 1000)
