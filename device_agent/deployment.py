@@ -20,7 +20,7 @@ from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import BundleStatus
 from device_agent.announcements import Announcements
 from device_agent.cloud_fit import ModelShape
-from device_agent.hosting import entries_of, no_bundle, open_entry, same_name, worker_spec
+from device_agent.hosting import entries_of, no_bundle, open_entry, other_name, same_name, worker_spec
 from device_agent.kept_bundles import forget_others
 from device_agent.model_host import ModelHost
 from device_agent.provider_chain import forget_engines
@@ -191,7 +191,7 @@ class Deployment:
     async def _load(self, model: str) -> None:
         host = self._hosts.get(model)
         if host is None:
-            await self._succession.keep(await self._activate(self._entry_away(model)))
+            await self._succession.keep(await self._activate(self._entry_away(model), asked=model))
             return
         entry = self._entries[model]
         try:
@@ -228,9 +228,9 @@ class Deployment:
         self._away[entry] = msgspec.structs.replace(status, state="unloaded", detail="unloaded")
         self._around.emit("unloaded", model=model, version=manifest.version, bundle_id=bundle_id)
 
-    async def _activate(self, entry: BundleEntry) -> ModelHost:
+    async def _activate(self, entry: BundleEntry, *, asked: str | None = None) -> ModelHost:
         try:
-            host = await self._activated(entry)
+            host = await self._activated(entry, asked)
         except AiosEdgeError as error:
             self._away[entry] = self._tell.refused(entry, error)
             raise
@@ -240,9 +240,11 @@ class Deployment:
             self._around.cloud.add(ModelShape.of(manifest), only_mapped=is_raw(manifest))
         return host
 
-    async def _activated(self, entry: BundleEntry) -> ModelHost:
+    async def _activated(self, entry: BundleEntry, asked: str | None) -> ModelHost:
         bundle = open_entry(entry)
         name = bundle.manifest.name
+        if asked not in (None, name):
+            raise other_name(bundle, str(asked))
         if name in self._hosts:
             raise same_name(name, entry.path)
         host = self._host(entry, bundle)

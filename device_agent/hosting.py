@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from aios_edge.bundle.read import Bundle, open_bundle
-from aios_edge.errors import SettingsError
+from aios_edge.errors import BundleRefused, SettingsError
 from aios_edge.profile import DeviceProfile
 from aios_edge.session import session_options
 from device_agent.raw_model import RawEntry, is_raw, open_raw, repository_entries
@@ -45,6 +45,17 @@ def worker_spec(
 def same_name(name: str, path: Path) -> SettingsError:
     """Clients couldn't say which they mean."""
     return SettingsError(f"two models have the name {name!r}", where=str(path), remedy="Remove or rename one of them")
+
+
+def other_name(bundle: Bundle, model: str) -> BundleRefused:
+    """What lies at the path of a model that was asked for is another one."""
+    name = bundle.manifest.name
+    return BundleRefused(
+        "name",
+        f"the bundle there is named {name!r} now, not {model!r}",
+        where=str(bundle.path),
+        remedy="Give it an entry of its own in agent.toml",
+    )
 
 
 def no_bundle() -> SettingsError:

@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from aios_edge.errors import AiosEdgeError, BundleRefused
+from aios_edge.errors import AiosEdgeError
 from device_agent.cloud_fit import ModelShape
+from device_agent.hosting import other_name
 from device_agent.kept_bundles import keep
 from device_agent.model_host import ModelHost
 from device_agent.probation import Conduct, breach
@@ -63,8 +64,7 @@ class Succession:
         """Put ``new`` in the place of the model that serves. Whatever refuses it is raised; the old one serves on."""
         began, old = self._around.clock(), self._hosts[model]
         if new.name != model:
-            what, where = f"the bundle there is named {new.name!r} now, not {model!r}", str(new.bundle.path)
-            raise BundleRefused("name", what, where=where, remedy="Give it an entry of its own in agent.toml")
+            raise other_name(new.bundle, model)
         self.leaving.add(new)
         try:
             await new.activate()

@@ -259,6 +259,26 @@ def test_where_the_previous_bundle_does_not_come_back_the_new_one_serves_on(bund
     drive(bundles, scenario)
 
 
+def test_a_load_brings_the_model_it_names_and_no_other(bundles: list[Any], make_bundle: Any) -> None:
+    other = make_bundle(name="other")
+
+    async def scenario(device: Place) -> None:
+        await device.deployment.unload("tiny")
+        device.bundles = [*bundles, other]
+        device.point_to(len(bundles))
+        with pytest.raises(BundleRefused, match="is named 'other' now, not 'tiny'"):
+            await device.deployment.load("tiny")
+        assert not device.deployment.hosts
+        await device.deployment.load("other")
+        assert [*device.deployment.hosts] == ["other"]
+        await device.deployment.unload("other")
+        device.point_to(1)
+        await device.deployment.load("tiny")
+        assert device.serving == bundles[1].bundle_id
+
+    drive(bundles, scenario)
+
+
 def test_an_agent_that_stops_begins_no_change(bundles: list[Any]) -> None:
     async def scenario(device: Place) -> None:
         device.point_to(1)
