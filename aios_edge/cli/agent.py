@@ -153,7 +153,7 @@ def describe(document: dict[str, Any]) -> list[str]:
         lines.append(f"cloud {name} {cloud['url']}  breaker {cloud['breaker']}")
         lines += [
             f"  budget of {budget}: {sums['left']:g} of {sums['per_day']:g} left"
-            for budget, sums in cloud["budgets"].items()
+            for budget, sums in cloud.get("budgets", {}).items()
         ]
         lines += [
             f"  {local} -> {model['remote']}  {'usable' if model['usable'] else model['reason']}"
@@ -164,7 +164,7 @@ def describe(document: dict[str, Any]) -> list[str]:
         lines.append(f"power {power['total_w']:.2f} W ({power['total_method']}, {power['total_source']})")
     else:
         lines.append(f"power unknown: {document['power_reason']}")
-    if strained := document["device_state"]["strained"]:
+    if strained := document.get("device_state", {}).get("strained"):
         lines.append(f"spared: requests leave that may, for {', '.join(strained)}")
     link, outbox = document["mqtt"]["link"], document["mqtt"]["outbox"]
     connection = "connected" if link["connected"] else f"not connected: {link['reason']}"

@@ -68,6 +68,9 @@ def test_status_always_names_an_emulation() -> None:
     assert "EMULATED" in text and "x 8" in text and "breaker open" in text and "power unknown: no source" in text
     assert "budget of requests: 3 of 20 left" in text
     assert "disk is full" in text and "for hot" in text
+    del document["device_state"], document["cloud"]["c"]["budgets"]
+    older = describe(document)
+    assert any("breaker open" in line for line in older), "an agent that knew neither is told of as well"
 
 
 def test_a_key_is_random_and_comes_with_its_line_for_the_settings() -> None:
