@@ -61,7 +61,7 @@ class FrontDesk:
         return msgspec.json.encode(ServerMetadata(name="aios-edge", version=__version__))
 
     def ready(self) -> bool:
-        """Whether every model that isn't refused serves, and the agent isn't stopping."""
+        """Whether the activations of the start are over, any model serves, and the agent isn't stopping."""
         return not self.draining and self._deployment.ready
 
     def model_metadata(self, model: str, version: str | None) -> bytes:
@@ -154,7 +154,6 @@ class FrontDesk:
             arrived_at=arrived_at,
             cost_hint_bytes=envelope.cost_hint_bytes,
             natural=any(tensor.name not in host.tensors for tensor in envelope.inputs),
-            tenant=None if tenant is None else tenant.id,
             lowered=priority != envelope.priority,
         )
 
