@@ -104,7 +104,7 @@ class Client:
         return self._healthy("/v2/health/live")
 
     def ready(self) -> bool:
-        """Whether every model is ready; False also when the server can't be reached."""
+        """Whether the agent has activated its models and any of them serves; False also when it can't be reached."""
         return self._healthy("/v2/health/ready")
 
     def model_ready(self, model: str) -> bool:

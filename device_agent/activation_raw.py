@@ -41,7 +41,7 @@ def activate_raw(
         record.stage("digest")
         record.bundle = bundle = digested(bundle)
         if model.digest not in (None, bundle.bundle_id):
-            what, remedy = "was written over while it served", "Restart the agent, and put a new model in a new version"
+            what, remedy = "was written over while it served", "Load it again, and put a new model in a new version"
             raise record.refused(BundleRefused("digest", what, where=str(root), remedy=remedy))
         record.add(ActivationCheck(name="contract", passed=True, skipped=True, detail=notes(bundle)))
         record.stage("load")
