@@ -263,18 +263,25 @@ class Deployment:
 
     def _host(self, entry: BundleEntry, bundle: Bundle) -> ModelHost:
         spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=self._settings.device.state_dir)
-        return ModelHost(spec, bundle, self._around, never_leaves=entry.never_leave_device)
+        # Clients know the name: two entries may claim it one after the other, and it was promised for one of them.
+        stays = entry.never_leave_device or bundle.manifest.name in self._around.cloud.audit.staying
+        return ModelHost(spec, bundle, self._around, never_leaves=stays)
 
     # Those that aren't here
 
     def _status_away(self, model: str) -> BundleStatus | None:
-        return next((status for status in self._away.values() if status.model == model), None)
+        entry = self._named(model)
+        return None if entry is None else self._away[entry]
+
+    def _named(self, model: str) -> BundleEntry | None:
+        """Of several with that name the one that served under it: the others were refused for that."""
+        named = [entry for entry, status in self._away.items() if status.model == model]
+        return min(named, key=lambda entry: self._away[entry].state == "refused", default=None)
 
     def _entry_away(self, model: str) -> BundleEntry:
         """The entry of a model that isn't here, by the name it was told of, or by what lies at its path now."""
-        for entry, status in self._away.items():
-            if status.model == model:
-                return entry
+        if named := self._named(model):
+            return named
         for entry in self._away:
             with contextlib.suppress(AiosEdgeError):
                 if open_entry(entry).manifest.name == model:

@@ -90,16 +90,16 @@ class Worker:
 
 
 class Place:
-    """A deployment of one bundle, whose path is a link to one of several."""
+    """A deployment of one bundle, whose path is a link to one of several, and of others."""
 
-    def __init__(self, folder: Path, bundles: Sequence[Any]) -> None:
+    def __init__(self, folder: Path, bundles: Sequence[Any], *others: BundleEntry) -> None:
         self.bundles, self.path = bundles, folder / "bundle"
         self.events: list[str] = []
         self.point_to(0)
         policy = Policy()
         given_settings = Settings(
             device=Device(id="d", profile="x86-gateway", state_dir=folder / "state"),
-            bundle=(BundleEntry(path=self.path, never_leave_device=True),),
+            bundle=(BundleEntry(path=self.path, never_leave_device=True), *others),
             policy=policy,
         )
         around = Surroundings(
@@ -138,10 +138,10 @@ def bundles(make_bundle: Any) -> list[Any]:
     return [make_bundle(version=f"1.{number}.0") for number in range(3)]
 
 
-def drive(bundles: Sequence[Any], scenario: Scenario) -> None:
+def drive(bundles: Sequence[Any], scenario: Scenario, *others: BundleEntry) -> None:
     async def main(folder: Path) -> None:
         Worker.alive.clear(), Worker.bad.clear(), Worker.refused.clear()
-        device = Place(folder, bundles)
+        device = Place(folder, bundles, *others)
         await device.deployment.activate_all()
         try:
             await asyncio.wait_for(scenario(device), 20)
@@ -277,6 +277,23 @@ def test_a_load_brings_the_model_it_names_and_no_other(bundles: list[Any], make_
         assert device.serving == bundles[1].bundle_id
 
     drive(bundles, scenario)
+
+
+def test_a_name_that_never_leaves_stays_under_another_entry_too(bundles: list[Any]) -> None:
+    async def scenario(device: Place) -> None:
+        assert device.serving == bundles[0].bundle_id and len(device.deployment.refused) == 1
+        await device.deployment.unload("tiny")
+        await device.deployment.load("tiny")
+        assert device.serving == bundles[0].bundle_id, "not the one that was refused for its name"
+        await device.deployment.unload("tiny")
+        Worker.refused.add(bundles[0].bundle_id)
+        with pytest.raises(BundleRefused):
+            await device.deployment.load("tiny")
+        await device.deployment.load("tiny")
+        assert device.serving == bundles[1].bundle_id
+        assert device.deployment.host("tiny", None).never_leaves
+
+    drive(bundles, scenario, BundleEntry(path=bundles[1].path))
 
 
 def test_an_agent_that_stops_begins_no_change(bundles: list[Any]) -> None:
