@@ -125,7 +125,6 @@ class Endpoint:
     async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | Reason:
         """Send a request there. The answer, or why there is none: ``cloud_failed`` (the breaker knows), ``budget``."""
         body, headers = self._outgoing(request)
-        self.hedges += decision.reason is Reason.HEDGED
         self.health.sent()
         try:
             if self._compresses:
@@ -137,6 +136,7 @@ class Endpoint:
         if posting is None:
             self.health.abandoned()
             return Reason.BUDGET
+        self.hedges += decision.reason is Reason.HEDGED
         try:
             return await self._send(decision, request, self.models[model], headers, body, posting.answer)
         finally:

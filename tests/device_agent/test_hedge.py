@@ -123,3 +123,14 @@ def test_two_failures_name_both_endpoints_and_a_client_that_goes_away_ends_both(
         assert {one.breaker.failures for one in pool.endpoints.values()} == {1}, "only what failed before"
 
     hedging(scenario)
+
+
+def test_a_request_that_a_budget_kept_back_is_no_hedge() -> None:
+    async def scenario(pool: CloudPool, first: Server, second: Server) -> None:
+        hedged = Cloud(Reason.HEDGED, "b")
+        assert isinstance(await pool.infer(hedged, request(), "m"), Answer)
+        assert await pool.infer(hedged, request(), "m") == Unanswered(reason=Reason.BUDGET, endpoints=("b",))
+        status = pool.endpoints["b"].status(0.0)
+        assert posts(second) == status.spent.requests == status.hedges == 1
+
+    hedging(scenario, requests_per_day=[None, 1])
