@@ -88,8 +88,8 @@ class PowerFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EnergyFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the window. Per inference counts local inferences only; ``gross`` is everything the device used,
-    ``active`` what it used above idle. ``method`` is that of the power."""
+    """Of the window. Per inference counts those that ran here only, also where the cloud was asked again; ``gross`` is
+    everything the device used, ``active`` what it used above idle. ``method`` is that of the power."""
 
     energy_j: float | None = None
     energy_reason: str | None = None

@@ -76,7 +76,7 @@ class TelemetryWindow:
             return
         self._answered += 1
         self._latencies.append(max(0.0, item.latency_s))
-        if item.route == "local":
+        if item.route == "local" or item.batch_size is not None:  # it ran here, also where the cloud bettered it
             self._local += 1
             if item.batch_size is not None:
                 self._batches[item.batch_size] += 1

@@ -314,6 +314,7 @@ def test_a_second_opinion_knows_which_endpoint_failed_the_request_before(tiny_bu
                 msgspec.structs.replace(request(number), deadline_at=deadline_at, local_only=False)
             )
             assert answer.route == "cloud" and answer.reason is Reason.LOW_CONFIDENCE
+            assert answer.batch_size == 1 and answer.energy and answer.compute_s is not None, "it ran here, too"
             assert cloud.asked == [("a", Reason.HOT, ()), ("b", Reason.LOW_CONFIDENCE, ("a",))]
 
     drive(tiny_bundle, scenario, cloud=cloud, strain=lambda: strains[0], min_confidence=0.6)

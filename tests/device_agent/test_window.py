@@ -34,11 +34,23 @@ def test_joules_per_inference_gross_and_above_idle() -> None:
         window.add(done())
     window.add(done("cloud"))
     told = close(window, 10.0)
+    assert told.requests.batch_sizes == {}
     assert told.power.total_w == pytest.approx(6.0) and told.power.total_method == "measured"
     assert told.energy.energy_j == pytest.approx(60.0)
     assert told.energy.j_per_inference_gross == pytest.approx(3.0)  # 20 local ones; the cloud's costs us nothing
     assert told.energy.j_per_inference_active == pytest.approx(2.0)
     assert told.energy.method == "measured"
+
+
+def test_what_ran_here_took_energy_also_where_the_cloud_gave_the_better_answer() -> None:
+    window = TelemetryWindow(0.0)
+    window.add(watts(10.0, 6.0))
+    for _ in range(10):
+        window.add(done())
+        window.add(done("cloud", batch_size=2, queue_s=0.001))
+    told = close(window, 10.0)
+    assert told.energy.j_per_inference_gross == pytest.approx(3.0)
+    assert told.requests.batch_sizes == {"2": 10} and told.requests.routes == {"cloud": 10, "local": 10}
 
 
 def test_power_is_weighted_by_the_time_each_reading_stands_for() -> None:
