@@ -10,7 +10,10 @@ from device_agent.cloud_fit import ModelShape
 from device_agent.http1 import Response
 from device_agent.values import InferenceRequest, Reason
 
-PASSED_ON = (400, 413, 422)  # the request itself is at fault: the client hears it, the endpoint is fine
+PASSED_ON = (400, 422)  # the request itself is at fault: the client hears it, the endpoint is fine
+#: Too large for that endpoint, or more than was agreed with it: it is fine, and somebody else may take the request.
+NOT_THERE = (413, 429)
+_LONGEST_PAUSE_S = 60.0
 #: Parameters of every answer of ours that a server of another make doesn't give.
 _UNTOLD = dict.fromkeys(("queue_us", "compute_us", "batch_size", "energy_j", "energy_method"))
 
@@ -29,6 +32,14 @@ def cloud_answer(response: Response, reason: Reason, ours: ModelShape, request: 
         parameters={"route": "cloud", "reason": reason.value, **request.changed_parameters},
     )
     return Answer(status=200, route="cloud", reason=reason, remote_body=body, remote_json_length=json_length)
+
+
+def pause_s(response: Response) -> float:
+    """How long an endpoint wants to be left alone: of a 429 what ``Retry-After`` says in seconds, at most a minute."""
+    if response.status != 429:
+        return 0.0
+    said = response.headers.get("retry-after", "")
+    return min(float(said), _LONGEST_PAUSE_S) if said.isascii() and said.isdigit() else 1.0
 
 
 def _error_of(body: bytes) -> str:

@@ -18,7 +18,7 @@ from device_agent.answer import Answer
 from device_agent.breaker import Breaker, BreakerRule
 from device_agent.budget_book import BudgetBook
 from device_agent.cloud_account import Account
-from device_agent.cloud_answer import PASSED_ON, cloud_answer
+from device_agent.cloud_answer import NOT_THERE, PASSED_ON, cloud_answer, pause_s
 from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_health import Emit, Health
 from device_agent.cloud_model import CloudModel
@@ -68,6 +68,7 @@ class Endpoint:
         self._client = HttpClient(
             settings.url, ca=settings.ca, client_cert=settings.client_cert, client_key=settings.client_key
         )
+        self._asked_again_at = 0.0  # after a 429
         self._headers: dict[str, str] = {}
         if settings.bearer_file:
             self._headers["Authorization"] = f"Bearer {read_secret(settings.bearer_file)}"
@@ -114,6 +115,8 @@ class Endpoint:
         input."""
         known = self.models.get(model)
         if known is None or not known.usable or not self.breaker.allows() or (natural and not known.natural):
+            return None
+        if now < self._asked_again_at:
             return None
         expected_s, safe_s = known.round_trip.predict(now)
         return There(endpoint=self.name, expected_s=expected_s, safe_s=safe_s)
@@ -204,6 +207,11 @@ class Endpoint:
         if response.status == 415 and "Content-Encoding" in headers:
             log.warning("cloud %s takes no gzip: it is sent bodies as they are, until the next start", self.name)
             self._compresses = False
+        if response.status in NOT_THERE:
+            log.warning("cloud %s takes no such request now: HTTP %d", self.name, response.status)
+            self._asked_again_at = self._clock() + pause_s(response)
+            self.health.abandoned()
+            return Reason.CLOUD_FAILED
         if response.status != 200 and response.status not in PASSED_ON:
             self.health.failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
             return Reason.CLOUD_FAILED

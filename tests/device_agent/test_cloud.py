@@ -92,6 +92,22 @@ def test_a_clients_mistake_is_passed_on_and_does_not_count_against_the_cloud() -
     drive(scenario, Server())
 
 
+@pytest.mark.parametrize(("status", "paused"), [(413, False), (429, True)])
+def test_what_an_endpoint_does_not_take_may_go_elsewhere_and_opens_no_breaker(status: int, paused: bool) -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        good, server.reply = server.reply, lambda: http(status, {"error": "no"}, "retry-after: 1\r\n")
+        for _ in range(5):
+            assert await pool.infer(GO, request(), "m") == FAILED
+        assert pool.endpoints["c"].breaker.state == "closed" and "breaker_opened" not in events
+        assert usable(pool) is not paused
+        server.reply = good
+        await until(lambda: usable(pool))
+        assert isinstance(await pool.infer(GO, request(), "m"), Answer)
+
+    drive(scenario, Server())
+
+
 def test_a_kept_connection_that_the_server_closed_costs_no_failure() -> None:
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
         await until(lambda: usable(pool))
