@@ -85,11 +85,12 @@ def device_part(work: Path, bundle: Path, options: argparse.Namespace) -> None:
         capacity = closed_loop(server, options.closed_seconds)
         print(f"\nThe unloaded p95 is {p95_s * capacity:.2f} times what a request takes at capacity; {_range(p95_s)}\n")
         print(
-            "| load | offered, of capacity | admitted | in time of admitted | shed | more than the bound, worst window "
+            "| load | offered, of capacity | admitted | in time of admitted | given up / late | shed "
+            "| more than the bound, worst window "
             "| than an ideal queue | goodput of capacity | of an ideal queue's | later than deadline + 50 ms | worst "
             "| p99 lateness | failed | generator late, p99 / worst | its cores | agent's, all / supervisor |\n|---|"
             + "---:|"
-            * 15
+            * 16
         )
         for bursts in (False, True):
             for factor in (float(each) for each in options.factors.split(",")):
@@ -202,6 +203,7 @@ def _device_row(
         f"{offered_share:.2f}",
         f"{row.admitted / row.offered:.1%}",
         f"{row.kept:.2%}",
+        f"{row.admitted - row.in_time - row.late} / {row.late}",
         f"{row.shed / row.offered:.1%}",
         f"{row.excess:+.1%}",
         f"{row.excess_to_ideal:+.1%}",

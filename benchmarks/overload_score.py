@@ -1,7 +1,7 @@
 """What an overloaded run is worth: pure, from the outcomes of ``open_loop.py``.
 
-Admitted is who was answered, and who was refused only after waiting longer than an unloaded request takes: that one was
-let in and given up. Shed is who was not answered with 200.
+Admitted is who was answered, and who was refused only after half of what an unloaded request takes: that one waited and
+was given up. Shed is who was not answered with 200.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ WINDOW_S = 10.0
 STEP_S = 0.5
 PROMISED = 0.95  # of the capacity: what must be served before anything may be shed
 GRACE_S = 0.05  # no answer may be later than its deadline by more
+AT_ONCE = 0.5  # of the unloaded p95: a refusal that takes longer is of a request that waited
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +38,7 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     offered: int
     admitted: int
     in_time: int
+    late: int  # answered after their deadline; the rest of the admitted was given up
     shed: int
     failed: int
     capacity_share: float  # answered in time, of what the capacity would have been in that time
@@ -66,6 +68,7 @@ def score(outcomes: Sequence[Outcome], capacity: Capacity, unloaded_p95_s: float
         offered=len(outcomes),
         admitted=sum(admitted(outcome, unloaded_p95_s) for outcome in outcomes),
         in_time=in_time,
+        late=sum(outcome.status == 200 and not outcome.in_time for outcome in outcomes),
         shed=sum(shed),
         failed=sum(outcome.status not in (200, 503, 504) or not outcome.sound for outcome in outcomes),
         capacity_share=in_time / (capacity.mean * seconds),
@@ -82,7 +85,7 @@ def score(outcomes: Sequence[Outcome], capacity: Capacity, unloaded_p95_s: float
 
 def admitted(outcome: Outcome, unloaded_p95_s: float) -> bool:
     """Whether it was let in, whatever became of it then."""
-    return outcome.status in (200, 504) or outcome.done_s - outcome.sent_s > unloaded_p95_s
+    return outcome.status in (200, 504) or outcome.done_s - outcome.sent_s > AT_ONCE * unloaded_p95_s
 
 
 def ideal_sheds(outcomes: Sequence[Outcome], rate_per_s: float) -> list[bool]:
