@@ -2,7 +2,7 @@
 
     python benchmarks/overload.py --work DIR [--seconds 60] [--factors 1,2,3,5,10] [--parts device,cloud]
 
-One model whose batches take as long as they have rows: some 2 ms each in a thread of onnxruntime, five times that with
+One model whose time grows with the rows of a batch: some 2 ms for one in a thread of onnxruntime, five times that with
 ``[emulate] slowdown``, asleep, so that the generator's core isn't the model's. Capacity is measured first, and again
 after each row: a closed loop without deadlines. Load is open loop (``open_loop.py``); deadlines are 2 to 20 times the
 unloaded p95, as many within each factor of two. The machine is shared with the load generator, whose lateness and
@@ -85,12 +85,12 @@ def device_part(work: Path, bundle: Path, options: argparse.Namespace) -> None:
         capacity = closed_loop(server, options.closed_seconds)
         print(f"\nThe unloaded p95 is {p95_s * capacity:.2f} times what a request takes at capacity; {_range(p95_s)}\n")
         print(
-            "| load | offered, of capacity | admitted | in time of admitted | given up / late | shed "
-            "| more than the bound, worst window "
+            "| load | offered, of capacity | admitted | in time of admitted | given up / late "
+            "| late of those with margin | shed | more than the bound, worst window "
             "| than an ideal queue | goodput of capacity | of an ideal queue's | later than deadline + 50 ms | worst "
             "| p99 lateness | failed | generator late, p99 / worst | its cores | agent's, all / supervisor |\n|---|"
             + "---:|"
-            * 16
+            * 17
         )
         for bursts in (False, True):
             for factor in (float(each) for each in options.factors.split(",")):
@@ -204,6 +204,7 @@ def _device_row(
         f"{row.admitted / row.offered:.1%}",
         f"{row.kept:.2%}",
         f"{row.admitted - row.in_time - row.late} / {row.late}",
+        f"{row.promised_late} of {row.promised}",
         f"{row.shed / row.offered:.1%}",
         f"{row.excess:+.1%}",
         f"{row.excess_to_ideal:+.1%}",

@@ -41,6 +41,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     late: int  # answered after their deadline; the rest of the admitted was given up
     shed: int
     failed: int
+    promised: int  # answered as predicted to be in time, margin included
+    promised_late: int  # of these, after their deadline
     capacity_share: float  # answered in time, of what the capacity would have been in that time
     ideal_share: float  # answered in time, of what an ideal queue of all the capacity answers
     excess: float
@@ -60,6 +62,7 @@ def score(outcomes: Sequence[Outcome], capacity: Capacity, unloaded_p95_s: float
     in_time = sum(outcome.in_time for outcome in outcomes)
     shed = [outcome.status != 200 for outcome in outcomes]
     overdue = [outcome.overdue_s for outcome in outcomes]
+    sure = [outcome for outcome in outcomes if outcome.reason in ("idle", "in_time") and outcome.status == 200]
     answered = sorted(max(outcome.overdue_s, 0.0) for outcome in outcomes if outcome.status == 200)
     promised = ideal_sheds(outcomes, PROMISED * capacity.mean)
     windows = list(_windows(outcomes, seconds))
@@ -71,6 +74,8 @@ def score(outcomes: Sequence[Outcome], capacity: Capacity, unloaded_p95_s: float
         late=sum(outcome.status == 200 and not outcome.in_time for outcome in outcomes),
         shed=sum(shed),
         failed=sum(outcome.status not in (200, 503, 504) or not outcome.sound for outcome in outcomes),
+        promised=len(sure),
+        promised_late=sum(not outcome.in_time for outcome in sure),
         capacity_share=in_time / (capacity.mean * seconds),
         ideal_share=in_time / max(len(outcomes) - sum(ideal_sheds(outcomes, capacity.mean)), 1),
         excess=max(

@@ -39,7 +39,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 GOLDEN = 64
 #: More rows than this run in parts; requests of the payload table have up to some 20,000.
 MAX_BATCH = 1024
-WIDTH = 256  # of the steady model: a batch of matrices of 16 x 256, so that a row costs the same in any batch
+WIDTH = 256  # of the steady model: a batch of matrices of 16 x 256, so that time grows with rows
 
 
 def write_mlp(path: Path) -> Path:

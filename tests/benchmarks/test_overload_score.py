@@ -41,6 +41,16 @@ def test_who_is_refused_after_waiting_was_admitted() -> None:
     assert (row.admitted, row.in_time, row.late) == (2, 1, 0)
 
 
+def test_promises_are_told_from_hopes() -> None:
+    outcomes = [
+        outcome(0.0, 0.02, reason="idle"),
+        outcome(0.1, 0.12, reason="in_time"),
+        outcome(0.2, 0.12, reason="cloud_unavailable"),
+    ]
+    row = score(outcomes, STEADY, P95_S, 1.0)
+    assert (row.promised, row.promised_late, row.late) == (2, 1, 2)
+
+
 def test_late_by_more_than_the_grace_counts_whatever_the_answer() -> None:
     row = score([outcome(0.0, 0.14), outcome(0.1, 0.16), outcome(0.2, 0.16, 504)], STEADY, P95_S, 1.0)
     assert (row.overdue, row.late, row.in_time) == (2, 2, 0)
