@@ -119,7 +119,7 @@ def _own(load: Load) -> Result:
     return msgspec.json.decode(done.stdout, type=Result)
 
 
-class _Connection:
+class Connection:
     """One keep-alive connection with at most one request on its way."""
 
     def __init__(self, port: int) -> None:
@@ -159,7 +159,7 @@ def main(path: str) -> None:
     load = msgspec.json.decode(Path(path).read_bytes(), type=Load)
     requests = itertools.cycle([_request(load, body.encode()) for body in load.bodies])
     selector = selectors.EpollSelector()
-    connections = [_Connection(load.port) for _ in range(load.connections)]
+    connections = [Connection(load.port) for _ in range(load.connections)]
     latencies: list[float] = []
     sizes: Counter[int] = Counter()
     failed = 0

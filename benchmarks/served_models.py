@@ -1,7 +1,10 @@
-"""What ``serving.py`` serves: a small MLP as an ONNX file, and bundles of it for the agent."""
+"""What ``serving.py`` and ``overload.py`` serve, as ONNX files and bundles of them: a small MLP, and a model that takes
+its time."""
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -36,6 +39,7 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
 GOLDEN = 64
 #: More rows than this run in parts; requests of the payload table have up to some 20,000.
 MAX_BATCH = 1024
+WIDTH = 256  # of the steady model: a batch of matrices of 16 x 256, so that time grows with rows
 
 
 def write_mlp(path: Path) -> Path:
@@ -80,6 +84,65 @@ def write_mlp(path: Path) -> Path:
     return path
 
 
+def write_steady(path: Path, layers: int) -> Path:
+    """The same tensors as the MLP's; time that grows with rows and layers alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save_model(_steady(layers), path)
+    return path
+
+
+def steady_layers(row_s: float) -> int:
+    """How many layers take that long for one row, with one thread of this machine."""
+    layers = 8
+    session = open_session(_steady(layers).SerializeToString(), 1)
+    ids = np.ones((1, INPUTS), dtype=np.int64)
+    took = []
+    for _ in range(200):
+        began = time.perf_counter()
+        session.run(None, {"input_ids": ids})
+        took.append(time.perf_counter() - began)
+    return max(1, round(layers * row_s / statistics.median(took)))
+
+
+def _steady(layers: int) -> onnx.ModelProto:
+    chance = np.random.default_rng(0)
+    constants = {
+        "scale": np.array(0.01, np.float32),
+        "pads": np.array([0, 0, 0, INPUTS]),
+        "start": np.array([0]),
+        "end": np.array([INPUTS]),
+        "axis": np.array([1]),
+        "last": np.array([2]),
+        "spread": chance.standard_normal((1, 1, WIDTH)).astype(np.float32),
+        "w": (chance.standard_normal((WIDTH, WIDTH)) * (2 / WIDTH) ** 0.5).astype(np.float32),
+        "w2": (chance.standard_normal((INPUTS, CLASSES)) / INPUTS**0.5).astype(np.float32),
+        "b2": np.zeros(CLASSES, np.float32),
+    }
+    nodes = [
+        helper.make_node("Cast", ["input_ids"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["numbers", "scale"], ["small"]),
+        helper.make_node("Pad", ["small", "pads"], ["padded"]),
+        helper.make_node("Slice", ["padded", "start", "end", "axis"], ["x"]),
+        helper.make_node("Unsqueeze", ["x", "last"], ["column"]),
+        helper.make_node("Mul", ["column", "spread"], ["h0"]),
+    ]
+    for layer in range(layers):
+        nodes.append(helper.make_node("MatMul", [f"h{layer}", "w"], [f"m{layer}"]))
+        nodes.append(helper.make_node("Relu", [f"m{layer}"], [f"h{layer + 1}"]))
+    nodes.append(helper.make_node("ReduceMean", [f"h{layers}"], ["mean"], axes=[2], keepdims=0))
+    nodes.append(helper.make_node("Gemm", ["mean", "w2", "b2"], ["logits"]))
+    graph = helper.make_graph(
+        nodes,
+        "steady",
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
 def request_body(rows: int) -> str:
     """One inference request with that many rows, as JSON of the Open Inference Protocol."""
     numbers = np.random.default_rng(rows).integers(4, 68, rows * INPUTS).tolist()
@@ -87,15 +150,17 @@ def request_body(rows: int) -> str:
     return msgspec.json.encode({"inputs": [tensor]}).decode()
 
 
-def open_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+def open_session(model: Path | bytes, threads: int) -> onnxruntime.InferenceSession:
     """onnxruntime by itself, with the threads that everybody gets."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+    )
 
 
-def write_tiny_bundle(target: Path, model: Path, name: str) -> Path:
-    """A bundle of the MLP under that name: texts of numbered words, and an honest golden record."""
+def write_tiny_bundle(target: Path, model: Path, name: str, *, max_batch_size: int = MAX_BATCH) -> Path:
+    """A bundle of one of these models under that name: texts of numbered words, and an honest golden record."""
     if (target / "manifest.json").is_file():
         return target
     work = target.with_suffix(".parts")
@@ -135,7 +200,7 @@ def write_tiny_bundle(target: Path, model: Path, name: str) -> Path:
             preprocess=TextInput(tokenizer="tokenizer.json", max_length=MAX_LENGTH, pad_id=0),
             postprocess=Softmax(),
             session=SessionSpec(),
-            max_batch_size=MAX_BATCH,
+            max_batch_size=max_batch_size,
             provenance=Provenance(
                 source="random", candidate="fp32", recipe_sha256="0" * 64, data="none", finetune="none"
             ),
