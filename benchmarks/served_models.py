@@ -41,6 +41,15 @@ GOLDEN = 64
 MAX_BATCH = 1024
 WIDTH = 256  # of the steady model: a batch of matrices of 16 x 256, so that time grows with rows
 
+#: What :func:`_first_numbers` reads.
+_FIRST_NUMBERS = {
+    "scale": np.array(0.01, np.float32),
+    "pads": np.array([0, 0, 0, INPUTS]),
+    "start": np.array([0]),
+    "end": np.array([INPUTS]),
+    "axis": np.array([1]),
+}
+
 
 def write_mlp(path: Path) -> Path:
     """``input_ids`` INT64 [batch, length] -> ``logits`` FP32 [batch, 3]: the first 16 numbers, zeros where there are
@@ -51,34 +60,19 @@ def write_mlp(path: Path) -> Path:
         return (chance.standard_normal((rows, columns)) / rows**0.5).astype(np.float32)
 
     constants = {
-        "scale": np.array(0.01, np.float32),
-        "pads": np.array([0, 0, 0, INPUTS]),
-        "start": np.array([0]),
-        "end": np.array([INPUTS]),
-        "axis": np.array([1]),
+        **_FIRST_NUMBERS,
         "w1": layer(INPUTS, HIDDEN),
         "b1": np.zeros(HIDDEN, np.float32),
         "w2": layer(HIDDEN, CLASSES),
         "b2": np.zeros(CLASSES, np.float32),
     }
     nodes = [
-        helper.make_node("Cast", ["input_ids"], ["numbers"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["numbers", "scale"], ["small"]),
-        helper.make_node("Pad", ["small", "pads"], ["padded"]),
-        helper.make_node("Slice", ["padded", "start", "end", "axis"], ["x"]),
+        *_first_numbers(),
         helper.make_node("Gemm", ["x", "w1", "b1"], ["h"]),
         helper.make_node("Relu", ["h"], ["r"]),
         helper.make_node("Gemm", ["r", "w2", "b2"], ["logits"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "mlp",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model)
+    model = _model("mlp", nodes, constants)
     path.parent.mkdir(parents=True, exist_ok=True)
     onnx.save_model(model, path)
     return path
@@ -104,14 +98,34 @@ def steady_layers(row_s: float) -> int:
     return max(1, round(layers * row_s / statistics.median(took)))
 
 
+def _first_numbers() -> list[onnx.NodeProto]:
+    """``input_ids`` -> ``x`` FP32 [batch, 16]: the first 16 numbers, zeros where there are fewer."""
+    return [
+        helper.make_node("Cast", ["input_ids"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["numbers", "scale"], ["small"]),
+        helper.make_node("Pad", ["small", "pads"], ["padded"]),
+        helper.make_node("Slice", ["padded", "start", "end", "axis"], ["x"]),
+    ]
+
+
+def _model(name: str, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]) -> onnx.ModelProto:
+    """``input_ids`` in, ``logits`` out; checked."""
+    graph = helper.make_graph(
+        nodes,
+        name,
+        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model)
+    return model
+
+
 def _steady(layers: int) -> onnx.ModelProto:
     chance = np.random.default_rng(0)
     constants = {
-        "scale": np.array(0.01, np.float32),
-        "pads": np.array([0, 0, 0, INPUTS]),
-        "start": np.array([0]),
-        "end": np.array([INPUTS]),
-        "axis": np.array([1]),
+        **_FIRST_NUMBERS,
         "last": np.array([2]),
         "spread": chance.standard_normal((1, 1, WIDTH)).astype(np.float32),
         "w": (chance.standard_normal((WIDTH, WIDTH)) * (2 / WIDTH) ** 0.5).astype(np.float32),
@@ -119,10 +133,7 @@ def _steady(layers: int) -> onnx.ModelProto:
         "b2": np.zeros(CLASSES, np.float32),
     }
     nodes = [
-        helper.make_node("Cast", ["input_ids"], ["numbers"], to=TensorProto.FLOAT),
-        helper.make_node("Mul", ["numbers", "scale"], ["small"]),
-        helper.make_node("Pad", ["small", "pads"], ["padded"]),
-        helper.make_node("Slice", ["padded", "start", "end", "axis"], ["x"]),
+        *_first_numbers(),
         helper.make_node("Unsqueeze", ["x", "last"], ["column"]),
         helper.make_node("Mul", ["column", "spread"], ["h0"]),
     ]
@@ -131,16 +142,7 @@ def _steady(layers: int) -> onnx.ModelProto:
         nodes.append(helper.make_node("Relu", [f"m{layer}"], [f"h{layer + 1}"]))
     nodes.append(helper.make_node("ReduceMean", [f"h{layers}"], ["mean"], axes=[2], keepdims=0))
     nodes.append(helper.make_node("Gemm", ["mean", "w2", "b2"], ["logits"]))
-    graph = helper.make_graph(
-        nodes,
-        "steady",
-        [helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["batch", "length"])],
-        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    onnx.checker.check_model(model)
-    return model
+    return _model("steady", nodes, constants)
 
 
 def request_body(rows: int) -> str:
