@@ -106,6 +106,13 @@ def agent_toml(tiny_bundle: Any) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="module")
+def small_batches(make_bundle: Any) -> Path:
+    """The tiny model, one request a batch: a queue builds up."""
+    path: Path = make_bundle(max_batch_size=1).path
+    return path
+
+
+@pytest.fixture(scope="module")
 def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[..., str]) -> Iterator[StartAgent]:
     """Start agents and wait until they are ready; all are ended with the module."""
     running: list[AgentProcess] = []

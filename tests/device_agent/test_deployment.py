@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted_worker import REPORT
 
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import BundleRefused, RequestError, RuntimeUnavailable
@@ -50,18 +51,7 @@ class Worker:
             raise BundleRefused("golden", "it answers otherwise")
         self.ready = True
         self.alive.add(self)
-        return ActivationReport(
-            bundle_id=bundle_id,
-            model="tiny",
-            version="1",
-            providers_requested=(),
-            providers_active=(),
-            provider_reason=None,
-            checks=(),
-            latency_p95_s=0.01,
-            rss_bytes=None,
-            load_s=0.0,
-        )
+        return msgspec.structs.replace(REPORT, bundle_id=bundle_id)
 
     async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
         await asyncio.sleep(0.001)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from scripted_worker import REPORT
 
 from aios_edge.errors import BundleRefused, WorkerLost
 from device_agent import wire
@@ -22,18 +23,6 @@ from device_agent.surroundings import Surroundings
 from device_agent.values import ActivationReport, Cloud, InferenceRequest, Reason
 from device_agent.worker_pool import BatchResult, WorkerSpec
 
-REPORT = ActivationReport(
-    bundle_id="b",
-    model="tiny",
-    version="1",
-    providers_requested=(),
-    providers_active=(),
-    provider_reason=None,
-    checks=(),
-    latency_p95_s=0.01,
-    rss_bytes=None,
-    load_s=0.0,
-)
 Run = Callable[[Sequence[InferenceRequest]], Awaitable[BatchResult]]
 
 
