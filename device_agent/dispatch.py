@@ -10,11 +10,12 @@ from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.review import Review
+from device_agent.scheduler import Forecast
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running, Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.track_record import TrackRecord
-from device_agent.values import Local, Reason
+from device_agent.values import Cloud, Local, Reason, Shed
 from device_agent.watched_run import run_watched
 from device_agent.worker_pool import BatchResult
 
@@ -56,24 +57,26 @@ class Dispatch:
         while self._queue:
             now = self._around.clock()
             batch, busy, forecast = self._judge.next_batch(now)
-            strained = self._around.strain() is not None  # else one without a deadline stays where it is
-            leaving = [
-                (ticket, decision)
-                for ticket in batch
-                if (strained or ticket.request.deadline_at is not None)
-                and not isinstance(decision := self._judge.decide(ticket, forecast), Local)
-            ]
-            for ticket, decision in leaving:
+            if leaves := self._first_to_leave(batch, forecast):  # one at a time: without it the others may be in time
+                ticket, decision = leaves
                 self._queue.drop(ticket)
-                if not isinstance(decision, Local):
-                    ticket.resolve(decision)
-            if not leaving:
+                ticket.resolve(decision)
+            else:
                 for ticket in batch:
                     self._queue.drop(ticket)
                     ticket.taken_at = now
                 self._instance.running = Running(batch, now, busy)
                 return batch
         return []
+
+    def _first_to_leave(self, batch: list[Ticket], forecast: Forecast) -> tuple[Ticket, Cloud | Shed] | None:
+        strained = self._around.strain() is not None  # else one without a deadline stays where it is
+        for ticket in batch:
+            if strained or ticket.request.deadline_at is not None:
+                decision = self._judge.decide(ticket, forecast)
+                if not isinstance(decision, Local):
+                    return ticket, decision
+        return None
 
     async def _run(self, batch: list[Ticket]) -> None:
         instance, requests = self._instance, [ticket.request for ticket in batch]

@@ -14,6 +14,7 @@ from device_agent.model_instance import ModelInstance
 from device_agent.router import (
     Here,
     Question,
+    Stage,
     There,
     after_worker_lost,
     next_review_at,
@@ -55,6 +56,7 @@ class Judge:
         waiting = ticket in self._queue
         request = ticket.request
         here = Here(
+            stage=Stage.NEXT if forecast is not None else Stage.WAITING if waiting else Stage.NEW,
             forecast=forecast,
             worker_ready=self._instance.ready,
             queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
@@ -118,6 +120,7 @@ class Judge:
             free_at=self._instance.free_at(now),
             model=self._learning.service,
             max_batch_size=self._manifest.max_batch_size,
+            newcomer=not waiting,
         )
 
     def next_batch(self, now: float) -> tuple[list[Ticket], float, Forecast]:
