@@ -10,6 +10,7 @@ from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.review import Review
+from device_agent.room import Room
 from device_agent.scheduler import Forecast
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running, Ticket
@@ -32,6 +33,7 @@ class Dispatch:
         learning: Learning,
         record: TrackRecord,
         around: Surroundings,
+        room: Room,
     ) -> None:
         self._instance = instance
         self._queue = queue
@@ -40,6 +42,7 @@ class Dispatch:
         self._learning = learning
         self._record = record
         self._around = around
+        self._room = room
 
     async def serve(self) -> None:
         """Batch after batch; waits for requests, and for a worker that restarts."""
@@ -62,8 +65,9 @@ class Dispatch:
                 self._queue.drop(ticket)
                 ticket.resolve(decision)
             else:
+                self._room.taken([(ticket.pending, ticket.request.arrived_at) for ticket in batch], now)
                 for ticket in batch:
-                    self._queue.drop(ticket)
+                    self._queue.take(ticket)
                     ticket.taken_at = now
                 self._instance.running = Running(batch, now, busy)
                 return batch

@@ -9,8 +9,10 @@ import msgspec
 from aios_edge.manifest import Manifest
 from device_agent import scheduler
 from device_agent.cloud_choice import Wanted
+from device_agent.fairness import NO_RESERVE
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
+from device_agent.room import Room
 from device_agent.router import (
     Here,
     Question,
@@ -39,12 +41,14 @@ class Judge:
         queue: TicketQueue,
         instance: ModelInstance,
         learning: Learning,
+        room: Room,
     ) -> None:
         self._manifest = manifest
         self._around = around
         self._queue = queue
         self._instance = instance
         self._learning = learning
+        self._room = room
 
     def decide(self, ticket: Ticket, forecast: Forecast | None = None) -> Decision:
         """Ask the router about a ticket, waiting or not yet; ``forecast`` where more is known than the queue tells."""
@@ -55,11 +59,13 @@ class Judge:
         now = self._around.clock()
         waiting = ticket in self._queue
         request = ticket.request
+        full = len(self._queue) >= self._around.policy.queue_limit
+        crowded = not waiting and self._room.crowded(ticket.pending)
         here = Here(
             stage=Stage.NEXT if forecast is not None else Stage.WAITING if waiting else Stage.NEW,
             forecast=forecast,
             worker_ready=self._instance.ready,
-            queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
+            queue_full=not waiting and (full or crowded),
             strain=self._around.strain(),
         )
         there = dear = None
@@ -72,6 +78,7 @@ class Judge:
             deadline_at=request.deadline_at,
             local_only=request.local_only,
             queued=len(self._queue),
+            crowded=crowded,
             here=here,
             there=there,
             dear=dear,
@@ -121,6 +128,7 @@ class Judge:
             model=self._learning.service,
             max_batch_size=self._manifest.max_batch_size,
             newcomer=not waiting,
+            reserve=NO_RESERVE if waiting or pending.deadline_at is None else self._room.reserve(pending, now),
         )
 
     def next_batch(self, now: float) -> tuple[list[Ticket], float, Forecast]:

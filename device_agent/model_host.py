@@ -25,6 +25,7 @@ from device_agent.model_instance import ModelInstance
 from device_agent.raw_model import as_loaded
 from device_agent.rehearsal import rehearse
 from device_agent.review import Review
+from device_agent.room import Room
 from device_agent.router import for_want_of_cloud
 from device_agent.scheduler import Pending
 from device_agent.second_opinion import second_opinion
@@ -50,13 +51,17 @@ class ModelHost:
         self.tensors = frozenset(tensor.name for tensor in bundle.manifest.inputs)  # the model's own inputs
         self.slowdown = spec.slowdown
         self._around = around
-        self._queue = queue = TicketQueue()
+        weights = {tenant.id: tenant.weight for tenant in around.tenants if tenant.sees(spec.model)}
         self._learning = learning = Learning()
+        self._queue = queue = TicketQueue(weights, learning.alone_s)
+        self.room = Room(queue, learning, around.policy, weights, bundle.manifest.max_batch_size)
         self.instance = ModelInstance(spec, around, on_lost=queue.wake.set)
-        self._judge = Judge(bundle.manifest, around, queue, self.instance, learning)
+        self._judge = Judge(bundle.manifest, around, queue, self.instance, learning, self.room)
         self._review = Review(queue, self._judge, around.clock)
         self.record = TrackRecord(learning)
-        self._dispatch = Dispatch(self.instance, queue, self._judge, self._review, learning, self.record, around)
+        self._dispatch = Dispatch(
+            self.instance, queue, self._judge, self._review, learning, self.record, around, self.room
+        )
         self._task: asyncio.Task[None] | None = None
         self._here = 0  # requests that aren't answered yet, wherever they wait
         self._nobody_here = asyncio.Event()
@@ -156,10 +161,12 @@ class ModelHost:
                 priority=request.priority,
                 deadline_at=request.deadline_at,
                 cost_bytes=request.cost_hint_bytes,
+                tenant=request.tenant,
             ),
             reason=Reason.IDLE,
             verdict=asyncio.get_running_loop().create_future(),
         )
+        self.room.arrives(ticket.pending, self._around.clock())
         question = self._judge.question(ticket)
         decision = question.decide()
         if not isinstance(decision, Local) and self.instance.ready and not self.queued and not self.running:

@@ -57,8 +57,8 @@ class There(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """All that :func:`route` decides by. ``queued``: how many waited, which ``here.queue_full`` comes from. ``dear``:
-    the endpoint that could be asked if its budget weren't spent."""
+    """All that :func:`route` decides by. ``queued``: how many waited, and ``crowded``: that was too many for this one;
+    ``here.queue_full`` comes from both. ``dear``: the endpoint that could be asked if its budget weren't spent."""
 
     now: float
     deadline_at: float | None
@@ -66,6 +66,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     here: Here
     there: There | None
     queued: int = 0
+    crowded: bool = False
     dear: There | None = None
 
     def decide(self) -> Decision:

@@ -3,23 +3,27 @@
 Natural batching: a batch is what waited while the worker was busy, at most ``max_batch_size``, and never so much that
 a member would miss its deadline because of the others (everyone in a batch is answered when all of it is done).
 
-Order: priority, then deadline, the earliest first; who has none comes after those that have one. Priority 1 is the
-highest; 0 is Triton's "default priority", which here is the lowest, so that a client which names a priority goes before
-those that don't. Nobody is let in who would make one late that waits already, but for one of higher priority: it may
-overtake one that was promised to be in time, and the overtaken is judged again before execution and goes to the cloud
-while that can still make it.
+Order: priority, then deadline, the earliest first. Who has none comes after those that have one, by turns of the
+tenants, but while both kinds wait every fourth is one without, so that neither kind can shut out the other. Priority 1
+is the highest; 0 is Triton's "default priority", which here is the lowest, so that a client which names a priority goes
+before those that don't. Nobody is let in who would make one late that waits already, but for one of higher priority: it
+may overtake one that was promised to be in time, and the overtaken is judged again before execution and goes to the
+cloud while that can still make it.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from device_agent.fairness import NO_RESERVE, Reserve
 from device_agent.service_time import CUT_SPREADS, ServiceTime
 
+PATIENT_EVERY = 4  # of a mixed queue, one in so many has no deadline
 _DEFAULT_RANK = 1 << 32
 
 
@@ -31,6 +35,8 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: float | None
     cost_bytes: int
     alone: bool = False
+    tenant: str = ""
+    turn: float = 0.0  # among those without a deadline, see fairness.Turns
 
     @property
     def rank(self) -> int:
@@ -38,9 +44,9 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
         return self.priority if self.priority > 0 else _DEFAULT_RANK
 
     @property
-    def order(self) -> tuple[int, float, int]:
+    def order(self) -> tuple[int, float, float, int]:
         """The queue's sort key: request ids rise with arrival."""
-        return (self.rank, math.inf if self.deadline_at is None else self.deadline_at, self.request_id)
+        return (self.rank, math.inf if self.deadline_at is None else self.deadline_at, self.turn, self.request_id)
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +61,26 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 def insert(queue: list[Pending], item: Pending) -> None:
     """Put a request at its place."""
     bisect.insort(queue, item, key=lambda pending: pending.order)
+
+
+def interleaved(queue: Sequence[Pending], hurried: int) -> Sequence[Pending]:
+    """The order in which a sorted queue runs. ``hurried``: how many with a deadline ran since one without."""
+    patient = sum(item.deadline_at is None for item in queue)
+    if patient in (0, len(queue)):
+        return queue
+    order: list[Pending] = []
+    for _, group in itertools.groupby(queue, key=lambda item: item.rank):
+        ranked = list(group)
+        dated = [item for item in ranked if item.deadline_at is not None]
+        others = ranked[len(dated) :]  # they are behind
+        at = 0
+        for item in others:
+            before = max(PATIENT_EVERY - 1 - hurried, 0)
+            order += [*dated[at : at + before], item]
+            at, hurried = at + before, 0
+        order += dated[at:]
+        hurried += max(len(dated) - at, 0)
+    return order
 
 
 def next_batch(queue: Sequence[Pending], start_at: float, model: ServiceTime, max_batch_size: int) -> int:
@@ -89,19 +115,21 @@ def forecast(
     model: ServiceTime,
     max_batch_size: int,
     newcomer: bool = False,
+    reserve: Reserve = NO_RESERVE,
 ) -> Forecast:
     """When the request of that id, which is in ``queue``, would be answered if nothing else came.
 
     ``free_at`` is when the worker is expected to take the next batch: the end of the running one, or the end of a
     restart. A running batch that overran its prediction is expected to end now. Only of a ``newcomer`` that would be
-    in time itself it is told whether it ``delays`` another.
+    in time itself it is told whether it ``delays`` another. ``reserve`` is what it must leave, on top of the margin,
+    for those that come after it.
     """
     start_at = max(now, free_at)
     expected_at = safe_at = start_at
     own: Pending | None = None
     unsafe: list[tuple[Pending, float]] = []
     for end_at, batch in _batches(queue, start_at, model, max_batch_size):
-        margin_s = model.margin_s(end_at - now)
+        margin_s = model.margin_s(end_at - now) + reserve.of(end_at - now)
         if own is None:
             own = next((member for member in batch if member.request_id == request_id), None)
             if own is None:

@@ -31,7 +31,7 @@ NOT_AVAILABLE = {
     ("mqtt", "home_assistant"),
     ("commands", "*"),
 }
-_OFF = {"probation_s": (0,)}  # limits that 0 takes away
+_OFF = {"probation_s": (0,), "queue_delay_s": (0,)}  # limits that 0 takes away
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -100,6 +100,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """``[policy]``: limits and habits of admission and routing."""
 
     queue_limit: int = 256  # requests waiting per model; beyond it: cloud, else 503
+    queue_delay_s: float = 10.0  # fewer wait, if those without a deadline would wait longer; 0: as many as that anyway
     max_rows: int = 4096  # of one request; more would keep everyone else waiting
     in_flight_bytes: int = 128 * 1024 * 1024  # request bodies in memory, all models and routes together
     default_deadline_s: float | None = None  # for requests without a timeout; none: they may wait
