@@ -87,6 +87,7 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     pinned: bool = False  # never unloaded to make room; nothing is in this version
+    weight: float = 1.0  # its share of the cores, beside the other models'; of worker processes
     never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
 
@@ -279,6 +280,7 @@ def _check_values(settings: Settings, where: str) -> None:
     positive: tuple[tuple[str, float], ...] = (
         ("http.max_body_bytes", settings.http.max_body_bytes),
         ("emulate.slowdown", settings.emulate.slowdown),
+        *((f"bundle[{index}].weight", entry.weight) for index, entry in enumerate(settings.bundle)),
         *(
             (f"policy.{name}", value)
             for name in Policy.__struct_fields__
