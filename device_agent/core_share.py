@@ -1,9 +1,9 @@
 """A worker's share of the cores, beside the other models' workers: given by the kernel's scheduler, by weight.
 
 A niceness is worth a quarter of processor time a step (sched(7)), so weights become nicenesses: 0 of the heaviest
-model, more of the others; nobody needs a privilege to have less. A worker has a session of its own, and where the kernel
-groups tasks by session (autogroup, as most distributions have it) a task's niceness counts within its group only, and
-the group's between workers, so both are set.
+model, more of the others; nobody needs a privilege to have less. A worker has a session of its own, and where the
+kernel groups tasks by session (autogroup, as most distributions have it) a task's niceness counts within its group
+only, and the group's between workers, so both are set.
 """
 
 from __future__ import annotations
