@@ -60,36 +60,41 @@ class Turns(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """What each asked for lately, let in or not, as a part of the worker's time."""
+    """What somebody asked for lately, let in or not, as a part of the worker's time: ``part`` at ``at``."""
 
+    part: float = 0.0
     at: float = 0.0
-    asked: dict[str, float] = {}
 
-    def asks(self, who: str, cost_s: float, now: float) -> Demand:
+    def asks(self, cost_s: float, now: float) -> Demand:
         """A request came that would take so long."""
-        faded = math.exp(-max(now - self.at, 0.0) / MEMORY_S)
-        asked = {name: part * faded for name, part in self.asked.items() if part * faded > 1e-6}
-        asked[who] = asked.get(who, 0.0) + cost_s / MEMORY_S
-        return Demand(at=max(now, self.at), asked=asked)
+        return Demand(part=self.now(now) + cost_s / MEMORY_S, at=max(now, self.at))
 
-    def of(self, who: str, now: float) -> float:
-        """The part of the worker's time that it asked for."""
-        return self.asked.get(who, 0.0) * math.exp(-max(now - self.at, 0.0) / MEMORY_S)
+    def now(self, now: float) -> float:
+        """What is left of it."""
+        return self.part * math.exp(-max(now - self.at, 0.0) / MEMORY_S)
 
-    def reserve(
-        self, tenant: str, parts: Mapping[str, float], waiting_s: Mapping[str, float], *, cost_s: float, now: float
-    ) -> Reserve:
-        """What one of that tenant with a deadline leaves to others; ``waiting_s`` of theirs waits already, and
-        whoever reckons with a queue has counted it. ``cost_s``: what one of theirs takes alone, more or less."""
-        limits = {PATIENT: PATIENT_SHARE}
-        if self.of(tenant, now) > parts.get(tenant, 1.0):
-            limits |= {name: part for name, part in parts.items() if name != tenant}
-        claims = tuple(
-            Claim(rate=rate, limit=limit, waiting_s=waiting_s.get(who, 0.0))
-            for who, limit in limits.items()
-            if (rate := self.of(who, now)) > _NOTHING
-        )
-        return Reserve(claims=claims, cost_s=cost_s)
+
+def reserve(
+    tenant: str,
+    demands: Mapping[str, Demand],
+    parts: Mapping[str, float],
+    waiting_s: Mapping[str, float],
+    *,
+    cost_s: float,
+    now: float,
+) -> Reserve:
+    """What one of that tenant with a deadline leaves to others; ``waiting_s`` of theirs waits already, and whoever
+    reckons with a queue has counted it. ``cost_s``: what one of theirs takes alone, more or less."""
+    asked = {name: demand.now(now) for name, demand in demands.items()}
+    limits = {PATIENT: PATIENT_SHARE}
+    if asked.get(tenant, 0.0) > parts.get(tenant, 1.0):
+        limits |= {name: part for name, part in parts.items() if name != tenant}
+    claims = tuple(
+        Claim(rate=rate, limit=limit, waiting_s=waiting_s.get(who, 0.0))
+        for who, limit in limits.items()
+        if (rate := asked.get(who, 0.0)) > _NOTHING
+    )
+    return Reserve(claims=claims, cost_s=cost_s) if claims else NO_RESERVE
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):
