@@ -170,6 +170,7 @@ class Record:
             latency_p95_s=latency,
             rss_bytes=resident_bytes() if alone else None,
             load_s=self.load_s,
+            provider_steps=runtime.steps if runtime else (),
             inputs=runtime.inputs if runtime else (),
             outputs=runtime.outputs if runtime else (),
         )

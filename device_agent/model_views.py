@@ -25,6 +25,7 @@ def bundle_status(host: ModelHost) -> BundleStatus:
         providers_requested=report.providers_requested if report else (),
         providers_active=report.providers_active if report else (),
         providers_reason=report.provider_reason if report else None,
+        provider_steps=report.provider_steps if report else (),
         detail=host.detail if host.state != "loading" else None,  # stages are for /status, not for the broker
     )
 

@@ -14,6 +14,7 @@ import msgspec
 from aios_edge.errors import AiosEdgeError, PromiseBroken
 from aios_edge.manifest import TensorSpec
 from aios_edge.oip.envelope import Parameters
+from aios_edge.telemetry import ProviderStep
 
 
 class Reason(str, enum.Enum):
@@ -139,6 +140,7 @@ class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
     latency_p95_s: float | None  # this device's own first measurement: its live baseline
     rss_bytes: int | None
     load_s: float
+    provider_steps: tuple[ProviderStep, ...] = ()  # the chain, provider by provider
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,8 +84,7 @@ def _checked(found: CheckedBundles) -> Iterator[str]:
         yield f"{report.model} {report.version}  {report.bundle_id[:12]}  {', '.join(report.providers_active)}"
         for done in report.checks:
             yield f"  {'ok ' if done.passed else 'NOT'}  {done.name:<16} {done.detail}"
-        if report.provider_reason:
-            yield f"  providers: {report.provider_reason}"
+        yield from (f"  {line}" for line in chain_lines(msgspec.to_builtins(report.provider_steps)))
     for bundle in found.refused:
         yield f"refused {bundle.path}  {bundle.error}"
 
@@ -145,6 +144,7 @@ def describe(document: dict[str, Any]) -> list[str]:
             lines.append("  no contract: nothing was promised, nothing is checked")
         if model["detail"]:
             lines.append(f"  {model['detail']}")
+        lines += [f"  {line}" for line in chain_lines((model["activation"] or {}).get("provider_steps", ()))]
         if probation := model.get("probation"):
             lines.append(f"  on probation for {probation['ends_in_s']:.0f} s; before: {probation['previous'][:16]}")
     lines += [f"refused {bundle['model']}  {bundle['detail']}" for bundle in document["refused"]]
@@ -173,6 +173,19 @@ def describe(document: dict[str, Any]) -> list[str]:
         lines.append(f"  the disk refuses what waits for the broker: {outbox['error']}")
     lines.append(_requests(document))
     return lines
+
+
+def chain_lines(steps: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """What became of each provider of a chain, for a person."""
+    for number, step in enumerate(steps):
+        name = step["name"].removesuffix("ExecutionProvider")
+        if not step["active"]:
+            yield f"provider {name}: not active, it {step['reason']}"
+        elif step["nodes"] is None:
+            yield f"provider {name}: active; {step['nodes_reason']}"
+        else:  # what fell down the chain is told by operator: it is what somebody may want to change
+            fell = ", ".join(f"{count} {operator}" for operator, count in step["operators"].items()) if number else ""
+            yield f"provider {name}: active, runs {step['nodes']} nodes{f' ({fell})' if fell else ''}"
 
 
 def _describe_tenant(document: dict[str, Any]) -> list[str]:
