@@ -62,8 +62,7 @@ def open_session(
     reasons = dict(left_out or {})
     for provider in chain:
         if provider.name not in available:
-            has = ", ".join(short(name) for name in available)
-            reasons.setdefault(provider.name, f"is not in this onnxruntime {ort.__version__} (it has {has})")
+            reasons.setdefault(provider.name, not_in(ort))
     holds = strict is not None and first != CPU
     _preload(ort, chain)
     while True:
@@ -124,6 +123,12 @@ def start_fault(ort: Any, provider: Provider) -> str | None:
 def native_options(provider: Provider) -> dict[str, str]:
     """Its options as onnxruntime takes them."""
     return {key: str(int(value)) if isinstance(value, bool) else str(value) for key, value in provider.options.items()}
+
+
+def not_in(ort: Any) -> str:
+    """The reason of a provider that this build doesn't have."""
+    has = ", ".join(short(name) for name in ort.get_available_providers())
+    return f"is not in this onnxruntime {ort.__version__} (it has {has})"
 
 
 def short(name: str) -> str:

@@ -6,6 +6,7 @@ The only importer of onnxruntime in the agent. How the chain is walked: :mod:`de
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,12 @@ from aios_edge.oip.datatypes import DTYPES
 from aios_edge.profile import DeviceProfile, Provider
 from aios_edge.session import session_options
 from aios_edge.telemetry import ProviderStep
-from device_agent.provider_chain import cache_folder, provider_chain
+from device_agent.engine_cache import keep
+from device_agent.engine_plan import EnginePlan, plan_engine, settle
+from device_agent.provider_chain import provider_chain
 from device_agent.provider_walk import open_session, start_fault, step_down
 from device_agent.runtime_values import run_session, unservable
+from device_agent.values import Engines
 
 _ERRORS_ONLY, _NOTHING = 3, 4
 _EVERYWHERE = ("CPUExecutionProvider", "AzureExecutionProvider")  # the latter asks a service: nothing of this machine
@@ -50,7 +54,7 @@ class Runtime:
 
     ``providers_requested`` is the profile's chain, ``providers_active`` what the session uses, ``provider_reason``
     why they differ (None when they don't; onnxruntime's implicit CPU at the end is no difference), ``steps`` all of it,
-    provider by provider. ``options`` is what the session was opened with.
+    provider by provider. ``options`` is what the session was opened with, ``engine`` TensorRT's.
     """
 
     def __init__(
@@ -58,9 +62,9 @@ class Runtime:
         model_path: Path,
         session: SessionSpec,
         profile: DeviceProfile,
-        providers: tuple[Provider, ...] | None = None,
+        plan: EnginePlan | None = None,
     ) -> None:
-        """``providers``: the profile's with the bundle's options over theirs (default: the profile's).
+        """``plan``: the profile's chain with the bundle's options over it (default: the profile's alone).
 
         Raises :class:`MissingExtra` without onnxruntime, :class:`RuntimeUnavailable` when the model can't be
         loaded or a strict profile doesn't get its first provider.
@@ -70,18 +74,18 @@ class Runtime:
         self.options = session_options(session, profile.threads)
         self.providers_requested = tuple(provider.name for provider in profile.providers)
         self._model_path = model_path
-        opened = open_session(
-            ort,
-            model_path,
-            self.options,
-            provider_chain(profile.providers, {}, None) if providers is None else providers,
-            strict=profile.name if profile.strict_providers else None,
-        )
-        self._session, self.steps = opened.session, opened.steps
+        plan = plan or EnginePlan(chain=provider_chain(profile.providers, {}, None))
+        strict = profile.name if profile.strict_providers else None
+        began = time.monotonic()
+        opened = open_session(ort, model_path, self.options, plan.chain, strict=strict, left_out=plan.left_out)
+        took_s = time.monotonic() - began
+        self._session = opened.session
         self.providers_active: tuple[str, ...] = tuple(self._session.get_providers())
-        self.provider_reason = step_down(self.steps)
         self.inputs = tuple(_spec(node, model_path) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, model_path) for node in self._session.get_outputs())
+        self._engine_key = plan.builds
+        self.steps, self.engine = settle(plan, opened.steps, self.inputs, took_s)
+        self.provider_reason = step_down(self.steps)
         if (why := unservable(ort, self.inputs, self.outputs)) is not None:
             remedy = "Cast to FP32 at the model's ends, or update onnxruntime"
             raise RuntimeUnavailable(why, where=str(model_path), remedy=remedy)
@@ -114,15 +118,28 @@ class Runtime:
             raise RuntimeUnavailable(f"onnxruntime failed: {kind}: {text}", where=str(self._model_path)) from error
         return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
 
+    def keep_engine(self) -> None:
+        """Whoever opens the model next may use the engine that was built now: it has answered."""
+        engine = self.engine
+        if self._engine_key and engine and engine.state == "built" and engine.folder and engine.took_s is not None:
+            keep(Path(engine.folder), self._engine_key, engine.took_s)
 
-def open_runtime(bundle: Bundle, profile: DeviceProfile, *, state_dir: Path | None = None) -> Runtime:
-    """A bundle's model as the device runs it: its session options, its providers' options over the profile's, and
-    their caches in ``state_dir`` (None: no caches). Raises as :class:`Runtime` does."""
+
+def open_runtime(
+    bundle: Bundle,
+    profile: DeviceProfile,
+    *,
+    state_dir: Path | None = None,
+    engines: Engines = "build",
+    root: Path = Path("/"),
+) -> Runtime:
+    """A bundle's model as the device runs it: its session options, its providers' options over the profile's, and its
+    engine in ``state_dir`` (None: engines aren't kept). Raises as :class:`Runtime` does.
+
+    ``root``: where TensorRT and the driver are looked for."""
     manifest = bundle.manifest
-    runtime = _onnxruntime().__version__
-    cache = cache_folder(profile.providers, bundle.bundle_id, state_dir, runtime=runtime)
-    chain = provider_chain(profile.providers, manifest.provider_options, cache)
-    return Runtime(bundle.file(manifest.model), manifest.session, profile, chain)
+    plan = plan_engine(_onnxruntime(), bundle, profile, state_dir=state_dir, engines=engines, root=root)
+    return Runtime(bundle.file(manifest.model), manifest.session, profile, plan)
 
 
 def accelerators() -> tuple[ProviderStep, ...]:

@@ -13,6 +13,7 @@ import click
 import msgspec
 
 if TYPE_CHECKING:
+    from device_agent.prebuild import Prebuilt
     from device_agent.values import CheckedBundles
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -90,6 +91,42 @@ def _checked(found: CheckedBundles) -> Iterator[str]:
 
 
 @agent.command()
+@_config
+@click.option("--model", help="Only the model of this name.")
+@_as_json
+def prebuild(config: Path, model: str | None, as_json: bool) -> None:
+    """Build TensorRT's engines ahead of time, so that the agent starts with them.
+
+    Where nothing can be built, it says why. Run it on the device, while no agent uses its state_dir.
+    """
+    from aios_edge.profile_files import load_profile
+    from device_agent import load_settings
+    from device_agent.prebuild import prebuild as build_all
+
+    _log_to_stderr()
+    settings = load_settings(config)
+    found = asyncio.run(build_all(settings, load_profile(settings.device.profile), model))
+    if as_json:
+        error = None if found.error is None else str(found.error)
+        document = {"config": str(config), "profile": settings.device.profile, "models": found.models, "error": error}
+        click.echo(msgspec.json.encode(document).decode())
+    else:
+        for made in found.models:
+            click.echo(_engine_line(made))
+    if found.error is not None:
+        raise found.error
+
+
+def _engine_line(made: Prebuilt) -> str:
+    engine, name = made.engine, f"{made.model} {made.version}" if made.model else made.path
+    if engine.state in ("built", "cached"):
+        size = "" if engine.size_bytes is None else f", {engine.size_bytes / 1e6:.1f} MB"
+        took = f" in {engine.took_s:.0f} s" if engine.state == "built" and engine.took_s is not None else ""
+        return f"{name}: {'built' if engine.state == 'built' else 'is built already'}{took}{size}, in {engine.folder}"
+    return f"{name}: {'nothing to build here' if engine.state == 'nothing' else 'FAILED'}: {engine.reason}"
+
+
+@agent.command()
 @click.option("--url", default=DEFAULT_URL, show_default=True, help="Where the agent listens; unix:PATH for a socket.")
 @click.option("--bearer-file", type=click.Path(path_type=Path), help="A file with the key of a tenant.")
 @click.option("--ca", type=click.Path(path_type=Path), help="Certificates to trust instead of the system's.")
@@ -145,6 +182,8 @@ def describe(document: dict[str, Any]) -> list[str]:
         if model["detail"]:
             lines.append(f"  {model['detail']}")
         lines += [f"  {line}" for line in chain_lines((model["activation"] or {}).get("provider_steps", ()))]
+        if build := model.get("engine_build"):
+            lines.append(f"  its TensorRT engine is built beside: {build['stage']}, {build['elapsed_s']:.0f} s so far")
         if probation := model.get("probation"):
             lines.append(f"  on probation for {probation['ends_in_s']:.0f} s; before: {probation['previous'][:16]}")
     lines += [f"refused {bundle['model']}  {bundle['detail']}" for bundle in document["refused"]]
