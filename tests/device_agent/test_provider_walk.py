@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import onnxruntime
 import pytest
 from scripted_onnxruntime import CPU, CUDA, TENSORRT, ScriptedOrt, shadow
 
@@ -21,6 +22,11 @@ from aios_edge.profile import DeviceProfile, Provider
 from device_agent import runtime as module
 from device_agent.gpu import Gpu, NoGpu, find_gpu
 from device_agent.runtime import Runtime
+
+tells = pytest.mark.skipif(
+    not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"),
+    reason=f"onnxruntime {onnxruntime.__version__} doesn't tell which node runs where",
+)
 
 
 def profile(*providers: str, strict: bool = False) -> DeviceProfile:
@@ -37,8 +43,6 @@ def profile(*providers: str, strict: bool = False) -> DeviceProfile:
 
 
 def gpu_build(monkeypatch: pytest.MonkeyPatch, **script: Any) -> ScriptedOrt:
-    import onnxruntime
-
     made = ScriptedOrt(onnxruntime, **script)
     monkeypatch.setattr(module, "_onnxruntime", lambda: made)
     return made
@@ -50,8 +54,6 @@ def opened(tiny_bundle: Any, *providers: str, strict: bool = False) -> Runtime:
 
 def test_every_node_is_told_with_the_provider_that_runs_it(tiny_bundle: Any) -> None:
     """On the installed onnxruntime."""
-    import onnxruntime
-
     (step,) = opened(tiny_bundle, CPU).steps
     assert (step.name, step.active, step.reason, step.options) == (CPU, True, None, {})
     if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
@@ -61,6 +63,7 @@ def test_every_node_is_told_with_the_provider_that_runs_it(tiny_bundle: Any) -> 
     assert step.operators["ReduceSum"] == 2 and step.operators["Gather"] == 1
 
 
+@tells
 def test_nodes_that_an_accelerator_leaves_are_told_by_operator(
     monkeypatch: pytest.MonkeyPatch, tiny_bundle: Any
 ) -> None:
@@ -130,6 +133,7 @@ def test_a_strict_profiles_only_accelerator_is_named_when_it_does_not_start(
         opened(tiny_bundle, CUDA, CPU, strict=True)
 
 
+@tells
 def test_a_strict_profile_is_not_satisfied_by_a_provider_without_work(
     monkeypatch: pytest.MonkeyPatch, tiny_bundle: Any
 ) -> None:
@@ -201,6 +205,7 @@ def test_doctor_tells_of_every_accelerator_of_the_build_whether_it_starts(tmp_pa
     assert cuda["state"] == "gap" and "nothing to do" in cuda["remedy"]
 
 
+@tells
 def test_a_person_is_told_of_the_chain_and_of_what_fell_down_it(
     monkeypatch: pytest.MonkeyPatch, tiny_bundle: Any
 ) -> None:
@@ -216,8 +221,6 @@ def test_a_person_is_told_of_the_chain_and_of_what_fell_down_it(
 
 def test_a_scripted_module_is_what_the_agent_uses_of_the_real_one() -> None:
     """The scripted session answers what a real one does, so a test of it says something about a real one."""
-    import onnxruntime
-
     from device_agent.tiny_model import identity
 
     real = onnxruntime.InferenceSession(identity(), providers=[CPU])
