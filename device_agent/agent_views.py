@@ -66,7 +66,9 @@ def agent_status(
         ),
         listen=listen,
         models={
-            name: model_status(host, deployment.entries[name], deployment.probations.get(name), now)
+            name: model_status(
+                host, deployment.entries[name], deployment.probations.get(name), deployment.builds.get(name), now
+            )
             for name, host in deployment.hosts.items()
         },
         refused=tuple(deployment.refused),

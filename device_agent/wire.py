@@ -21,7 +21,7 @@ import struct
 
 import msgspec
 
-from device_agent.values import ActivationReport
+from device_agent.values import ActivationReport, Engines
 
 PROTOCOL_VERSION = 2
 INLINE_LIMIT_BYTES = 64 * 1024  # far below Linux's default SO_SNDBUF, the limit of one datagram
@@ -57,7 +57,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True)
     """Supervisor to worker, first message: load this bundle and check its contract.
 
     ``profile`` is a device profile as TOML file path or shipped name. ``check`` is ``full`` for an activation;
-    ``quick`` after a crash: digests and a handful of golden samples, no latency and memory runs. ``slowdown``
+    ``quick`` after a crash: digests and a handful of golden samples, no latency and memory runs; ``engine`` builds
+    TensorRT's engine and serves nobody. ``engines``: when TensorRT is used. ``slowdown``
     emulates a weaker device: every batch is held for its compute time times this. ``state_dir``: where engines that
     take minutes to build are kept; None: nowhere. ``raw``: what ``bundle_path`` holds instead of a bundle.
     ``bundle_id``: the bundle that is meant, whatever lies there now; None: any.
@@ -71,6 +72,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True)
     slowdown: float = 1.0
     state_dir: str | None = None
     bundle_id: str | None = None
+    engines: Engines = "build"
     version: int = PROTOCOL_VERSION
 
 

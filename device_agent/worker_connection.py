@@ -22,6 +22,7 @@ from pathlib import Path
 from aios_edge.errors import RuntimeUnavailable, WorkerLost
 from aios_edge.profile import Isolation
 from device_agent import wire
+from device_agent.values import Engines
 from device_agent.worker_exit import exit_status, log_lines
 
 EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that lingers longer is killed
@@ -34,7 +35,7 @@ class WorkerSpec:
     """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` those of the
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
     ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
-    at ``bundle_path``, None: any bundle."""
+    at ``bundle_path``, None: any bundle. ``engines``: when TensorRT is used."""
 
     model: str
     bundle_path: Path
@@ -45,6 +46,7 @@ class WorkerSpec:
     state_dir: Path | None = None
     raw_version: str | None = None
     bundle_id: str | None = None
+    engines: Engines = "build"
 
 
 class Connection:

@@ -45,7 +45,7 @@ class WorkerHandle:
         self.generation = 0
         self.rss_bytes: int | None = None  # after the latest batch; None before the first, and in a thread
         self.report: ActivationReport | None = None  # of the latest activation, refused ones included
-        self._digest: str | None = None  # of the model that went live: clients know that one's tensors
+        self._digest = spec.bundle_id  # of the model that went live: clients know that one's tensors
         self._on_stage = on_stage
         self._on_lost = on_lost
         self._connection: Connection | None = None
@@ -67,9 +67,9 @@ class WorkerHandle:
     async def start(self, check: str = "full", *, timeout_s: float = 600.0) -> ActivationReport:
         """Start a worker and return what its activation found.
 
-        ``check`` is ``full``, or ``quick`` after a crash. Raises :class:`BundleRefused` named after the check that
-        failed (``timeout`` when it never ended; building a TensorRT engine takes minutes), :class:`WorkerLost` when
-        the worker died meanwhile, :class:`RuntimeUnavailable` or :class:`SettingsError`.
+        ``check`` is ``full``, ``quick`` after a crash, or ``engine`` to build one. Raises :class:`BundleRefused` named
+        after the check that failed (``timeout`` when it never ended; building a TensorRT engine takes minutes),
+        :class:`WorkerLost` when the worker died meanwhile, :class:`RuntimeUnavailable` or :class:`SettingsError`.
         """
         if self._connection is not None:
             raise AiosEdgeError("already started", where=f"worker of {self.spec.model}", remedy="Stop it first")
@@ -87,6 +87,7 @@ class WorkerHandle:
             slowdown=self.spec.slowdown,
             state_dir=str(self.spec.state_dir.absolute()) if self.spec.state_dir else None,
             bundle_id=self.spec.bundle_id,
+            engines=self.spec.engines,
         )
         try:
             reply, _ = await asyncio.wait_for(connection.ask(load), timeout_s)
