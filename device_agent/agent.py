@@ -72,6 +72,7 @@ class Agent:
             energy=self._energy,
             strain=lambda: self._strain.reason,
             trace=self._trace.write if self._trace else None,
+            tenants=settings.tenant,
             device=lambda: (self._strain.state, self._strain.sampled_at),
         )
         self._deployment = Deployment(settings, self.profile, self._around)

@@ -111,8 +111,10 @@ def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployme
 def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
     """What telemetry tells of this moment."""
     workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
+    limits = {name: host.room.limit for name, host in deployment.hosts.items()}
     return Gauges(
         queue_depth=sum(host.queued for host in deployment.hosts.values()),
+        waiting_limits={name: limit for name, limit in limits.items() if limit is not None},
         breakers={name: endpoint.breaker.state for name, endpoint in cloud.endpoints.items()},
         strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),

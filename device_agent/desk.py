@@ -188,6 +188,7 @@ class FrontDesk:
             arrived_at=arrived_at,
             cost_hint_bytes=envelope.cost_hint_bytes,
             natural=any(tensor.name not in host.tensors for tensor in envelope.inputs),
+            tenant="" if tenant is None else tenant.id,
             lowered=priority != envelope.priority,
         )
 

@@ -13,11 +13,13 @@ from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.review import Review
+from device_agent.room import Room
+from device_agent.scheduler import Forecast
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running, Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.track_record import TrackRecord
-from device_agent.values import Local, Reason
+from device_agent.values import Cloud, Local, Reason, Shed
 from device_agent.watched_run import Watchdog
 from device_agent.worker_pool import BatchResult
 
@@ -39,6 +41,7 @@ class Dispatch:
         record: TrackRecord,
         around: Surroundings,
         lost: asyncio.Event,
+        room: Room,
     ) -> None:
         self._instance = instance
         self._queue = queue
@@ -47,6 +50,7 @@ class Dispatch:
         self._learning = learning
         self._record = record
         self._around = around
+        self._room = room
         self._watchdog = Watchdog()
         self._learnt_at = -math.inf
         self._lost_one = lost  # set when the worker may have died
@@ -54,9 +58,9 @@ class Dispatch:
     def offer(self, ticket: Ticket) -> None:
         """Run a ticket that was judged this moment, now or when its turn comes."""
         if self._free and not self._queue:
-            service, now = self._learning.service, self._around.clock()
-            ticket.taken_at = now
-            self._begin([ticket], now, service.busy_s(service.batch_units([ticket.pending.cost_bytes])))
+            now = ticket.taken_at = self._around.clock()
+            self._room.taken([(ticket.pending, ticket.request.arrived_at)], now)
+            self._begin([ticket], now, self._learning.alone_s(ticket.pending))
         else:
             self._queue.put(ticket)
             self.next()
@@ -88,22 +92,25 @@ class Dispatch:
         while self._queue:
             now = self._around.clock()
             batch, busy, forecast = self._judge.next_batch(now)
-            strained = self._around.strain() is not None  # else one without a deadline stays where it is
-            leaving = [
-                (ticket, decision)
-                for ticket in batch
-                if (strained or ticket.request.deadline_at is not None)
-                and not isinstance(decision := self._judge.decide(ticket, forecast), Local)
-            ]
-            for ticket, decision in leaving:
+            if leaves := self._first_to_leave(batch, forecast):  # one at a time: without it the others may be in time
+                ticket, decision = leaves
                 self._queue.drop(ticket)
-                if not isinstance(decision, Local):
-                    ticket.resolve(decision)
-            if not leaving:
+                ticket.resolve(decision)
+            else:
+                self._room.taken([(ticket.pending, ticket.request.arrived_at) for ticket in batch], now)
                 for ticket in batch:
-                    self._queue.drop(ticket)
+                    self._queue.take(ticket)
                     ticket.taken_at = now
                 return batch, now, busy
+        return None
+
+    def _first_to_leave(self, batch: list[Ticket], forecast: Forecast) -> tuple[Ticket, Cloud | Shed] | None:
+        strained = self._around.strain() is not None  # else one without a deadline stays where it is
+        for ticket in batch:
+            if strained or ticket.request.deadline_at is not None:
+                decision = self._judge.decide(ticket, forecast)
+                if not isinstance(decision, Local):
+                    return ticket, decision
         return None
 
     def _begin(self, batch: list[Ticket], now: float, expected_s: float) -> None:

@@ -9,11 +9,14 @@ import msgspec
 from aios_edge.manifest import Manifest
 from device_agent import scheduler
 from device_agent.cloud_choice import Wanted
+from device_agent.fairness import NO_RESERVE
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
+from device_agent.room import Room
 from device_agent.router import (
     Here,
     Question,
+    Stage,
     There,
     after_worker_lost,
     next_review_at,
@@ -39,12 +42,14 @@ class Judge:
         queue: TicketQueue,
         instance: ModelInstance,
         learning: Learning,
+        room: Room,
     ) -> None:
         self._manifest = manifest
         self._around = around
         self._queue = queue
         self._instance = instance
         self._learning = learning
+        self._room = room
 
     def decide(self, ticket: Ticket, forecast: Forecast | None = None) -> Decision:
         """Ask the router about a ticket, waiting or not yet; ``forecast`` where more is known than the queue tells."""
@@ -68,17 +73,22 @@ class Judge:
             deadline_at=request.deadline_at,
             local_only=request.local_only,
             queued=len(self._queue),
+            crowded=here.stage is Stage.NEW and self._room.crowded(ticket.pending),
             here=here,
             there=there,
             dear=dear,
         )
 
     def _here(self, ticket: Ticket, forecast: Forecast | None) -> Here:
-        queue = self._queue
+        stage = Stage.WAITING if ticket in self._queue else Stage.NEW
+        full = stage is Stage.NEW and (
+            len(self._queue) >= self._around.policy.queue_limit or self._room.crowded(ticket.pending)
+        )
         return Here(
+            stage=stage if forecast is None else Stage.NEXT,
             forecast=forecast,
             worker_ready=self._instance.ready,
-            queue_full=len(queue) >= self._around.policy.queue_limit and ticket not in queue,
+            queue_full=full,
             strain=self._around.strain(),
         )
 
@@ -127,6 +137,8 @@ class Judge:
             free_at=self._instance.free_at(now),
             model=self._learning.service,
             max_batch_size=self._manifest.max_batch_size,
+            newcomer=not waiting,
+            reserve=NO_RESERVE if waiting or pending.deadline_at is None else self._room.reserve(pending, now),
         )
 
     def next_batch(self, now: float) -> tuple[list[Ticket], float, Forecast]:

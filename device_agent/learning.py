@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from device_agent.scheduler import Pending
 from device_agent.service_time import ServiceTime
 from device_agent.values import InferenceRequest
 from device_agent.worker_pool import BatchResult
@@ -18,6 +19,10 @@ class Learning:
     def begin(self, busy_s: float | None, length: int | None = None) -> None:
         """Forget what was learnt and begin from one request: how long it took, and its tokens where they are known."""
         self.service = ServiceTime.prior(busy_s) if length is None else ServiceTime.prior(busy_s, max(length, 1))
+
+    def alone_s(self, pending: Pending) -> float:
+        """How long a request would take alone."""
+        return self.service.busy_s(self.service.units(pending.cost_bytes))
 
     def learn(self, requests: Sequence[InferenceRequest], result: BatchResult, seen_s: float) -> None:
         """Learn from a batch that took ``seen_s`` from its sending to its answer."""

@@ -28,6 +28,7 @@ from device_agent.model_instance import ModelInstance
 from device_agent.raw_model import as_loaded
 from device_agent.rehearsal import rehearse
 from device_agent.review import Review
+from device_agent.room import Room
 from device_agent.router import for_want_of_cloud
 from device_agent.scheduler import Pending
 from device_agent.second_opinion import second_opinion
@@ -53,14 +54,18 @@ class ModelHost:
         self.tensors = frozenset(tensor.name for tensor in bundle.manifest.inputs)  # the model's own inputs
         self.slowdown = spec.slowdown
         self._around = around
-        self._queue = queue = TicketQueue()
+        weights = {tenant.id: tenant.weight for tenant in around.tenants if tenant.sees(spec.model)}
         self._learning = learning = Learning()
+        self._queue = queue = TicketQueue(weights, learning.alone_s)
+        self.room = room = Room(queue, learning, around.policy, weights, bundle.manifest.max_batch_size)
         lost = asyncio.Event()
         self.instance = ModelInstance(spec, around, on_lost=lost.set)
-        self._judge = Judge(bundle.manifest, around, queue, self.instance, learning)
+        self._judge = Judge(bundle.manifest, around, queue, self.instance, learning, room)
         self._review = Review(queue, self._judge, around.clock)
         self.record = TrackRecord(learning)
-        self._dispatch = Dispatch(self.instance, queue, self._judge, self._review, learning, self.record, around, lost)
+        self._dispatch = Dispatch(
+            self.instance, queue, self._judge, self._review, learning, self.record, around, lost, room
+        )
         self._task: asyncio.Task[None] | None = None
         self._here = 0  # requests that aren't answered yet, wherever they wait
         self._nobody_here = asyncio.Event()
@@ -151,10 +156,12 @@ class ModelHost:
                 priority=request.priority,
                 deadline_at=request.deadline_at,
                 cost_bytes=request.cost_hint_bytes,
+                tenant=request.tenant,
             ),
             on_verdict=self._told,
             on_answer=on_answer,
         )
+        self.room.arrives(ticket.pending, self._around.clock())
         if self._around.trace is None:
             decision = self._judge.decide(ticket)
         else:

@@ -18,7 +18,8 @@ import msgspec
 MEMORY = 0.97  # weight of the past per batch: about the last 30 batches count
 PRIOR_WEIGHT = 2.0
 BASE_SHARE = 0.2  # of the prior latency: what a batch costs before its first token
-MARGIN_SPREADS = 3.0
+MARGIN_SPREADS = 2.5  # of a promise
+CUT_SPREADS = 2.0  # of a batch's end: a batch that is cut costs everybody behind it
 LEAST_SPREAD = 0.05
 FIRST_SPREAD = 0.25
 FIRST_OVERHEAD_S = 0.002
@@ -69,9 +70,9 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
         """Expected time the worker is occupied with a batch of that many padded tokens."""
         return self.base_s + self.per_unit_s * units
 
-    def margin_s(self, expected_s: float) -> float:
+    def margin_s(self, expected_s: float, spreads: float = MARGIN_SPREADS) -> float:
         """What to add to an expected completion before calling it safe."""
-        return MARGIN_SPREADS * self.spread * expected_s + self.overhead_s
+        return spreads * self.spread * expected_s + self.overhead_s
 
     def observed(self, costs_bytes: Sequence[int], lengths: Sequence[int], busy_s: float) -> ServiceTime:
         """A batch was done: its requests' input sizes, their true lengths (0: unknown), and the time it took."""

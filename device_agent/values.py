@@ -60,6 +60,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     arrived_at: float
     cost_hint_bytes: int
     natural: bool = False  # asks with the task's natural input, which a foreign server may not know
+    tenant: str = ""  # who asks, where there are tenants
     lowered: bool = False  # claimed a higher priority than its tenant may
 
     @property

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from aios_edge.errors import AiosEdgeError, MissingExtra, PromiseBroken, UsageError
 from aios_edge.profile_files import load_profile
-from device_agent import wire
+from device_agent import core_share, wire
 from device_agent.activation import Activated, ActivationRefused, activate
 from device_agent.activation_engine import build_engine
 from device_agent.activation_raw import activate_raw
@@ -176,8 +176,11 @@ def main(arguments: list[str] | None = None) -> int:
     """The worker process: ``--fd`` is its inherited end of the socketpair."""
     parser = argparse.ArgumentParser(prog="device_agent.worker", description=main.__doc__)
     parser.add_argument("--fd", type=int, required=True)
-    fd: int = parser.parse_args(arguments).fd
+    parser.add_argument("--nice", type=int, default=0)
+    options = parser.parse_args(arguments)
+    fd: int = options.fd
     _become_worker()
+    core_share.take(options.nice)
     os.set_inheritable(fd, False)
     with socket.socket(fileno=fd) as sock:
         serve(sock, alone=True)

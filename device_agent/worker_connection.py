@@ -35,7 +35,8 @@ class WorkerSpec:
     """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` those of the
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
     ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
-    at ``bundle_path``, None: any bundle. ``engines``: when TensorRT is used."""
+    at ``bundle_path``, None: any bundle. ``engines``: when TensorRT is used. ``nice``: its share of the cores, of a
+    process only."""
 
     model: str
     bundle_path: Path
@@ -47,6 +48,7 @@ class WorkerSpec:
     raw_version: str | None = None
     bundle_id: str | None = None
     engines: Engines = "build"
+    nice: int = 0
 
 
 class Connection:
@@ -190,7 +192,7 @@ def _spawn(spec: WorkerSpec, theirs: socket.socket) -> subprocess.Popen[bytes]:
         "PYTHONFAULTHANDLER": "1",  # a native crash leaves its stack in our log
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "device_agent.worker", "--fd", str(theirs.fileno())],
+        [sys.executable, "-m", "device_agent.worker", "--fd", str(theirs.fileno()), "--nice", str(spec.nice)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
