@@ -7,11 +7,17 @@ Order: priority, then arrival. Priority 1 is the highest; 0 is Triton's "default
 so that a client which names a priority goes before those that don't. A request of higher priority may overtake one
 that was promised to be in time; the overtaken is judged again before execution and goes to the cloud while that can
 still make it.
+
+Length bucketing: every row of a batch is padded to the longest, so a short request beside a long one costs as much as
+a long one. Who stands first always runs; of those behind, in order, joins whom it is cheaper to take along than to run
+alone, by what was learnt. Whoever is passed over stands nearer to the front afterwards, so nobody is for ever, and is
+passed over by nobody of a lower priority, nor by anybody who could make it late.
 """
 
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 
 import msgspec
@@ -19,6 +25,8 @@ import msgspec
 from device_agent.service_time import ServiceTime
 
 _DEFAULT_RANK = 1 << 32
+LOOKAHEAD = 2  # batches: so far behind the first those are looked for who fit it
+TOLERANCE = 0.05  # so much more than alone a joiner may cost: lengths are estimates, and a batch more has a price too
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,9 +39,14 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     alone: bool = False
 
     @property
+    def rank(self) -> int:
+        """Lower goes first."""
+        return self.priority if self.priority > 0 else _DEFAULT_RANK
+
+    @property
     def order(self) -> tuple[int, int]:
         """The queue's sort key: request ids rise with arrival."""
-        return (self.priority if self.priority > 0 else _DEFAULT_RANK, self.request_id)
+        return self.rank, self.request_id
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,27 +62,49 @@ def insert(queue: list[Pending], item: Pending) -> None:
     bisect.insort(queue, item, key=lambda pending: pending.order)
 
 
-def next_batch(queue: Sequence[Pending], start_at: float, model: ServiceTime, max_batch_size: int) -> int:
-    """How many from the head of the queue run together from ``start_at``; 0 only for an empty queue."""
+def next_batch(
+    queue: Sequence[Pending], start_at: float, model: ServiceTime, max_batch_size: int, *, length_bucketing: bool = True
+) -> list[int]:
+    """Who of the queue run together from ``start_at``: their places, rising, the first always among them; empty only
+    for an empty queue. Without ``length_bucketing`` those who stand first, whatever their lengths."""
     if not queue:
-        return 0
-    if queue[0].alone:
-        return 1
-    longest = 0.0
-    earliest: float | None = None
-    for count, item in enumerate(queue[:max_batch_size], start=1):
-        if item.alone:
-            return count - 1
-        longest = max(longest, model.units(item.cost_bytes))
-        busy = model.busy_s(count * longest)
-        deadlines = [at for at in (earliest, item.deadline_at) if at is not None]
-        tightest = min(deadlines, default=None)
-        if count > 1 and tightest is not None and start_at + busy + model.margin_s(busy) > tightest:
-            # The longer batch breaks a promise. If the shorter one would break it as well, staying short helps
-            # no one in it, but those behind still win time.
-            return count - 1
-        earliest = tightest
-    return min(len(queue), max_batch_size)
+        return []
+    chosen = [0]
+    first = queue[0]
+    if first.alone or max_batch_size == 1:
+        return chosen
+    base_s, unit_s, unit_bytes = model.base_s, model.per_unit_s, model.bytes_per_unit  # asked for each who waits
+    longest = model.units(first.cost_bytes)
+    busy = model.busy_s(longest)
+    room_s = math.inf  # no longer may the batch take
+    if first.deadline_at is not None:
+        room_s = model.room_s(first.deadline_at - start_at)
+    passed: Pending | None = None  # one who was passed over
+    passed_s = 0.0  # what all of those take at most
+    for place in range(1, min(len(queue), LOOKAHEAD * max_batch_size if length_bucketing else max_batch_size)):
+        item = queue[place]
+        if len(chosen) == max_batch_size or busy > room_s:
+            break
+        if item.alone or (passed is not None and item.priority != passed.priority and item.rank != passed.rank):
+            break
+        units = max(item.cost_bytes / unit_bytes, 1.0)
+        padded = max(longest, units)
+        together = base_s + unit_s * (len(chosen) + 1) * padded
+        alone = (base_s + unit_s * units) * (1.0 + TOLERANCE)
+        left_s = math.inf if item.deadline_at is None else model.room_s(item.deadline_at - start_at)
+        in_time = together <= room_s and together <= left_s
+        if in_time and (together <= busy + alone or not length_bucketing):
+            chosen.append(place)
+            longest, busy, room_s = padded, together, min(room_s, left_s)
+        elif length_bucketing:
+            passed = item
+            passed_s += alone
+            room_s = min(room_s, left_s - passed_s)
+        else:
+            # If the shorter batch would break the promise as well, staying short helps no one in it, but those behind
+            # still win time.
+            break
+    return chosen
 
 
 def forecast(
@@ -80,6 +115,7 @@ def forecast(
     free_at: float,
     model: ServiceTime,
     max_batch_size: int,
+    length_bucketing: bool = True,
 ) -> Forecast:
     """When the request of that id, which is in ``queue``, would be answered if nothing else came.
 
@@ -87,16 +123,16 @@ def forecast(
     restart. A running batch that overran its prediction is expected to end now.
     """
     at = max(now, free_at)
-    waiting_s = at - now
-    busy_total = waiting_s
-    head = 0
-    while head < len(queue):
-        size = next_batch(queue[head : head + max_batch_size], at, model, max_batch_size)
-        batch = queue[head : head + size]
+    busy_total = at - now
+    waiting = list(queue)
+    while waiting:
+        places = next_batch(waiting, at, model, max_batch_size, length_bucketing=length_bucketing)
+        batch = [waiting[place] for place in places]
         busy = model.busy_s(model.batch_units([item.cost_bytes for item in batch]))
         at += busy
         busy_total += busy
         if any(item.request_id == request_id for item in batch):
             break
-        head += size
+        for place in reversed(places):
+            del waiting[place]
     return Forecast(expected_at=at, safe_at=at + model.margin_s(busy_total), idle=free_at <= now and len(queue) == 1)

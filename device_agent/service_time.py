@@ -73,6 +73,11 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
         """What to add to an expected completion before calling it safe."""
         return MARGIN_SPREADS * self.spread * expected_s + self.overhead_s
 
+    def room_s(self, left_s: float) -> float:
+        """How long something may be expected to take whose end is to be safe within ``left_s``; the inverse of adding
+        :meth:`margin_s`."""
+        return (left_s - self.overhead_s) / (1.0 + MARGIN_SPREADS * self.spread)
+
     def observed(self, costs_bytes: Sequence[int], lengths: Sequence[int], busy_s: float) -> ServiceTime:
         """A batch was done: its requests' input sizes, their true lengths (0: unknown), and the time it took."""
         if not costs_bytes or busy_s <= 0:
