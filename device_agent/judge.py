@@ -127,7 +127,7 @@ class Judge:
         order, bucketing = self._queue.order, self._around.policy.length_bucketing
         places = scheduler.next_batch(order, now, service, self._manifest.max_batch_size, length_bucketing=bucketing)
         batch = [order[place] for place in places]
-        busy = service.busy_s(service.batch_units([pending.cost_bytes for pending in batch]))
+        busy = service.batch_s([pending.cost_bytes for pending in batch])
         forecast = Forecast(expected_at=now + busy, safe_at=now + busy + service.margin_s(busy), idle=False)
         return [self._queue.ticket(pending) for pending in batch], busy, forecast
 

@@ -51,7 +51,7 @@ class ModelHost:
         self.slowdown = spec.slowdown
         self._around = around
         self._queue = queue = TicketQueue()
-        self._learning = learning = Learning()
+        self._learning = learning = Learning(one_by_one=bundle.manifest.max_batch_size == 1)
         self.instance = ModelInstance(spec, around, on_lost=queue.wake.set)
         self._judge = Judge(bundle.manifest, around, queue, self.instance, learning)
         self._review = Review(queue, self._judge, around.clock)

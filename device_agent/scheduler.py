@@ -8,6 +8,9 @@ so that a client which names a priority goes before those that don't. A request 
 that was promised to be in time; the overtaken is judged again before execution and goes to the cloud while that can
 still make it.
 
+A model that runs one request at a time is given several in a row, as long as that takes a few milliseconds: what a
+quick one takes is no more than the way to the worker and back, and nobody is kept waiting where it is slow.
+
 Length bucketing: every row of a batch is padded to the longest, so a short request beside a long one costs as much as
 a long one. Who stands first always runs; of those behind, in order, joins whom it is cheaper to take along than to run
 alone, by what was learnt. Whoever is passed over stands nearer to the front afterwards, so nobody is for ever, and is
@@ -27,6 +30,7 @@ from device_agent.service_time import ServiceTime
 _DEFAULT_RANK = 1 << 32
 LOOKAHEAD = 2  # batches: so far behind the first those are looked for who fit it
 TOLERANCE = 0.05  # so much more than alone a joiner may cost: lengths are estimates, and a batch more has a price too
+QUICK_S = 0.003  # no request waits longer than that for one that it only travels with
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,8 +75,10 @@ def next_batch(
         return []
     chosen = [0]
     first = queue[0]
-    if first.alone or max_batch_size == 1:
+    if first.alone:
         return chosen
+    if model.one_by_one:
+        return _in_a_row(queue, start_at, model)
     base_s, unit_s, unit_bytes = model.base_s, model.per_unit_s, model.bytes_per_unit  # asked for each who waits
     longest = model.units(first.cost_bytes)
     busy = model.busy_s(longest)
@@ -107,6 +113,21 @@ def next_batch(
     return chosen
 
 
+def _in_a_row(queue: Sequence[Pending], start_at: float, model: ServiceTime) -> list[int]:
+    """How many, in order, go to the worker together though it runs one after the other."""
+    room_s = math.inf
+    busy = 0.0
+    for place, item in enumerate(queue):
+        if item.alone:
+            return list(range(place))
+        busy += model.busy_s(model.units(item.cost_bytes))
+        if item.deadline_at is not None:
+            room_s = min(room_s, model.room_s(item.deadline_at - start_at))
+        if place and busy > min(room_s, QUICK_S):
+            return list(range(place))
+    return list(range(len(queue)))
+
+
 def forecast(
     queue: Sequence[Pending],
     request_id: int,
@@ -128,7 +149,7 @@ def forecast(
     while waiting:
         places = next_batch(waiting, at, model, max_batch_size, length_bucketing=length_bucketing)
         batch = [waiting[place] for place in places]
-        busy = model.busy_s(model.batch_units([item.cost_bytes for item in batch]))
+        busy = model.batch_s([item.cost_bytes for item in batch])
         at += busy
         busy_total += busy
         if any(item.request_id == request_id for item in batch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,7 +42,7 @@ def test_a_batch_never_grows_past_a_members_deadline() -> None:
     queue = queue_of(*(pending(number, deadline_at=0.03) for number in range(8)))
     size = len(next_batch(queue, 0.0, MODEL, 8))
     assert 1 <= size < 8
-    busy = MODEL.busy_s(MODEL.batch_units([160] * size))
+    busy = MODEL.batch_s([160] * size)
     assert busy + MODEL.margin_s(busy) <= 0.03 or size == 1
 
 
@@ -80,6 +81,18 @@ def test_nobody_is_passed_over_who_would_be_late_then() -> None:
         assert next_batch(queue, 0.0, MODEL, 4) == places
 
 
+def test_a_quick_model_that_runs_one_at_a_time_gets_several_in_a_row() -> None:
+    quick = ServiceTime.prior(0.001, 32, one_by_one=True)  # 1 ms for 32 tokens, 160 bytes
+    queue = queue_of(*(pending(number) for number in range(8)))
+    assert next_batch(queue, 0.0, quick, 1) == [0, 1, 2]
+    assert quick.batch_s([160, 160, 20]) == pytest.approx(2 * quick.busy_s(32) + quick.busy_s(4))
+    assert next_batch(queue, 0.0, ServiceTime.prior(0.01, 32, one_by_one=True), 1) == [0]
+    assert next_batch(queue_of(pending(1, cost=1600), *queue[1:]), 0.0, quick, 1) == [0]  # it alone takes longer
+    # With margins three are safe after some 7 ms and two after 5.5.
+    assert next_batch(queue_of(pending(1, deadline_at=0.006), *queue[1:]), 0.0, quick, 1) == [0, 1]
+    assert next_batch(queue_of(pending(1), pending(2, alone=True), pending(3)), 0.0, quick, 1) == [0]
+
+
 ITEMS = st.lists(
     st.tuples(st.integers(0, 3), st.none() | st.floats(0, 4), st.integers(0, 2000), st.booleans()),
     min_size=1,
@@ -87,21 +100,22 @@ ITEMS = st.lists(
 )
 
 
-@given(ITEMS, st.integers(1, 16), st.booleans())
+@given(ITEMS, st.integers(1, 16), st.booleans(), st.booleans())
 def test_every_request_gets_its_turn_and_forecasts_agree_with_the_batches(
-    items: list[tuple[int, float | None, int, bool]], limit: int, bucketing: bool
+    items: list[tuple[int, float | None, int, bool]], limit: int, bucketing: bool, one_by_one: bool
 ) -> None:
+    model = ServiceTime.prior(0.0005, 32, one_by_one=True) if one_by_one else MODEL
     queue = queue_of(*(pending(n, p, d, c, a) for n, (p, d, c, a) in enumerate(items)))
     assert [item.order for item in queue] == sorted(item.order for item in queue)
     at, rest, end, batches = 1.0, list(queue), {}, 0
     while rest:
-        places = next_batch(rest, at, MODEL, limit, length_bucketing=bucketing)
+        places = next_batch(rest, at, model, limit, length_bucketing=bucketing)
         batch = [rest[place] for place in places]
         assert places[0] == 0 and places == sorted(set(places))
-        assert 1 <= len(batch) <= limit
+        assert 1 <= len(batch) <= (limit if not one_by_one else len(queue))
         assert len(batch) == 1 or not any(item.alone for item in batch)
-        assert bucketing or places == list(range(len(places)))
-        at += MODEL.busy_s(MODEL.batch_units([item.cost_bytes for item in batch]))
+        assert (bucketing and not one_by_one) or places == list(range(len(places)))
+        at += model.batch_s([item.cost_bytes for item in batch])
         batches += 1
         end.update((item.request_id, at) for item in batch)
         # Whoever stood at the place of that number has had its turn.
@@ -109,14 +123,14 @@ def test_every_request_gets_its_turn_and_forecasts_agree_with_the_batches(
         rest = [item for place, item in enumerate(rest) if place not in places]
     for number in end:
         seen = forecast(
-            queue, number, now=0.0, free_at=1.0, model=MODEL, max_batch_size=limit, length_bucketing=bucketing
+            queue, number, now=0.0, free_at=1.0, model=model, max_batch_size=limit, length_bucketing=bucketing
         )
         assert abs(seen.expected_at - end[number]) < 1e-9
         assert seen.safe_at > seen.expected_at
 
 
 def _took(batch: list[Pending]) -> float:
-    return MODEL.busy_s(MODEL.batch_units([item.cost_bytes for item in batch]))
+    return MODEL.batch_s([item.cost_bytes for item in batch])
 
 
 @given(ITEMS, st.integers(1, 16))

@@ -35,6 +35,17 @@ def test_learns_base_slope_and_bytes_per_unit() -> None:
     assert 0.02 < model.spread < 0.3
 
 
+def test_learns_what_each_takes_where_several_run_one_after_the_other() -> None:
+    rng, model = random.Random(2), ServiceTime.prior(0.5, one_by_one=True)
+    for _ in range(300):
+        lengths = [rng.randint(4, 60) for _ in range(rng.randint(1, 8))]
+        busy = sum(0.001 + 0.0002 * length for length in lengths)
+        model = model.observed([6 * length for length in lengths], lengths, busy)
+    assert model.busy_s(32) == pytest.approx(0.001 + 32 * 0.0002, rel=0.1)
+    assert model.batch_s([60, 300]) == pytest.approx(0.002 + 60 * 0.0002, rel=0.15)
+    assert model.spread < 0.15
+
+
 def test_the_prior_predicts_the_request_it_was_measured_with() -> None:
     model = ServiceTime.prior(0.03, 32)
     assert model.busy_s(32) == pytest.approx(0.03)
@@ -107,7 +118,7 @@ def simulate(
         while queue:
             head = [queue[place] for place in next_batch(queue, now, model, 8, length_bucketing=bucketing)]
             size = len(head)
-            busy = model.busy_s(model.batch_units([pending.cost_bytes for pending in head]))
+            busy = model.batch_s([pending.cost_bytes for pending in head])
             again = Forecast(expected_at=now + busy, safe_at=now + busy + model.margin_s(busy), idle=False)
             away = [(pending, where) for pending in head if (where := judge(now, pending, again)) != "local"]
             for pending, where in away:
