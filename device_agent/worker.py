@@ -21,6 +21,7 @@ from aios_edge.profile_files import load_profile
 from device_agent import wire
 from device_agent.activation import Activated, ActivationRefused, activate
 from device_agent.activation_raw import activate_raw
+from device_agent.affinity import pin
 from device_agent.worker_batch import Job, answer_batch
 from device_agent.worker_memory import resident_bytes
 from device_agent.worker_natural import Runner
@@ -72,6 +73,7 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
     path, state_dir = Path(load.bundle_path), Path(load.state_dir) if load.state_dir else None
     try:
         profile = load_profile(load.profile)
+        pin(profile)
         if load.raw is not None:
             activated = activate_raw(path, load.raw, profile, alone=alone, state_dir=state_dir, on_stage=staged)
         else:
