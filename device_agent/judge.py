@@ -139,16 +139,18 @@ class Judge:
             max_batch_size=self._manifest.max_batch_size,
             newcomer=not waiting,
             reserve=NO_RESERVE if waiting or pending.deadline_at is None else self._room.reserve(pending, now),
+            length_bucketing=self._around.policy.length_bucketing,
         )
 
     def next_batch(self, now: float) -> tuple[list[Ticket], float, Forecast]:
         """Who would run together from now on, how long that takes, and when they would be answered."""
         service = self._learning.service
-        size = scheduler.next_batch(self._queue.order, now, service, self._manifest.max_batch_size)
-        head = self._queue.order[:size]
-        busy = service.busy_s(service.batch_units([pending.cost_bytes for pending in head]))
+        order, bucketing = self._queue.order, self._around.policy.length_bucketing
+        places = scheduler.next_batch(order, now, service, self._manifest.max_batch_size, length_bucketing=bucketing)
+        batch = [order[place] for place in places]
+        busy = service.batch_s([pending.cost_bytes for pending in batch])
         forecast = Forecast(expected_at=now + busy, safe_at=now + busy + service.margin_s(busy), idle=False)
-        return [self._queue.ticket(pending) for pending in head], busy, forecast
+        return [self._queue.ticket(pending) for pending in batch], busy, forecast
 
     def next_review_at(self, now: float) -> float | None:
         """When one that waits has its last chance in the cloud, or its deadline passes."""

@@ -55,7 +55,7 @@ class ModelHost:
         self.slowdown = spec.slowdown
         self._around = around
         weights = {tenant.id: tenant.weight for tenant in around.tenants if tenant.sees(spec.model)}
-        self._learning = learning = Learning()
+        self._learning = learning = Learning(one_by_one=bundle.manifest.max_batch_size == 1)
         self._queue = queue = TicketQueue(weights, learning.alone_s)
         self.room = room = Room(queue, learning, around.policy, weights, bundle.manifest.max_batch_size)
         lost = asyncio.Event()
