@@ -173,7 +173,7 @@ class Device:
                 for pending in batch:
                     self._queue.take(self._queue.ticket(pending))
                 self._running = (now, busy_s)
-                self.batches.append(size)
+                self.batches.append(len(batch))
                 return batch
         return ()
 

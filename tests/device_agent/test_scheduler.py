@@ -120,9 +120,9 @@ def test_a_lower_priority_joins_only_when_nobody_of_a_higher_one_is_left_out() -
 
 
 def test_nobody_is_passed_over_who_would_be_late_then() -> None:
-    # One alone takes 10 ms and three together 26; the long one, alone afterwards, 102: with margins some 233 ms.
-    short = [pending(1), pending(3), pending(4)]
-    for deadline_at, places in ((0.3, [0, 2, 3]), (0.2, [0])):
+    # One alone takes 10 ms and three together 26; the long one, alone afterwards, 102: with margins some 200 ms.
+    short = [pending(1, deadline_at=0.09), pending(3), pending(4)]
+    for deadline_at, places in ((0.3, [0, 2, 3]), (0.18, [0])):
         queue = queue_of(*short, pending(2, deadline_at=deadline_at, cost=2000))
         assert next_batch(queue, 0.0, MODEL, 4) == places
 
