@@ -23,7 +23,7 @@ import msgspec
 
 from device_agent.values import ActivationReport
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 INLINE_LIMIT_BYTES = 64 * 1024  # far below Linux's default SO_SNDBUF, the limit of one datagram
 _HEADER = struct.Struct("<I")
 _DATAGRAM_LIMIT_BYTES = _HEADER.size + INLINE_LIMIT_BYTES
@@ -91,6 +91,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     items: tuple[RunItem, ...]
 
 
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Supervisor to worker: give a sign of life when nothing else is to be done."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """Supervisor to worker: finish what you have and exit."""
 
@@ -153,7 +157,13 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     items: tuple[DoneItem, ...]
 
 
-Message = Load | Run | Stop | Loading | Ready | Refused | Done
+class Pong(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Worker to supervisor: a sign of life, and nothing else."""
+
+    generation: int
+
+
+Message = Load | Run | Ping | Stop | Loading | Ready | Refused | Done | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

@@ -3,12 +3,13 @@
 A worker is a spawned process (never forked: onnxruntime's threads and locks don't survive a fork), or, where the
 profile's ``isolation`` is ``thread``, a thread of this process that speaks the same messages over the same kind of
 socketpair. The worker's end of the pair is held by the worker alone, so the kernel's end-of-file is its death
-notice: no heartbeat, no polling, and every way to die looks the same.
+notice, and every way to die looks the same. One that lives and stands still is found by worker_watch.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from aios_edge.errors import RuntimeUnavailable, WorkerLost
 from aios_edge.profile import Isolation
 from device_agent import wire
 from device_agent.worker_exit import exit_status, log_lines
+from device_agent.worker_watch import WorkerWatch
 
 EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that lingers longer is killed
 
@@ -51,11 +53,13 @@ class Connection:
         self.loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = self.loop.create_future()  # how the worker ended
         self.process: subprocess.Popen[bytes] | None = None
+        self.heard = 0  # messages that came
         self._where = f"worker of {spec.model}"
         self._generation = generation
         self._on_stage = on_stage
         self._waiting: tuple[int | None, asyncio.Future[tuple[wire.Message, memoryview]]] | None = None
         self._ending: asyncio.Task[None] | None = None
+        self._given_up: str | None = None  # why it was killed though it lived
         self._writable = asyncio.Event()
         self._sock, theirs = wire.pair()
         try:
@@ -73,6 +77,12 @@ class Connection:
         if self.process is not None and self.process.stdout is not None:
             log_lines(self.loop, self.process.stdout, f"worker of {spec.model} [{self.process.pid}]")
         self.loop.add_reader(self._sock, self._on_readable)
+        self._watch = None if self.process is None else WorkerWatch(self, self.process.pid)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it owes a reply."""
+        return self._waiting is not None and not self._waiting[1].done()
 
     async def ask(self, message: wire.Load | wire.Run, payload: bytes = b"") -> tuple[wire.Message, memoryview]:
         """Send a message and wait for the reply to it, or for the worker's death."""
@@ -94,6 +104,17 @@ class Connection:
             self.process.kill()  # Popen has not reaped it, so the pid is still ours
         if self.process is None:
             self._end("was told to end")
+
+    def ping(self) -> None:
+        """Ask for a sign of life; it counts as heard, and nobody waits for it."""
+        with contextlib.suppress(OSError):  # full, or gone: neither is for a heartbeat to mend
+            wire.send(self._sock, wire.Ping())
+
+    def give_up(self, why: str) -> None:
+        """End a process that lives and stands still; it may not even die at once."""
+        self._given_up = why
+        self.kill()
+        self._end(why)
 
     async def _send(self, message: wire.Message, payload: bytes = b"") -> bool:
         while True:
@@ -126,11 +147,12 @@ class Connection:
             self._end("closed its connection")
             return
         message, payload = received
-        if isinstance(message, (wire.Load, wire.Run, wire.Stop)) or message.generation != self._generation:
+        self.heard += 1
+        if isinstance(message, (wire.Load, wire.Run, wire.Ping, wire.Stop)) or message.generation != self._generation:
             return  # a reply of an old generation
         if isinstance(message, wire.Loading):
             self._on_stage(message.stage)
-        elif self._waiting is not None:
+        elif self._waiting is not None and not isinstance(message, wire.Pong):
             batch_id, reply = self._waiting
             answered = message.batch_id if isinstance(message, wire.Done) else None
             if answered == batch_id and not reply.done():  # else its caller has gone
@@ -138,6 +160,8 @@ class Connection:
 
     def _end(self, what: str) -> None:
         if self._ending is None:
+            if self._watch is not None:
+                self._watch.end()
             self.loop.remove_reader(self._sock)
             self._on_writable()  # whoever waits to send finds the socket closed
             self._sock.close()
@@ -148,6 +172,8 @@ class Connection:
         description = what
         if self.process is not None:
             description = await exit_status(self.process, grace_s=EXIT_GRACE_S, else_what=what)
+            if self._given_up is not None and not description.startswith(self._given_up):  # it died at once
+                description = f"{self._given_up} and was killed"
         if not self.lost.done():
             self.lost.set_result(description)
         if self._waiting is not None and not self._waiting[1].done():
