@@ -198,6 +198,9 @@ class Deployment:
             bundle = await self._lying_at(entry)
             if bundle.bundle_id == host.bundle.bundle_id and host.state == "ready":
                 return
+            if bundle.bundle_id == host.bundle.bundle_id and host.state == "quarantined":
+                await host.instance.release()
+                return
             await self._succession.swap(model, self._host(entry, bundle))
         except AiosEdgeError as error:
             self._tell.refused(entry, error)

@@ -87,7 +87,7 @@ class Dispatch:
         finally:
             seen_s = self._around.clock() - instance.running.since
             instance.running = Running()
-        instance.plan = instance.plan.served()
+        instance.served()
         self._answer(batch, result)
         self._record.answered(requests, result)
         self._learning.learn(requests, result, seen_s)
@@ -123,7 +123,7 @@ class Dispatch:
 
     def _elsewhere(self, ticket: Ticket, now: float) -> None:
         self._queue.drop(ticket)
-        decision = self._judge.elsewhere(ticket, now, self._instance.plan.expected_s)
+        decision = self._judge.elsewhere(ticket, now)
         if not isinstance(decision, Local):
             ticket.resolve(decision)
 
@@ -133,11 +133,16 @@ class Dispatch:
             self._record.lost(1)
             instance.lost_while_idle(queued=len(self._queue))
             self._review.run()
+        if instance.state == "quarantined":
+            self._all_elsewhere()
         failure = await instance.restart()
         if failure is None:
             return
         self._record.lost(1)
         self._review.run()
         if instance.plan.hopeless(failure):
-            for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
-                self._elsewhere(ticket, instance.lost_at)
+            self._all_elsewhere()
+
+    def _all_elsewhere(self) -> None:
+        for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
+            self._elsewhere(ticket, self._instance.lost_at)

@@ -57,6 +57,8 @@ class Judge:
         here = Here(
             forecast=forecast,
             worker_ready=self._instance.ready,
+            away=self._instance.away,
+            back_in_s=self._instance.back_in_s(now),
             queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
             strain=self._around.strain(),
         )
@@ -102,9 +104,10 @@ class Judge:
             return None
         return self._around.cloud.unaffordable(self._manifest.name, ticket.wanted, now)
 
-    def elsewhere(self, ticket: Ticket, now: float, back_in_s: float) -> Decision:
+    def elsewhere(self, ticket: Ticket, now: float) -> Decision:
         """Where one goes whose worker died, or doesn't come back."""
-        ask = partial(after_worker_lost, now, ticket.request.deadline_at, back_in_s=back_in_s)
+        back_in_s, away = self._instance.back_in_s(now), self._instance.away
+        ask = partial(after_worker_lost, now, ticket.request.deadline_at, back_in_s=back_in_s, away=away)
         return or_for_budget(ask, there=self.there(ticket, now), dear=self._dear(ticket, now))
 
     def forecast(self, pending: Pending, now: float, *, waiting: bool) -> Forecast | None:

@@ -31,7 +31,7 @@ NOT_AVAILABLE = {
     ("mqtt", "home_assistant"),
     ("commands", "*"),
 }
-_OFF = {"probation_s": (0,)}  # limits that 0 takes away
+_OFF = {"probation_s": (0,), "quarantine_crashes": (0,)}  # limits that 0 takes away
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -109,6 +109,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     hedge: bool = False  # ask a second cloud endpoint when the first takes longer than nearly always
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
+    quarantine_crashes: int = 8  # in a row until a model is no longer started by itself; 0: never
+    quarantine_window_s: float = 300.0  # crashes further apart than this are no row
+    quarantine_pause_s: float = 300.0  # until one more try
     probation_s: float = 60.0  # how long a swapped bundle may still have to give its place back; 0: never
     min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
     trace: Path | None = None  # a file of what each decision was made by, for aios-edge policy replay

@@ -11,7 +11,7 @@ import msgspec
 from device_agent.device_state import DeviceState
 from device_agent.router import Question, There
 from device_agent.scheduler import Forecast
-from device_agent.values import Cloud, Decision, Local
+from device_agent.values import Cloud, Decision, Local, Reason
 
 TRACE_VERSION = 1
 
@@ -54,6 +54,7 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     local_only: bool = False
     queued: int = 0
     worker_ready: bool = True
+    away: Reason = Reason.WORKER_LOST
     forecast: Forecast | None = None
     there: There | None = None
     dear: There | None = None
@@ -96,6 +97,7 @@ def traced(
         local_only=question.local_only,
         queued=question.queued,
         worker_ready=here.worker_ready,
+        away=here.away,
         forecast=here.forecast,
         there=question.there,
         dear=question.dear,

@@ -31,6 +31,7 @@ class Reason(str, enum.Enum):
     MEMORY_PRESSURE = "memory_pressure"  # cloud: work here waits for memory
     LOW_CONFIDENCE = "low_confidence"  # cloud: this device answered, and wasn't sure
     WORKER_LOST = "worker_lost"  # cloud or shed: the worker died or is starting
+    QUARANTINED = "quarantined"  # cloud or shed: its workers died again and again, and none is started
     RETRIED = "retried"  # local: run again, alone, after its worker died
     CLOUD_FAILED = "cloud_failed"  # local or shed: the cloud was tried and failed
     HEDGED = "hedged"  # cloud: the endpoint that was asked first took long, and a second one was sooner

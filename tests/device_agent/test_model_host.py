@@ -213,6 +213,24 @@ def test_who_has_no_deadline_hears_that_the_worker_does_not_come_back(tiny_bundl
     drive(tiny_bundle, scenario)
 
 
+def test_who_waits_for_a_model_that_is_quarantined_is_told_so(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        async def dies(requests: Sequence[InferenceRequest]) -> BatchResult:
+            worker.ready = False
+            raise WorkerLost("was killed by SIGSEGV", where="worker")
+
+        worker.on_run = dies
+        alone = [msgspec.structs.replace(request(number), deadline_at=None) for number in (1, 2, 3)]
+        answers = await asyncio.gather(*map(host.infer, alone))
+        assert {answer.status for answer in answers} == {503}
+        assert answers[-1].reason is Reason.QUARANTINED and answers[-1].retry_after_s == pytest.approx(600.2, abs=1)
+        assert host.state == "quarantined" and not host.queued
+        assert (await host.infer(alone[0])).reason is Reason.QUARANTINED
+        assert [kind for kind, _ in events].count("quarantined") == 1
+
+    drive(tiny_bundle, scenario, quarantine_crashes=2, quarantine_pause_s=600.0)
+
+
 def test_refused_requests_teach_nothing_about_how_long_good_ones_take(tiny_bundle: Any) -> None:
     async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
         before = host.service.busy_s(30.0)
