@@ -28,6 +28,7 @@ from device_agent.raw_model import contract_of, digested, is_raw
 from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.succession import Probation, Succession
 from device_agent.surroundings import Surroundings
+from device_agent.upkeep import Upkeep
 
 
 class Deployment:
@@ -42,6 +43,7 @@ class Deployment:
         self._entries: dict[str, BundleEntry] = {}
         self._away: dict[BundleEntry, BundleStatus] = {}
         self._succession = Succession(self._hosts, settings, around, self._in_background)
+        self._upkeep: asyncio.Task[None] | None = None
         self._started = False
         self._closing = False
         self._turn = asyncio.Lock()
@@ -128,6 +130,9 @@ class Deployment:
             if not any(host.state == "ready" for host in self._hosts.values()):
                 raise last if last is not None else no_bundle()
             self._started = True
+            self._upkeep = asyncio.get_running_loop().create_task(
+                Upkeep(self._hosts, self._around).run(), name="upkeep"
+            )
             for host in self._hosts.values():
                 await self._succession.keep(host)
             await self._tidy()
@@ -155,6 +160,8 @@ class Deployment:
     async def stop(self) -> None:
         """Stop every model; requests that still wait are refused as draining."""
         self.give_up_changes()
+        if self._upkeep is not None:
+            self._upkeep.cancel()
         await asyncio.gather(*self._changes, return_exceptions=True)
         for model in list(self.probations):
             self._succession.end_probation(model)

@@ -43,7 +43,9 @@ class Dispatch:
     async def serve(self) -> None:
         """Batch after batch; waits for requests, and for a worker that restarts."""
         while True:
-            if not self._instance.worker.ready:
+            if chore := self._instance.chore():
+                await chore()
+            elif not self._instance.worker.ready:
                 await self._bring_back()
             elif batch := self._take():
                 await self._run(batch)

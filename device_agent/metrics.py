@@ -117,6 +117,13 @@ class Metrics:
             one,
         )
         page.family(
+            "aios_worker_recycles_total",
+            "counter",
+            "Workers that were replaced because of the memory they took.",
+            [((m.model,), m.recycles) for m in models],
+            one,
+        )
+        page.family(
             "aios_worker_resident_bytes",
             "gauge",
             "Resident set of the worker.",

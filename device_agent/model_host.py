@@ -131,6 +131,7 @@ class ModelHost:
         for ticket in waiting:
             ticket.resolve(Shed(Reason.DRAINING, 5.0))
         self._queue.clear()
+        await self.instance.recycling.end()
         await self.instance.worker.stop()
 
     # A request

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aios_edge.errors import AiosEdgeError, BundleRefused, WorkerLost
 from device_agent.quarantine import Quarantine
+from device_agent.recycling import Recycling
 from device_agent.restart import RestartPlan
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running
@@ -38,6 +39,7 @@ class ModelInstance:
         self.lost_at = 0.0
         self.worker = WorkerHandle(spec, on_stage=self._staged, on_lost=self._told_lost)
         self._name = spec.model
+        self.recycling = Recycling(self, spec.model, spec.max_rss_bytes, around)
         self._around = around
         self._on_lost = on_lost
         self._released: asyncio.Future[Exception | None] | None = None  # an operator waits for the next try
@@ -72,6 +74,37 @@ class ModelInstance:
     def served(self) -> None:
         """A batch was answered: the crashes before it are history."""
         self.plan, self.quarantine = self.plan.served(), self.quarantine.served()
+        self.recycling.look()
+
+    def chore(self) -> Callable[[], Awaitable[None]] | None:
+        """What is to be done between two batches, before the next one."""
+        return self.recycling.between_batches if self.recycling.due else None
+
+    def wake(self) -> None:
+        """There is a chore."""
+        self._on_lost()
+
+    def hand_over(self, old: WorkerHandle, new: WorkerHandle) -> bool:
+        """Let another worker take the next batch; False when the old one isn't there any more."""
+        if self.state != "ready" or self.worker is not old or not old.ready:
+            return False
+        new.spec = old.spec
+        self.worker = new
+        return True
+
+    async def start_fresh(self, why: str) -> bool:
+        """End the worker, which has no batch, and start another; whether it serves. Else it is as after a crash."""
+        began = self._around.clock()
+        self.state, self.detail, self.lost_at = "restarting", why, began
+        await self.worker.stop()
+        try:
+            await self.worker.start("quick")
+        except Exception as error:
+            self._did_not_start(error)
+            return False
+        self.plan = self.plan.started(self._around.clock() - began)
+        self.open()
+        return True
 
     async def activate(self) -> ActivationReport:
         """Start the worker and check the whole contract. Raises what refused it."""
@@ -103,10 +136,13 @@ class ModelInstance:
     def lost(self, description: str, *, in_flight: int, queued: int) -> float:
         """The worker died; returns when that was noticed."""
         now = self._around.clock()
-        self.state, self.detail = "restarting", description
-        self.lost_at = now
-        self.plan = self.plan.crashed()
+        replaced = self.state == "ready" and self.worker.ready  # in its last batch, another one serves already
+        if not replaced:
+            self.state, self.detail, self.lost_at = "restarting", description, now
+            self.plan = self.plan.crashed()
         self._around.emit("worker_crashed", model=self._name, how=description, in_flight=in_flight, queued=queued)
+        if replaced:
+            return now
         log.warning("worker of %s %s with %d requests in its batch; restarting", self._name, description, in_flight)
         self._count_crash(now, description)
         return now
@@ -149,15 +185,7 @@ class ModelInstance:
         try:
             await self.worker.start("quick")
         except Exception as error:  # no descriptors left, say: whatever it is, it is tried again
-            self.plan = self.plan.crashed()
-            self.detail = str(error)
-            if isinstance(error, BundleRefused):
-                self._around.emit("contract_broken", model=self._name, check=error.promise, detail=error.what)
-            log.error("worker of %s did not come back: %s", self._name, error)
-            self.lost_at = self._around.clock()
-            its_own_fault = isinstance(error, WorkerLost | BundleRefused)  # not the machine's
-            if its_own_fault or self.quarantine.on_trial:
-                self._count_crash(self.lost_at, str(error))
+            self._did_not_start(error)
             return error
         self.restarts, now = self.restarts + 1, self._around.clock()
         self.plan = self.plan.started(now - started)
@@ -166,6 +194,17 @@ class ModelInstance:
         self._around.emit("worker_recovered", model=self._name, away_s=away_s, restarts=self.restarts)
         log.info("worker of %s is back after %.2f s", self._name, away_s)
         return None
+
+    def _did_not_start(self, error: Exception) -> None:
+        self.plan = self.plan.crashed()
+        self.detail = str(error)
+        if isinstance(error, BundleRefused):
+            self._around.emit("contract_broken", model=self._name, check=error.promise, detail=error.what)
+        log.error("worker of %s did not come back: %s", self._name, error)
+        self.lost_at = self._around.clock()
+        its_own_fault = isinstance(error, WorkerLost | BundleRefused)  # not the machine's
+        if its_own_fault or self.quarantine.on_trial:
+            self._count_crash(self.lost_at, str(error))
 
     def _count_crash(self, now: float, how: str) -> None:
         """Quarantine the model when it was one crash too many."""

@@ -87,6 +87,7 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     pinned: bool = False  # never unloaded to make room; nothing is in this version
+    max_rss_bytes: int | None = None  # a worker above it is replaced; none: twice the contract's memory; 0: never
     never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
 
@@ -277,6 +278,8 @@ def _check_values(settings: Settings, where: str) -> None:
         fail("http.tls_cert", "a certificate needs its key, and a key its certificate", "Set tls_cert and tls_key")
     if settings.http.tls_cert is not None and not settings.http.bind:
         fail("http.tls_cert", "there is no TCP door for it; the Unix socket is always plain", "Set http.bind")
+    if any((entry.max_rss_bytes or 0) < 0 for entry in settings.bundle):
+        fail("bundle.max_rss_bytes", "memory can't be less than nothing", "Give bytes, or 0 for no limit")
     check_tenants(settings.tenant, where=where, unix_socket=settings.http.unix_socket is not None)
     positive: tuple[tuple[str, float], ...] = (
         ("http.max_body_bytes", settings.http.max_body_bytes),

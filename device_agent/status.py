@@ -42,7 +42,9 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     detail: str | None
     worker_pid: int | None
     worker_rss_bytes: int | None
+    worker_max_rss_bytes: int | None
     restarts: int
+    recycles: int
     queued: int
     running: int
     max_batch_size: int

@@ -33,7 +33,7 @@ class WorkerSpec:
     """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` those of the
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
     ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
-    at ``bundle_path``, None: any bundle."""
+    at ``bundle_path``, None: any bundle. ``max_rss_bytes``: above that it is replaced, None: never."""
 
     model: str
     bundle_path: Path
@@ -44,6 +44,7 @@ class WorkerSpec:
     state_dir: Path | None = None
     raw_version: str | None = None
     bundle_id: str | None = None
+    max_rss_bytes: int | None = None
 
 
 class Connection:

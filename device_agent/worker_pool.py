@@ -135,6 +135,17 @@ class WorkerHandle:
         connection.kill()
         await connection.lost
 
+    async def retire(self) -> None:
+        """End the worker when its batch is answered, however long that takes; nobody gives it another."""
+        async with self._turn:
+            await self.stop()
+
+    def successor(self) -> WorkerHandle:
+        """A handle for a worker that may take this one's place: the same model, and no other files than those."""
+        handle = WorkerHandle(self.spec, on_lost=self._on_lost)
+        handle._digest = self._digest
+        return handle
+
     def kill(self) -> None:
         """End the worker's process now, whatever it does; the batch in flight gets :class:`WorkerLost`.
 
