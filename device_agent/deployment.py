@@ -43,7 +43,7 @@ class Deployment:
         self._entries: dict[str, BundleEntry] = {}
         self._away: dict[BundleEntry, BundleStatus] = {}
         self._succession = Succession(self._hosts, settings, around, self._in_background)
-        self._upkeep: asyncio.Task[None] | None = None
+        self._upkeep = Upkeep(self._hosts, self._entries, around)
         self._started = False
         self._closing = False
         self._turn = asyncio.Lock()
@@ -78,12 +78,12 @@ class Deployment:
     def ready(self) -> bool:
         """Whether the activations of the start are over and any model serves. A worker that restarts, or a model that
         is loaded later, doesn't make the agent unready."""
-        return self._started and any(host.state == "ready" for host in self._hosts.values())
+        return self._started and any(host.serves for host in self._hosts.values())
 
     @property
     def degraded(self) -> bool:
         """Whether any bundle doesn't serve that should."""
-        return bool(self.refused) or any(host.state != "ready" for host in self._hosts.values())
+        return bool(self.refused) or any(not host.serves for host in self._hosts.values())
 
     def host(self, model: str, version: str | None) -> ModelHost:
         """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404)."""
@@ -106,7 +106,7 @@ class Deployment:
         """Whether a model serves; raises :class:`RequestError` (404) for one that agent.toml doesn't know."""
         if model not in self._hosts and self._status_away(model):
             return False
-        return self.host(model, version).state == "ready"
+        return self.host(model, version).serves
 
     async def activate_all(self) -> None:
         """One bundle after the other, at the start.
@@ -127,12 +127,10 @@ class Deployment:
                 except AiosEdgeError as error:
                     last = error
             forget_engines(self._settings.device.state_dir, self._ids())
-            if not any(host.state == "ready" for host in self._hosts.values()):
+            if not any(host.serves for host in self._hosts.values()):
                 raise last if last is not None else no_bundle()
             self._started = True
-            self._upkeep = asyncio.get_running_loop().create_task(
-                Upkeep(self._hosts, self._around).run(), name="upkeep"
-            )
+            self._upkeep.start()
             for host in self._hosts.values():
                 await self._succession.keep(host)
             await self._tidy()
@@ -160,8 +158,7 @@ class Deployment:
     async def stop(self) -> None:
         """Stop every model; requests that still wait are refused as draining."""
         self.give_up_changes()
-        if self._upkeep is not None:
-            self._upkeep.cancel()
+        await self._upkeep.stop()
         await asyncio.gather(*self._changes, return_exceptions=True)
         for model in list(self.probations):
             self._succession.end_probation(model)
@@ -203,7 +200,8 @@ class Deployment:
         entry = self._entries[model]
         try:
             bundle = await self._lying_at(entry)
-            if bundle.bundle_id == host.bundle.bundle_id and host.state == "ready":
+            if bundle.bundle_id == host.bundle.bundle_id and host.serves:
+                await host.instance.resting.back()
                 return
             if bundle.bundle_id == host.bundle.bundle_id and host.state == "quarantined":
                 await host.instance.release()
@@ -269,13 +267,14 @@ class Deployment:
             await host.stop()
             raise
         self._tell.activated(host, report)
+        await self._upkeep.keep_budget(asking=name)
         return host
 
     def _host(self, entry: BundleEntry, bundle: Bundle) -> ModelHost:
         spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=self._settings.device.state_dir)
         # Clients know the name: two entries may claim it one after the other, and it was promised for one of them.
         stays = entry.never_leave_device or bundle.manifest.name in self._around.cloud.audit.staying
-        return ModelHost(spec, bundle, self._around, never_leaves=stays)
+        return ModelHost(spec, bundle, self._around, never_leaves=stays, make_room=self._upkeep.make_room)
 
     # Those that aren't here
 

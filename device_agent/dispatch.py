@@ -43,9 +43,9 @@ class Dispatch:
     async def serve(self) -> None:
         """Batch after batch; waits for requests, and for a worker that restarts."""
         while True:
-            if chore := self._instance.chore():
+            if chore := self._instance.chore(len(self._queue)):
                 await chore()
-            elif not self._instance.worker.ready:
+            elif not self._instance.worker.ready and self._instance.state != "resting":
                 await self._bring_back()
             elif batch := self._take():
                 await self._run(batch)

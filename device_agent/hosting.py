@@ -32,14 +32,18 @@ def worker_spec(
 ) -> WorkerSpec:
     """How a bundle's worker is started; ``state_dir`` None: it leaves nothing behind, engines included."""
     promised = next((promise.value for promise in bundle.contract.promises if promise.name == MEMORY), None)
-    if profile.isolation == "thread":
-        if entry.max_rss_bytes:
-            raise SettingsError(
-                f"max_rss_bytes needs a worker process, and {profile.name} has isolation = thread",
-                where=str(entry.path),
-                remedy="Remove it, or use isolation = process",
-            )
-        promised = None  # a thread's memory is the agent's
+    if profile.isolation == "thread":  # its memory is the agent's
+        promised = None
+        for key, value in (
+            ("max_rss_bytes", entry.max_rss_bytes),
+            ("policy.memory_budget_bytes", settings.policy.memory_budget_bytes),
+        ):
+            if value:
+                raise SettingsError(
+                    f"{key} needs worker processes, and {profile.name} has isolation = thread",
+                    where=str(entry.path),
+                    remedy="Remove it, or use isolation = process",
+                )
     return WorkerSpec(
         model=bundle.manifest.name,
         bundle_path=bundle.path,

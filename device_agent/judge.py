@@ -25,7 +25,7 @@ from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.trace import Opinion
-from device_agent.values import Cloud, Decision
+from device_agent.values import SERVING, Cloud, Decision
 
 
 class Judge:
@@ -112,7 +112,7 @@ class Judge:
 
     def forecast(self, pending: Pending, now: float, *, waiting: bool) -> Forecast | None:
         """When it would be answered here; None where nobody knows."""
-        if self._instance.state not in ("ready", "restarting"):
+        if self._instance.state not in ("restarting", *SERVING):
             return None
         return scheduler.forecast(
             self._queue.order if waiting else self._queue.with_one_more(pending),

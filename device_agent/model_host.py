@@ -24,6 +24,7 @@ from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.raw_model import as_loaded
 from device_agent.rehearsal import rehearse
+from device_agent.resting import MakeRoom, no_budget
 from device_agent.review import Review
 from device_agent.router import for_want_of_cloud
 from device_agent.scheduler import Pending
@@ -34,7 +35,7 @@ from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.trace import Decided, traced
 from device_agent.track_record import TrackRecord
-from device_agent.values import ActivationReport, Cloud, Decision, InferenceRequest, Local, Reason, Shed
+from device_agent.values import SERVING, ActivationReport, Cloud, Decision, InferenceRequest, Local, Reason, Shed
 from device_agent.worker_pool import WorkerSpec
 
 log = logging.getLogger("device_agent.model")
@@ -43,7 +44,15 @@ log = logging.getLogger("device_agent.model")
 class ModelHost:
     """Serves one bundle. What its worker is doing: ``instance``. ``never_leaves``: every request is local-only."""
 
-    def __init__(self, spec: WorkerSpec, bundle: Bundle, around: Surroundings, *, never_leaves: bool = False) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        bundle: Bundle,
+        around: Surroundings,
+        *,
+        never_leaves: bool = False,
+        make_room: MakeRoom = no_budget,
+    ) -> None:
         self.name = spec.model
         self.never_leaves = never_leaves
         self.bundle = bundle
@@ -52,7 +61,7 @@ class ModelHost:
         self._around = around
         self._queue = queue = TicketQueue()
         self._learning = learning = Learning()
-        self.instance = ModelInstance(spec, around, on_lost=queue.wake.set)
+        self.instance = ModelInstance(spec, around, queue.wake.set, make_room)
         self._judge = Judge(bundle.manifest, around, queue, self.instance, learning)
         self._review = Review(queue, self._judge, around.clock)
         self.record = TrackRecord(learning)
@@ -64,8 +73,13 @@ class ModelHost:
 
     @property
     def state(self) -> str:
-        """loading, ready, restarting, refused, stopped."""
+        """loading, ready, restarting, quarantined, resting, waking, refused, stopped."""
         return self.instance.state
+
+    @property
+    def serves(self) -> bool:
+        """Whether who asks is answered, if need be after a load."""
+        return self.instance.state in SERVING
 
     @property
     def detail(self) -> str | None:
@@ -165,6 +179,8 @@ class ModelHost:
         decision = question.decide()
         if not isinstance(decision, Local) and self.instance.ready and not self.queued and not self.running:
             self.record.turned_away(request, self._around.clock())
+        if not isinstance(decision, Local) and self.state == "resting":
+            self.instance.resting.want()
         if self._around.trace is None:
             return await self._answer(ticket, decision)
         device, sampled_at = self._around.device()

@@ -14,6 +14,7 @@ from aios_edge.errors import AiosEdgeError, BundleRefused, WorkerLost
 from device_agent.quarantine import Quarantine
 from device_agent.recycling import Recycling
 from device_agent.restart import RestartPlan
+from device_agent.resting import MakeRoom, Resting, no_budget
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running
 from device_agent.values import ActivationReport, Reason
@@ -23,12 +24,19 @@ log = logging.getLogger("device_agent.model")
 
 
 class ModelInstance:
-    """A worker, and its successors. ``state``: loading, ready, restarting, quarantined, refused, stopped.
+    """A worker, and its successors. ``state``: loading, ready, restarting, quarantined, resting, waking, refused,
+    stopped.
 
     ``on_lost`` is called when a worker ends that nobody stopped, busy or idle.
     """
 
-    def __init__(self, spec: WorkerSpec, around: Surroundings, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        around: Surroundings,
+        on_lost: Callable[[], None],
+        make_room: MakeRoom = no_budget,
+    ) -> None:
         self.state = "loading"
         self.detail: str | None = None  # why it isn't ready
         self.report: ActivationReport | None = None
@@ -40,6 +48,7 @@ class ModelInstance:
         self.worker = WorkerHandle(spec, on_stage=self._staged, on_lost=self._told_lost)
         self._name = spec.model
         self.recycling = Recycling(self, spec.model, spec.max_rss_bytes, around)
+        self.resting = Resting(self, spec.model, around, make_room)
         self._around = around
         self._on_lost = on_lost
         self._released: asyncio.Future[Exception | None] | None = None  # an operator waits for the next try
@@ -54,6 +63,8 @@ class ModelInstance:
     def free_at(self, now: float) -> float:
         """When it is expected to take the next batch. Whatever overran its estimate is given a tenth more of what it
         took so far: the longer something hangs, the longer it is likely to hang on."""
+        if self.state == "resting":
+            return now + self.plan.start_s
         if not self.ready:
             return max(self.lost_at + self.plan.expected_s, now + 0.1 * (now - self.lost_at))
         if not self.running.tickets:
@@ -64,7 +75,9 @@ class ModelInstance:
     @property
     def away(self) -> Reason:
         """What is said to those who would have to wait for a worker."""
-        return Reason.QUARANTINED if self.state == "quarantined" else Reason.WORKER_LOST
+        if self.state == "quarantined":
+            return Reason.QUARANTINED
+        return Reason.LOADING if self.state in ("resting", "waking") else Reason.WORKER_LOST
 
     def back_in_s(self, now: float) -> float:
         """When a worker is expected that isn't there."""
@@ -74,11 +87,12 @@ class ModelInstance:
     def served(self) -> None:
         """A batch was answered: the crashes before it are history."""
         self.plan, self.quarantine = self.plan.served(), self.quarantine.served()
+        self.resting.used_at = self._around.clock()
         self.recycling.look()
 
-    def chore(self) -> Callable[[], Awaitable[None]] | None:
-        """What is to be done between two batches, before the next one."""
-        return self.recycling.between_batches if self.recycling.due else None
+    def chore(self, waiting: int) -> Callable[[], Awaitable[None]] | None:
+        """What is to be done between two batches, before the next one, while so many requests wait."""
+        return self.recycling.between_batches if self.recycling.due else self.resting.chore(waiting)
 
     def wake(self) -> None:
         """There is a chore."""
@@ -92,10 +106,10 @@ class ModelInstance:
         self.worker = new
         return True
 
-    async def start_fresh(self, why: str) -> bool:
+    async def start_fresh(self, state: str, why: str) -> bool:
         """End the worker, which has no batch, and start another; whether it serves. Else it is as after a crash."""
-        began = self._around.clock()
-        self.state, self.detail, self.lost_at = "restarting", why, began
+        self.state, self.detail, self.lost_at = state, why, self._around.clock()
+        began = self.lost_at
         await self.worker.stop()
         try:
             await self.worker.start("quick")
@@ -196,6 +210,8 @@ class ModelInstance:
         return None
 
     def _did_not_start(self, error: Exception) -> None:
+        if self.state != "quarantined":
+            self.state = "restarting"
         self.plan = self.plan.crashed()
         self.detail = str(error)
         if isinstance(error, BundleRefused):

@@ -81,7 +81,13 @@ def _contract(host: ModelHost) -> Contract:
 
 def repository_index(deployment: Deployment) -> list[dict[str, Any]]:
     """Every model in Triton's words; bundles that may not serve are in it, with the reason."""
-    words = {"ready": "READY", "loading": "LOADING", "stopped": "UNLOADING", "unloading": "UNLOADING"}
+    words = {
+        "ready": "READY",
+        "loading": "LOADING",
+        "waking": "LOADING",
+        "stopped": "UNLOADING",
+        "unloading": "UNLOADING",
+    }
     index = [
         {
             "name": name,

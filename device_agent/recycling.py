@@ -80,7 +80,7 @@ class Recycling:
         worker, began = self.worker, self._around.clock()
         if why is None or worker is None:  # it died meanwhile, and is fresh anyway
             return
-        if await self._instance.start_fresh(f"its worker is replaced: {why}"):
+        if await self._instance.start_fresh("restarting", f"its worker is replaced: {why}"):
             self._tell(why, worker, began, beside=False)
 
     async def end(self) -> None:

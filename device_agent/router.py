@@ -103,11 +103,15 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
 def _without_worker(
     now: float, deadline_at: float | None, local_only: bool, here: Here, there: There | None
 ) -> Decision:
-    """The worker is starting or lost; the forecast counts its restart."""
+    """The worker is starting or lost; the forecast counts its restart. That it comes back from a crash is a hope, and a
+    cloud is preferred; a model that was unloaded for others is loaded for whom that is in time."""
     forecast = here.forecast
+    back_in_time = forecast is not None and (deadline_at is None or forecast.expected_at <= deadline_at)
+    if here.away is Reason.LOADING and back_in_time:
+        return Local(Reason.LOCAL_ONLY if local_only else Reason.LOADING)
     if there is not None and (deadline_at is None or now + there.expected_s <= deadline_at):
         return Cloud(here.away, there.endpoint)
-    if forecast is not None and (deadline_at is None or forecast.expected_at <= deadline_at):
+    if back_in_time:
         return Local(Reason.LOCAL_ONLY if local_only else here.away)
     return Shed(here.away, _retry_after(now, here))
 

@@ -86,7 +86,7 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One ``[[bundle]]``: a directory, as ``aios-edge export`` or ``bundle unpack`` wrote it."""
 
     path: Path
-    pinned: bool = False  # never unloaded to make room; nothing is in this version
+    pinned: bool = False  # never unloaded to make room for others
     max_rss_bytes: int | None = None  # a worker above it is replaced; none: twice the contract's memory; 0: never
     never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
@@ -115,6 +115,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     quarantine_pause_s: float = 300.0  # until one more try
     probation_s: float = 60.0  # how long a swapped bundle may still have to give its place back; 0: never
     min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
+    memory_budget_bytes: int | None = None  # of all models' workers; the least recently used is unloaded for others
     trace: Path | None = None  # a file of what each decision was made by, for aios-edge policy replay
     trace_bytes: int = 16_000_000  # it and the part before it together
     # What may leave goes to a cloud that is in time while one of these is passed; none by default: what this device

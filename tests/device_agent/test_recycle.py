@@ -245,14 +245,14 @@ def test_where_memory_is_short_the_worker_that_grew_is_replaced(tiny_bundle: Any
     room = [Room(available_bytes=GB, limit_bytes=GB)]
 
     async def scenario(host: ModelHost, events: list[Any]) -> None:
-        upkeep = Upkeep({"tiny": host}, host._around)
+        upkeep = Upkeep({"tiny": host}, {}, host._around)
         await ask_until(host, lambda: host.instance.worker.rss_bytes > 1.5 * host.instance.report.rss_bytes)
-        upkeep.look()
+        upkeep.relieve()
         assert host.instance.recycling.due is None, "nobody needs it"
         room[0] = Room(available_bytes=10 * MB, limit_bytes=GB)
-        upkeep.look()
+        upkeep.relieve()
         await ask_until(host, lambda: host.instance.recycling.count == 1)
-        upkeep.look()
+        upkeep.relieve()
         assert host.instance.recycling.due is None, "a fresh one has nothing to give"
         ((kind, detail),) = events
         assert kind == "worker_recycled" and detail["reason"] == "memory_pressure" and detail["beside"] is False
