@@ -7,7 +7,6 @@ Where there isn't, the worker ends between two batches and who waits, waits for 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from typing import TYPE_CHECKING
 
@@ -109,8 +108,10 @@ class Recycling:
             await successor.stop()
             return
         self._tell(why, worker, began, beside=True)
-        with contextlib.suppress(Exception):  # however it ends, nobody waits for it
+        try:
             await old.retire()
+        finally:  # the model may be stopped while its last batch runs
+            await old.stop(grace_s=0.0)
 
     def _tell(self, why: str, before: Worker, began: float, *, beside: bool) -> None:
         self.count += 1

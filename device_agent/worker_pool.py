@@ -126,14 +126,16 @@ class WorkerHandle:
             return BatchResult(done=reply, payload=content)
 
     async def stop(self, grace_s: float = 5.0) -> None:
-        """End the worker: it finishes the batch in flight; after ``grace_s`` it is killed."""
+        """End the worker when its batch is done; after ``grace_s``, or when this is cancelled, it is killed."""
         connection, self._connection, self._ready = self._connection, None, False
         if connection is None:
             return
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(connection.finish(), grace_s)
-        connection.kill()
-        await connection.lost
+        try:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(connection.finish(), grace_s)
+        finally:
+            connection.kill()
+            await asyncio.shield(connection.lost)
 
     async def retire(self) -> None:
         """End the worker when its batch is answered, however long that takes; nobody gives it another."""

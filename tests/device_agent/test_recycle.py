@@ -292,6 +292,23 @@ def test_a_batch_that_runs_when_the_successor_takes_over_is_answered(tiny_bundle
     with_host(tiny_bundle, [Room()], scenario, slowdown=30.0)
 
 
+def test_a_model_that_is_stopped_while_its_worker_is_replaced_leaves_none(tiny_bundle: Any) -> None:
+    for handed_over in (False, True):
+
+        async def scenario(host: ModelHost, events: list[Any], handed_over: bool = handed_over) -> None:
+            old = host.instance.worker
+            host.instance.recycling.ask("max_rss_bytes")
+            asking = [asyncio.create_task(ask(host, number)) for number in range(1, 30)]
+            while handed_over and host.instance.worker is old:  # the old one's last batch isn't answered yet
+                asking.append(asyncio.create_task(ask(host, len(asking) + 1)))
+                await asyncio.sleep(0.005)
+            await host.stop()
+            assert set(await asyncio.gather(*asking)) <= {200, 503}
+
+        with_host(tiny_bundle, [Room()], scenario, slowdown=30.0)
+        assert not children()
+
+
 def children() -> list[str]:
     """Processes of ours that run a worker."""
     task = Path(f"/proc/self/task/{os.getpid()}/children")
