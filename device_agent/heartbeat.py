@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import msgspec
 
-LOOK_S = 1.0
+LOOK_S = 0.5
 LATE = 2.0  # times LOOK_S between two looks: this process stood still itself
-LOOKS = 2  # in a row that find a worker stopped, or silent after it was asked, until it is given up
+STOPPED_LOOKS = 2  # in a row that find a worker stopped until it is given up
+SILENT_LOOKS = 3  # in a row, after it was asked, that find it silent
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,9 +41,9 @@ class Pulse(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def verdict(self) -> str | None:
         """Why the worker must go; None: it needn't."""
-        if self.stopped >= LOOKS:
+        if self.stopped >= STOPPED_LOOKS:
             return "stood still, stopped by a signal,"
-        if self.silent is not None and self.silent >= LOOKS:
+        if self.silent is not None and self.silent >= SILENT_LOOKS:
             return "gave no sign of life"
         return None
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from aios_edge.errors import WorkerLost
 from device_agent import heartbeat
-from device_agent.heartbeat import LATE, LOOK_S, LOOKS, Pulse, Seen, beat
+from device_agent.heartbeat import LATE, LOOK_S, SILENT_LOOKS, STOPPED_LOOKS, Pulse, Seen, beat
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.worker_exit import exit_status
 from device_agent.worker_pool import WorkerHandle, WorkerSpec
@@ -54,8 +54,8 @@ def test_only_what_stood_still_while_this_process_did_not_is_given_up(looks: lis
         quiet = [*([] if look.at > LATE * LOOK_S else quiet), look] if not look.heard else []
         pulse, ask = beat(pulse, Seen(at=now, heard=heard, busy=look.busy, stopped=look.stopped))
         asked += ask
-        stopped = len(quiet) >= LOOKS and all(each.stopped for each in quiet[-LOOKS:])
-        silent = len(quiet) > LOOKS and not any(each.busy for each in quiet[-LOOKS - 1 :])
+        stopped = len(quiet) >= STOPPED_LOOKS and all(each.stopped for each in quiet[-STOPPED_LOOKS:])
+        silent = len(quiet) > SILENT_LOOKS and not any(each.busy for each in quiet[-SILENT_LOOKS - 1 :])
         assert (pulse.verdict is not None) == (stopped or silent)
         assert not (ask and (look.busy or look.heard)), "nobody is asked who works, or was just heard of"
         if pulse.verdict:
