@@ -28,6 +28,7 @@ from device_agent.desk import FrontDesk
 from device_agent.http import App, HttpApp
 from device_agent.http_server import HttpServer
 from device_agent.listen import address, open_sockets, remove_socket_file
+from device_agent.memory_room import read_room
 from device_agent.metrics import Metrics
 from device_agent.power.meter import PROC, SYS, PowerMeter
 from device_agent.reporter import Reporter, ReporterOptions
@@ -74,6 +75,7 @@ class Agent:
             trace=self._trace.write if self._trace else None,
             tenants=settings.tenant,
             device=lambda: (self._strain.state, self._strain.sampled_at),
+            room=lambda: read_room(proc_root, sys_root),
         )
         self._deployment = Deployment(settings, self.profile, self._around)
         self._audit = AuditLog(settings.device.state_dir, {tenant.id: tenant.audit_bytes for tenant in settings.tenant})

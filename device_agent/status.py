@@ -52,7 +52,9 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     detail: str | None
     worker_pid: int | None
     worker_rss_bytes: int | None
+    worker_max_rss_bytes: int | None
     restarts: int
+    recycles: int
     queued: int
     waiting_limit: int | None
     running: int

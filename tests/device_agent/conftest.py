@@ -41,6 +41,15 @@ class AgentProcess:
         with urllib.request.urlopen(self.url + path, timeout=10) as response:
             return json.loads(response.read())
 
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+            return str(response.read(), "utf-8")
+
+    def post(self, path: str) -> None:
+        """With an empty body; raises for what isn't a 200."""
+        with urllib.request.urlopen(self.url + path, b"", timeout=30):
+            pass
+
     def status(self) -> Any:
         return self.get("/status")
 
