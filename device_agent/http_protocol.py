@@ -13,15 +13,24 @@ import asyncio
 import logging
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aios_edge.oip.envelope import error_body
+from device_agent.descriptors import connection_limit
+from device_agent.half_closed import INTERIM, HalfClosed
 from device_agent.http import ON_GONE, Scope
+from device_agent.seldom import Seldom
+from device_agent.slow_clients import LEAST_BYTES, Part, Progress
+from device_agent.upgrade import declined
 
 log = logging.getLogger("device_agent.http")
+_seldom = Seldom(log)
 
 #: Of a request line with its headers. What arrives in one piece may be longer by the size of a read.
 MAX_HEAD_BYTES = 64 * 1024
@@ -46,11 +55,21 @@ class DoorProtocol(HttpToolsProtocol):
     _owed: tuple[bytes, str] | None = None  # a refusal that waits for the answers to whole requests before it
     _on_gone: set[Callable[[], None]] | None = None  # who wait for an answer that only this client wants
     _peer_uid: int | None = None
+    _half_closed: HalfClosed | None = None  # once the client has ended its direction
+    _heads = 0  # whole ones, on this connection
+    _received_bytes = 0
+    _declined: bytes | None = None  # a head that is to be read again
+    _declined_at = 0  # where its body begins
+    _answering: RequestResponseCycle | None = None  # uvicorn knows the latest of a pipeline only
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
         self._peer_uid = _peer_uid(transport)
+        if len(self.connections) > connection_limit():
+            _seldom.warn("full", "more than %d connections: those on top are refused", connection_limit())
+            self._write_refusal(b"503 Service Unavailable", "too many connections. Try again later")
+            transport.close()  # no lingering: that would keep the descriptor
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client; closes the connection when they can't become a request."""
@@ -62,21 +81,37 @@ class DoorProtocol(HttpToolsProtocol):
         if self._owed is not None:
             return
         self._turned = False
-        super().data_received(data)
-        if self._turned or not self._in_head or self.lingers or self._owed is not None:
+        self._received_bytes += len(data)
+        self._feed(data)
+        if self._turned or self.lingers or self._owed is not None or not (self._in_head or self.headers):
             return
-        self._head_bytes += len(data)
+        self._head_bytes += len(data)  # or of a trailer, which comes in the place of headers
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            log.warning("a client's request line and headers are longer than %d bytes", MAX_HEAD_BYTES)
+            _seldom.warn("head", "a client's request line and headers are longer than %d bytes", MAX_HEAD_BYTES)
             text = f"request line and headers are longer than {MAX_HEAD_BYTES} bytes"
             self._refuse(b"431 Request Header Fields Too Large", text)
 
+    def _feed(self, data: bytes) -> None:
+        super().data_received(data)
+        while (head := self._declined) is not None:
+            self._declined = None
+            rest = data[self._declined_at :]
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            data = head + rest
+            super().data_received(data)
+
     def on_headers_complete(self) -> None:
         """The head is whole; what follows is its body."""
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._declined = declined(self.parser, self.url, self.headers)
+            return
         self._in_head, self._turned = False, True
         self._head_bytes = 0
+        self._heads += 1
         self.scope["state"][PEER_UID] = self._peer_uid
         super().on_headers_complete()
+        self.headers = []  # what comes behind the body is no header of this request, whatever its name
         self.cycle.transport = _AnswerTransport(self)  # its task begins later
         if self._on_gone is None:
             self._on_gone = set()
@@ -84,12 +119,46 @@ class DoorProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The body is whole; what follows is the next head."""
+        if self._declined is not None:
+            return
         self._in_head, self._turned = True, True
+        self._head_bytes = 0
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What the parser couldn't read."""
-        self._refuse(b"400 Bad Request", "this is not HTTP/1.1, or its body doesn't follow its headers")
+        error = sys.exc_info()[1]
+        why = f" ({error})" if isinstance(error, httptools.HttpParserError) and str(error) else ""
+        _seldom.warn("junk", "a client's bytes are not HTTP/1.1%s", why)
+        self._refuse(b"400 Bad Request", f"this is not HTTP/1.1, or its body doesn't follow its headers{why}")
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. True keeps the connection: who has asked may wait for the answer."""
+        if self.lingers or self.transport.is_closing() or self.scheme == "https":  # TLS ends both directions at once
+            return False
+        half_closed = HalfClosed(self.transport.get_extra_info("socket").fileno(), self.transport.abort)
+        if half_closed.gone():
+            return False
+        unanswered = self.cycle is not None and not self.cycle.response_complete
+        progress = self.progress()
+        if progress is not None and progress.part != "answer" and self._received_bytes:
+            self._refuse(b"400 Bad Request", f"the request ended within its {progress.part}")
+        if self.lingers or not unanswered:
+            return False
+        self._half_closed = half_closed
+        half_closed.watch()
+        if not self.cycle.response_started and self.scope.get("http_version") == "1.1":
+            self.transport.write(INTERIM)
+        return True
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called where the parser has stopped behind a head."""
+        error = sys.exc_info()[1]
+        self._declined_at = error.args[0] if isinstance(error, httptools.HttpParserUpgrade) else 0
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """A request is answered, and the next one of the pipeline begins."""
@@ -98,6 +167,8 @@ class DoorProtocol(HttpToolsProtocol):
         super().on_response_complete()
         if was_last and self._owed is not None:
             self._send_refusal(*self._owed)
+        if was_last and self._half_closed is not None:
+            self.transport.close()
         if self.lingers:
             self._unset_keepalive_if_required()  # what ends it is the cut-off, however long a connection is kept
 
@@ -140,8 +211,35 @@ class DoorProtocol(HttpToolsProtocol):
         """The connection is closed, by whomever."""
         if self._cut_off is not None:
             self._cut_off.cancel()
+        if self._half_closed is not None:
+            self._half_closed.end()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
         super().connection_lost(exc)
         self._leave()
+
+    def progress(self) -> Progress | None:
+        """What this client is to do next, and how far it is; None while it is our turn."""
+        if unread_bytes := self.transport.get_write_buffer_size():
+            return Progress("answer", self._heads, unread_bytes)
+        if self.lingers or self._owed is not None or self.transport.is_closing() or self.flow.read_paused:
+            return None
+        if not self._in_head:
+            return Progress("body", self._heads, self._received_bytes)
+        begun = self.cycle is None or self._head_bytes > 0 or "method" not in self.scope
+        return Progress("head", self._heads, self._received_bytes) if begun else None
+
+    def too_slow(self, part: Part, limit_s: float) -> None:
+        """This client had its time: it reads why, unless it reads nothing, or asked nothing."""
+        if part == "answer":
+            _seldom.warn(part, "a client read too little of its answer within %g s and is cut off", limit_s)
+            self.transport.abort()
+        elif not self._received_bytes:
+            self.transport.close()
+        else:
+            _seldom.warn(part, "a client sent too little of a request's %s within %g s and is refused", part, limit_s)
+            least = "was not whole" if part == "head" else f"brought less than {LEAST_BYTES} bytes"
+            self._refuse(b"408 Request Timeout", f"the request's {part} {least} within {limit_s:g} s")
 
     def _linger(self) -> None:
         """Send nothing more, and throw away what comes until the client ends too, or sends too much or too long."""
@@ -179,11 +277,14 @@ class DoorProtocol(HttpToolsProtocol):
     def _send_refusal(self, status: bytes, text: str) -> None:
         if self.lingers or self.transport.is_closing():
             return
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self._write_refusal(status, text)
+        self._linger()
+
+    def _write_refusal(self, status: bytes, text: str) -> None:
         body = error_body(text)
         head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            self.transport.write(head % (status, len(body)) + body)
-        self._linger()
+        self.transport.write(head % (status, len(body)) + body)
 
 
 class _AnswerTransport(asyncio.Transport):

@@ -52,6 +52,7 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     tls_cert: Path | None = None  # PEM, with what leads to its authority; of the TCP door
     tls_key: Path | None = None
     max_body_bytes: int = 32 * 1024 * 1024
+    receive_timeout_s: float = 60.0  # for a request's head; and its body, as its answer, moves at least 16 KiB in it
     allow_insecure: bool = False  # bind beyond loopback without TLS, or without a tenant that has a key
 
 
@@ -277,6 +278,7 @@ def _check_values(settings: Settings, where: str) -> None:
     check_tenants(settings.tenant, where=where, unix_socket=settings.http.unix_socket is not None)
     positive: tuple[tuple[str, float], ...] = (
         ("http.max_body_bytes", settings.http.max_body_bytes),
+        ("http.receive_timeout_s", settings.http.receive_timeout_s),
         ("emulate.slowdown", settings.emulate.slowdown),
         *(
             (f"policy.{name}", value)
