@@ -84,12 +84,16 @@ class Deployment:
         return bool(self.refused) or any(host.state != "ready" for host in self._hosts.values())
 
     def host(self, model: str, version: str | None) -> ModelHost:
-        """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404)."""
+        """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404; 503 at the
+        start, when nobody knows yet)."""
         host = self._hosts.get(model)
         if host is None:
             if away := self._status_away(model):
                 remedy = f"POST /v2/repository/models/{model}/load loads it"
                 raise RequestError(f"{model} is {away.state}", status=404, remedy=remedy)
+            if not self._started:
+                what = f"there is no model {model!r} yet: the agent has just started and checks its bundles"
+                raise RequestError(what, status=503, remedy="Try again, or wait for /v2/health/ready")
             raise self._unknown(model)
         ours = host.bundle.manifest.version
         if version not in (None, ours):
