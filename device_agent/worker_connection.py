@@ -9,6 +9,7 @@ notice: no heartbeat, no polling, and every way to die looks the same.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from aios_edge.profile import Isolation
 from device_agent import wire
 from device_agent.worker_exit import exit_status, log_lines
 
+NO_DESCRIPTOR_PAUSE_S = 0.02
 EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that lingers longer is killed
 
 
@@ -104,8 +106,11 @@ class Connection:
                 self._writable.clear()
                 self.loop.add_writer(self._sock, self._on_writable)
                 await self._writable.wait()
-            except OSError:  # it is gone; the end-of-file tells how
-                self._end("closed its connection")
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # a long payload needs a descriptor, if only for now
+                    await asyncio.sleep(NO_DESCRIPTOR_PAUSE_S)
+                    continue
+                self._end("closed its connection")  # it is gone; the end-of-file tells how
                 return False
 
     def _on_writable(self) -> None:

@@ -6,24 +6,22 @@ being back; nothing piles up. ``make test`` has a few rounds of each, ``make tes
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
 import sqlite3
-import threading
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from identity_model import write_identity
+from mqtt_listener import Listener
 from raw_http import Door
 from steady_load import SteadyLoad
 
-from aios_edge.broker import Broker, start_broker
+from aios_edge.broker import start_broker
 from aios_edge.mqtt import STEADY_S
 
 BACK_S = 3.0
@@ -143,7 +141,7 @@ def test_kill_9_of_the_broker(start_agent: Any, repository: str, rounds: int) ->
     with SteadyLoad(agent.door, clients=2) as load:
         for _ in range(rounds):
             began = time.monotonic()  # whoever is hung up on at once waits longer and longer, and is right to
-            load.until(lambda began=began: time.monotonic() > began + STEADY_S, 2 * STEADY_S)  # type: ignore[misc]
+            load.until(lambda began=began: time.monotonic() > began + STEADY_S, 2 * STEADY_S)
             load.goes_on()
             broker.process.kill()
             broker.process.wait()
@@ -186,58 +184,3 @@ def test_kill_9_of_the_cloud(start_agent: Any, repository: str, rounds: int) -> 
 def boot_of(agent: Any) -> str:
     boot: str = agent.status()["boot_id"]
     return boot
-
-
-class Listener:
-    """Hears everything that is told over MQTT, in a thread."""
-
-    def __init__(self, broker: Broker) -> None:
-        from paho.mqtt import client as mqtt
-
-        self._messages: list[tuple[str, bytes]] = []
-        self._client = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2)
-        self._client.on_message = lambda _c, _u, message: self._messages.append((message.topic, message.payload))
-        subscribed = threading.Event()
-        self._client.on_connect = lambda *_: self._client.subscribe("aios/v1/default/dev/#", 1)
-        self._client.on_subscribe = lambda *_: subscribed.set()
-        host, port = broker.url.removeprefix("mqtt://").split(":")
-        self._client.connect(host, int(port))
-        self._client.loop_start()
-        assert subscribed.wait(10)
-
-    def __enter__(self) -> Listener:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._client.loop_stop()
-        self._client.disconnect()
-
-    def of(self, kind: str) -> list[tuple[bytes, Any]]:
-        return [(text, json.loads(text)) for topic, text in self._messages if topic.endswith("/" + kind)]
-
-    def has_windows(self, count: int, boot: str) -> bool:
-        return sum(message["boot_id"] == boot for _, message in self.of("telemetry")) >= count
-
-    def last_status(self) -> Any:
-        return self.of("status")[-1][1]
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + 15
-        while not condition():
-            assert time.monotonic() < end, "never told"
-            time.sleep(0.01)
-
-    def no_window_is_missing_or_told_twice(self, boots: int) -> None:
-        """A window that was acknowledged as its agent died may come again: the same bytes."""
-        windows: dict[tuple[str, int], bytes] = {}
-        for text, message in self.of("telemetry"):
-            key = message["boot_id"], message["seq"]
-            assert windows.setdefault(key, text) == text, "two windows with one number"
-        found: dict[str, list[int]] = {}
-        for boot, seq in windows:
-            found.setdefault(boot, []).append(seq)
-        assert len(found) == boots
-        for numbers in found.values():
-            assert sorted(numbers) == list(range(1, len(numbers) + 1)), "a gap"
-        again = len(self.of("telemetry")) - len(windows)
-        assert again <= 20 * boots
