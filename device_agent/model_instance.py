@@ -57,7 +57,7 @@ class ModelInstance:
     async def activate(self) -> ActivationReport:
         """Start the worker and check the whole contract. Raises what refused it."""
         try:
-            self.report = await self.worker.start("full")
+            self.report = await self.worker.start("full", timeout_s=self._around.policy.load_timeout_s)
         except AiosEdgeError as error:
             self.state, self.detail = "refused", str(error)
             self.report = self.worker.report
@@ -70,7 +70,7 @@ class ModelInstance:
         Raises what refused it."""
         started = self._around.clock()
         try:
-            await self.worker.start("quick")
+            await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s)
         except AiosEdgeError as error:
             self.detail = str(error)
             raise
@@ -101,7 +101,7 @@ class ModelInstance:
         await self.worker.stop(grace_s=0.0)
         started = self._around.clock()
         try:
-            await self.worker.start("quick")
+            await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s)
         except Exception as error:  # no descriptors left, say: whatever it is, it is tried again
             self.plan = self.plan.crashed()
             self.detail = str(error)

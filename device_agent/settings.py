@@ -110,6 +110,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     hedge: bool = False  # ask a second cloud endpoint when the first takes longer than nearly always
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
+    load_timeout_s: float = (
+        600.0  # a model that isn't loaded and checked by then is refused; TensorRT builds for minutes
+    )
     probation_s: float = 60.0  # how long a swapped bundle may still have to give its place back; 0: never
     min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
     trace: Path | None = None  # a file of what each decision was made by, for aios-edge policy replay

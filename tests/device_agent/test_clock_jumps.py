@@ -88,6 +88,7 @@ def test_deadlines_windows_and_connections_do_not_feel_it(
     assert "Traceback" not in agent.log()
 
 
+@pytest.mark.long
 def test_a_days_budget_is_not_had_twice_by_setting_the_clock(
     start_agent: Any, tmp_path: Path, set_clock: Callable[[float], None]
 ) -> None:

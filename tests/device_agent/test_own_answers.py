@@ -214,7 +214,7 @@ def through_all_that(agent: Any, examples: int) -> Callable[[], None]:
 
 
 def test_every_answer_is_its_requests_own_and_there_is_one(agent: Any) -> None:
-    through_all_that(agent, 12)()
+    through_all_that(agent, 8)()
 
 
 @pytest.mark.long
