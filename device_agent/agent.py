@@ -112,7 +112,12 @@ class Agent:
 
     async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
-        server = HttpServer(self._app(), drain_s=self.settings.policy.drain_s, tls=self._tls)
+        server = HttpServer(
+            self._app(),
+            drain_s=self.settings.policy.drain_s,
+            receive_timeout_s=self.settings.http.receive_timeout_s,
+            tls=self._tls,
+        )
         doors = asyncio.create_task(server.serve(sockets=list(sockets)), name="doors")
         activation = asyncio.create_task(self._deployment.activate_all(), name="activation")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")

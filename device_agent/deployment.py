@@ -90,7 +90,8 @@ class Deployment:
         return bool(self.refused) or any(not host.serves for host in self._hosts.values())
 
     def host(self, model: str, version: str | None) -> ModelHost:
-        """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404)."""
+        """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404; 503 at the
+        start, when nobody knows yet)."""
         host = self._hosts.get(model)
         if host is None:
             if away := self._status_away(model):
@@ -101,6 +102,15 @@ class Deployment:
         if version not in (None, ours):
             raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
         return host
+
+    def no_model(self, model: str, known: Iterable[str]) -> RequestError:
+        """What a client is told that names a model which isn't among those it knows of: 404, or 503 at the start, when
+        nobody knows all of them."""
+        if not self._started:
+            what = f"there is no model {model!r} yet: the agent has just started and checks its bundles"
+            return RequestError(what, status=503, remedy="Try again, or wait for /v2/health/ready")
+        remedy = f"Models here: {', '.join(known) or 'none'}"
+        return RequestError(f"there is no model {model!r}", status=404, remedy=remedy)
 
     def knows(self, model: str) -> bool:
         """Whether it is here, or could be loaded."""
@@ -337,7 +347,7 @@ class Deployment:
         raise self._unknown(model)
 
     def _unknown(self, model: str) -> RequestError:
-        return no_model(model, [*self._hosts, *(status.model for status in self._away.values())])
+        return self.no_model(model, [*self._hosts, *(status.model for status in self._away.values())])
 
     def _ids(self) -> set[str]:
         return {host.bundle.bundle_id for host in self._hosts.values()}
@@ -346,8 +356,3 @@ class Deployment:
         """Remove copies of bundles that neither serve nor may have to come back."""
         kept = self._ids() | {probation.previous.bundle.bundle_id for probation in self.probations.values()}
         await asyncio.to_thread(forget_others, self._settings.device.state_dir, kept)
-
-
-def no_model(model: str, known: Iterable[str]) -> RequestError:
-    """What a client is told that names a model which isn't among those it knows of."""
-    return RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {', '.join(known) or 'none'}")

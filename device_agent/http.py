@@ -182,6 +182,13 @@ class HttpApp:
         return await _unless_gone(self._desk.infer(model, version, body, json_length), scope, receive)
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, inflater: Inflater | None = None) -> bytes:
+        coding = headers.get(b"transfer-encoding", b"chunked").strip().lower()
+        if coding != b"chunked":
+            raise RequestError(
+                f"bodies with Transfer-Encoding {coding[:40].decode('latin-1')} are not accepted",
+                status=501,
+                remedy="Send the body as it is, with its length or chunked",
+            )
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self.max_body_bytes:
             raise self._too_long()

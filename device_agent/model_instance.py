@@ -114,7 +114,7 @@ class ModelInstance:
         began = self.lost_at
         await self.worker.stop()
         try:
-            await self.worker.start("quick")
+            await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s)
         except Exception as error:
             self._did_not_start(error)
             return False
@@ -125,7 +125,7 @@ class ModelInstance:
     async def activate(self) -> ActivationReport:
         """Start the worker and check the whole contract. Raises what refused it."""
         try:
-            self.report = await self.worker.start("full")
+            self.report = await self.worker.start("full", timeout_s=self._around.policy.load_timeout_s)
         except AiosEdgeError as error:
             self.state, self.detail = "refused", str(error)
             self.report = self.worker.report
@@ -138,7 +138,7 @@ class ModelInstance:
         Raises what refused it."""
         started = self._around.clock()
         try:
-            self._reopened(await self.worker.start("quick"))
+            self._reopened(await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s))
         except AiosEdgeError as error:
             self.detail = str(error)
             raise
@@ -210,7 +210,7 @@ class ModelInstance:
         await self.worker.stop(grace_s=0.0)
         started = self._around.clock()
         try:
-            self._reopened(await self.worker.start("quick"))
+            self._reopened(await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s))
         except Exception as error:  # no descriptors left, say: whatever it is, it is tried again
             self._did_not_start(error)
             return error

@@ -54,6 +54,7 @@ class Http(msgspec.Struct, frozen=True, kw_only=True):
     tls_cert: Path | None = None  # PEM, with what leads to its authority; of the TCP door
     tls_key: Path | None = None
     max_body_bytes: int = 32 * 1024 * 1024
+    receive_timeout_s: float = 60.0  # for a request's head; and its body, as its answer, moves at least 16 KiB in it
     allow_insecure: bool = False  # bind beyond loopback without TLS, or without a tenant that has a key
 
 
@@ -115,6 +116,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     hedge: bool = False  # ask a second cloud endpoint when the first takes longer than nearly always
     length_bucketing: bool = True  # batches of like lengths, so that padding doesn't cost what batching gains
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
+    load_timeout_s: float = 600.0  # a model that isn't loaded and checked by then is refused; TensorRT takes minutes
     quarantine_crashes: int = 8  # in a row until a model is no longer started by itself; 0: never
     quarantine_window_s: float = 300.0  # crashes further apart than this are no row
     quarantine_pause_s: float = 300.0  # until one more try
@@ -289,6 +291,7 @@ def _check_values(settings: Settings, where: str) -> None:
     check_tenants(settings.tenant, where=where, unix_socket=settings.http.unix_socket is not None)
     positive: tuple[tuple[str, float], ...] = (
         ("http.max_body_bytes", settings.http.max_body_bytes),
+        ("http.receive_timeout_s", settings.http.receive_timeout_s),
         ("emulate.slowdown", settings.emulate.slowdown),
         *((f"bundle[{index}].weight", entry.weight) for index, entry in enumerate(settings.bundle)),
         *(

@@ -13,7 +13,7 @@ import msgspec
 
 from aios_edge.oip.repository import Action
 from aios_edge.version import __version__
-from device_agent.deployment import Deployment, no_model
+from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.http import Reply
 from device_agent.metrics import Page
@@ -157,4 +157,4 @@ class TenantDesk:
 
     def _must_see(self, model: str) -> None:
         if not (self._tenant.sees(model) and self._deployment.knows(model)):
-            raise no_model(model, self._hosts())
+            raise self._deployment.no_model(model, self._hosts())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -27,6 +28,7 @@ from device_agent.values import Engines
 from device_agent.worker_exit import exit_status, log_lines
 from device_agent.worker_watch import WorkerWatch
 
+NO_DESCRIPTOR_PAUSE_S = 0.02
 EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that lingers longer is killed
 
 Reply = tuple[wire.Message, memoryview]
@@ -156,8 +158,11 @@ class Connection:
             except BlockingIOError:
                 self.loop.add_writer(self._sock, self._on_writable)
                 return
-            except OSError:  # it is gone; the end-of-file tells how
-                self._end("closed its connection")
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # a long payload needs a descriptor, if only for now
+                    self.loop.call_later(NO_DESCRIPTOR_PAUSE_S, self._send_more)
+                    return
+                self._end("closed its connection")  # it is gone; the end-of-file tells how
                 return
             self._unsent.popleft()
 
