@@ -157,9 +157,9 @@ class Device:
         """As the dispatch does: who wouldn't be in time leaves, one at a time."""
         service = self._learning.service
         while self._queue:
-            size = next_batch(self._queue.order, now, service, self._worker.max_batch_size)
-            batch = self._queue.order[:size]
-            busy_s = service.busy_s(service.batch_units([pending.cost_bytes for pending in batch]))
+            order = self._queue.order
+            batch = [order[place] for place in next_batch(order, now, service, self._worker.max_batch_size)]
+            busy_s = service.batch_s([pending.cost_bytes for pending in batch])
             end_at = now + busy_s
             seen = Forecast(expected_at=end_at, safe_at=end_at + service.margin_s(busy_s), idle=False)
             for pending in batch:
@@ -173,7 +173,7 @@ class Device:
                 for pending in batch:
                     self._queue.take(self._queue.ticket(pending))
                 self._running = (now, busy_s)
-                self.batches.append(size)
+                self.batches.append(len(batch))
                 return batch
         return ()
 

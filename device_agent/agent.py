@@ -28,6 +28,7 @@ from device_agent.desk import FrontDesk
 from device_agent.http import App, HttpApp
 from device_agent.http_server import HttpServer
 from device_agent.listen import address, open_sockets, remove_socket_file
+from device_agent.memory_room import read_room
 from device_agent.metrics import Metrics
 from device_agent.power.meter import PROC, SYS, PowerMeter
 from device_agent.reporter import Reporter, ReporterOptions
@@ -74,6 +75,7 @@ class Agent:
             trace=self._trace.write if self._trace else None,
             tenants=settings.tenant,
             device=lambda: (self._strain.state, self._strain.sampled_at),
+            room=lambda: read_room(proc_root, sys_root),
         )
         self._deployment = Deployment(settings, self.profile, self._around)
         self._audit = AuditLog(settings.device.state_dir, {tenant.id: tenant.audit_bytes for tenant in settings.tenant})
@@ -110,7 +112,12 @@ class Agent:
 
     async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
-        server = HttpServer(self._app(), drain_s=self.settings.policy.drain_s, tls=self._tls)
+        server = HttpServer(
+            self._app(),
+            drain_s=self.settings.policy.drain_s,
+            receive_timeout_s=self.settings.http.receive_timeout_s,
+            tls=self._tls,
+        )
         doors = asyncio.create_task(server.serve(sockets=list(sockets)), name="doors")
         activation = asyncio.create_task(self._deployment.activate_all(), name="activation")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
@@ -171,7 +178,7 @@ class Agent:
     def _app(self) -> App:
         limit, tenants = self.settings.http.max_body_bytes, self.settings.tenant
         if not tenants:
-            return HttpApp(self._desk, max_body_bytes=limit, record=self._record)
+            return HttpApp(self._desk, max_body_bytes=limit, record=self._record, direct=self._desk)
         return TenantDoor(tenants, self._desk, self._deployment, self._audit, max_body_bytes=limit, record=self._record)
 
     def _make_reporter(self, meter: PowerMeter) -> Reporter:

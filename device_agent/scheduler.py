@@ -9,6 +9,14 @@ is the highest; 0 is Triton's "default priority", which here is the lowest, so t
 before those that don't. Nobody is let in who would make one late that waits already, but for one of higher priority: it
 may overtake one that was promised to be in time, and the overtaken is judged again before execution and goes to the
 cloud while that can still make it.
+
+A model that runs one request at a time is given several in a row, as long as that takes a few milliseconds: what a
+quick one takes is no more than the way to the worker and back, and nobody is kept waiting where it is slow.
+
+Length bucketing: every row of a batch is padded to the longest, so a short request beside a long one costs as much as
+a long one. Who stands first always runs; of those behind, in order, joins whom it is cheaper to take along than to run
+alone, by what was learnt. Whoever is passed over stands nearer to the front afterwards, so nobody is for ever, and is
+passed over by nobody of a lower priority, nor by anybody who could make it late.
 """
 
 from __future__ import annotations
@@ -16,7 +24,8 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import msgspec
 
@@ -25,6 +34,9 @@ from device_agent.service_time import CUT_SPREADS, ServiceTime
 
 PATIENT_EVERY = 4  # of a mixed queue, one in so many has no deadline
 _DEFAULT_RANK = 1 << 32
+LOOKAHEAD = 2  # batches: so far behind the first those are looked for who fit it
+TOLERANCE = 0.05  # so much more than alone a joiner may cost: lengths are estimates, and a batch more has a price too
+QUICK_S = 0.003  # no request waits longer than that for one that it only travels with
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,27 +97,66 @@ def interleaved(queue: Sequence[Pending], hurried: int) -> Sequence[Pending]:
     return order
 
 
-def next_batch(queue: Sequence[Pending], start_at: float, model: ServiceTime, max_batch_size: int) -> int:
-    """How many from the head of the queue run together from ``start_at``; 0 only for an empty queue."""
+def next_batch(
+    queue: Sequence[Pending], start_at: float, model: ServiceTime, max_batch_size: int, *, length_bucketing: bool = True
+) -> list[int]:
+    """Who of the queue run together from ``start_at``: their places, rising, the first always among them; empty only
+    for an empty queue. Without ``length_bucketing`` those who stand first, whatever their lengths."""
     if not queue:
-        return 0
-    if queue[0].alone:
-        return 1
-    longest = 0.0
-    earliest: float | None = None
-    for count, item in enumerate(queue[:max_batch_size], start=1):
+        return []
+    chosen = [0]
+    first = queue[0]
+    if first.alone:
+        return chosen
+    if model.one_by_one:
+        return _in_a_row(queue, start_at, model)
+    base_s, unit_s, unit_bytes = model.base_s, model.per_unit_s, model.bytes_per_unit  # asked for each who waits
+    longest = model.units(first.cost_bytes)
+    busy = model.busy_s(longest)
+    room_s = math.inf  # no longer may the batch take
+    if first.deadline_at is not None:
+        room_s = model.room_s(first.deadline_at - start_at, CUT_SPREADS)
+    passed: Pending | None = None  # one who was passed over
+    passed_s = 0.0  # what all of those take at most
+    for place in range(1, min(len(queue), LOOKAHEAD * max_batch_size if length_bucketing else max_batch_size)):
+        item = queue[place]
+        if len(chosen) == max_batch_size or busy > room_s:
+            break
+        if item.alone or (passed is not None and item.priority != passed.priority and item.rank != passed.rank):
+            break
+        units = max(item.cost_bytes / unit_bytes, 1.0)
+        padded = max(longest, units)
+        together = base_s + unit_s * (len(chosen) + 1) * padded
+        alone = (base_s + unit_s * units) * (1.0 + TOLERANCE)
+        left_s = math.inf if item.deadline_at is None else model.room_s(item.deadline_at - start_at, CUT_SPREADS)
+        in_time = together <= room_s and together <= left_s
+        if in_time and (together <= busy + alone or not length_bucketing):
+            chosen.append(place)
+            longest, busy, room_s = padded, together, min(room_s, left_s)
+        elif length_bucketing:
+            passed = item
+            passed_s += alone
+            room_s = min(room_s, left_s - passed_s)
+        else:
+            # If the shorter batch would break the promise as well, staying short helps no one in it, but those behind
+            # still win time.
+            break
+    return chosen
+
+
+def _in_a_row(queue: Sequence[Pending], start_at: float, model: ServiceTime) -> list[int]:
+    """How many, in order, go to the worker together though it runs one after the other."""
+    room_s = math.inf
+    busy = 0.0
+    for place, item in enumerate(queue):
         if item.alone:
-            return count - 1
-        longest = max(longest, model.units(item.cost_bytes))
-        busy = model.busy_s(count * longest)
-        deadlines = [at for at in (earliest, item.deadline_at) if at is not None]
-        tightest = min(deadlines, default=None)
-        if count > 1 and tightest is not None and start_at + busy + model.margin_s(busy, CUT_SPREADS) > tightest:
-            # The longer batch breaks a promise. If the shorter one would break it as well, staying short helps
-            # no one in it, but those behind still win time.
-            return count - 1
-        earliest = tightest
-    return min(len(queue), max_batch_size)
+            return list(range(place))
+        busy += model.busy_s(model.units(item.cost_bytes))
+        if item.deadline_at is not None:
+            room_s = min(room_s, model.room_s(item.deadline_at - start_at, CUT_SPREADS))
+        if place and busy > min(room_s, QUICK_S):
+            return list(range(place))
+    return list(range(len(queue)))
 
 
 def forecast(
@@ -118,6 +169,7 @@ def forecast(
     max_batch_size: int,
     newcomer: bool = False,
     reserve: Reserve = NO_RESERVE,
+    length_bucketing: bool = True,
 ) -> Forecast:
     """When the request of that id, which is in ``queue``, would be answered if nothing else came.
 
@@ -130,7 +182,10 @@ def forecast(
     expected_at = safe_at = start_at
     own: Pending | None = None
     unsafe: list[tuple[Pending, float]] = []
-    for end_at, batch in _batches(queue, start_at, model, max_batch_size):
+    batches = partial(
+        _batches, start_at=start_at, model=model, max_batch_size=max_batch_size, length_bucketing=length_bucketing
+    )
+    for end_at, batch in batches(queue):
         margin_s = model.margin_s(end_at - now) + reserve.of(end_at - now)
         if own is None:
             own = next((member for member in batch if member.request_id == request_id), None)
@@ -140,25 +195,26 @@ def forecast(
             if not newcomer or own.deadline_at is None or safe_at > own.deadline_at:
                 break
         unsafe += [(member, end_at) for member in batch if _too_late(member, own, end_at + margin_s)]
-    return Forecast(
-        expected_at=expected_at,
-        safe_at=safe_at,
-        idle=free_at <= now and len(queue) == 1,
-        delays=bool(unsafe) and _ended_sooner(unsafe, queue, request_id, start_at, model, max_batch_size),
-    )
+    delays = False
+    if unsafe:
+        others = [item for item in queue if item.request_id != request_id]
+        delays = _ended_sooner(unsafe, batches(others))
+    idle = free_at <= now and len(queue) == 1
+    return Forecast(expected_at=expected_at, safe_at=safe_at, idle=idle, delays=delays)
 
 
 def _batches(
-    queue: Sequence[Pending], start_at: float, model: ServiceTime, max_batch_size: int
+    queue: Sequence[Pending], *, start_at: float, model: ServiceTime, max_batch_size: int, length_bucketing: bool
 ) -> Iterator[tuple[float, Sequence[Pending]]]:
     """The batches of a queue that nobody else joins, each with its end."""
-    at, head = start_at, 0
-    while head < len(queue):
-        size = next_batch(queue[head : head + max_batch_size], at, model, max_batch_size)
-        batch = queue[head : head + size]
-        at += model.busy_s(model.batch_units([item.cost_bytes for item in batch]))
+    at, waiting = start_at, list(queue)
+    while waiting:
+        places = next_batch(waiting, at, model, max_batch_size, length_bucketing=length_bucketing)
+        batch = [waiting[place] for place in places]
+        at += model.batch_s([item.cost_bytes for item in batch])
         yield at, batch
-        head += size
+        for place in reversed(places):
+            del waiting[place]
 
 
 def _too_late(member: Pending, newcomer: Pending, safe_at: float) -> bool:
@@ -167,20 +223,8 @@ def _too_late(member: Pending, newcomer: Pending, safe_at: float) -> bool:
     return not overtaken and member.deadline_at is not None and safe_at > member.deadline_at
 
 
-def _ended_sooner(
-    unsafe: Sequence[tuple[Pending, float]],
-    queue: Sequence[Pending],
-    newcomer_id: int,
-    start_at: float,
-    model: ServiceTime,
-    max_batch_size: int,
-) -> bool:
-    """Whether any of these would end sooner without the newcomer. One that is late anyway counts as well: whoever
+def _ended_sooner(unsafe: Sequence[tuple[Pending, float]], without: Iterable[tuple[float, Sequence[Pending]]]) -> bool:
+    """Whether any of these would end sooner ``without`` the newcomer. One that is late anyway counts as well: whoever
     overtakes those that a stall has made late makes the next ones late too, and nobody ever catches up."""
-    others = [item for item in queue if item.request_id != newcomer_id]
-    before = {
-        member.request_id: end_at
-        for end_at, batch in _batches(others, start_at, model, max_batch_size)
-        for member in batch
-    }
+    before = {member.request_id: end_at for end_at, batch in without for member in batch}
     return any(end_at > before[member.request_id] + 1e-9 for member, end_at in unsafe)

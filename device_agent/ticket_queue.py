@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
@@ -33,7 +32,6 @@ class TicketQueue:
         self.patient = 0  # how many have no deadline
         self.held: Counter[str] = Counter()  # how many, by tenant
         self.held_patiently: Counter[str] = Counter()  # of these, without a deadline
-        self.wake = asyncio.Event()  # set when there may be something to do for a worker
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -71,7 +69,6 @@ class TicketQueue:
         scheduler.insert(self._sorted, pending)
         self._tickets[pending.request_id] = ticket
         self._count(pending, 1)
-        self.wake.set()
 
     def drop(self, ticket: Ticket) -> None:
         """It waits no longer; nothing happens when it didn't."""

@@ -11,7 +11,7 @@ import msgspec
 from device_agent.device_state import DeviceState
 from device_agent.router import Question, There
 from device_agent.scheduler import Forecast
-from device_agent.values import Cloud, Decision, Local
+from device_agent.values import Cloud, Decision, Local, Reason
 
 TRACE_VERSION = 1
 
@@ -55,6 +55,7 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     queued: int = 0
     crowded: bool = False
     worker_ready: bool = True
+    away: Reason = Reason.WORKER_LOST
     forecast: Forecast | None = None
     there: There | None = None
     dear: There | None = None
@@ -98,6 +99,7 @@ def traced(
         queued=question.queued,
         crowded=question.crowded,
         worker_ready=here.worker_ready,
+        away=here.away,
         forecast=here.forecast,
         there=question.there,
         dear=question.dear,
