@@ -143,6 +143,13 @@ class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True):
     pressure_reason: str | None = None
 
 
+class PolicyFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The routing policy in force: what tells it from others, and since when (RFC 3339)."""
+
+    digest: str
+    since: str
+
+
 class OutboxFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that wait for the broker, and those the byte bound cost since the outbox was made."""
 
@@ -185,6 +192,7 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     cpu_utilisation_reason: str | None = None
     memory: MemoryFigures = MemoryFigures()
     outbox: OutboxFigures = OutboxFigures()
+    policy: PolicyFigures | None = None  # None: of an agent that has none
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,8 @@ from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.metrics import Metrics
 from device_agent.model_views import bundle_status, model_status
+from device_agent.policy_in_force import PolicyInForce, policy_values
+from device_agent.reload import Reload
 from device_agent.reporter import Reporter
 from device_agent.settings import Settings
 from device_agent.strain import Strain
@@ -44,6 +46,8 @@ def agent_status(
     cloud: CloudPool,
     reporter: Reporter,
     strain: Strain,
+    rules: PolicyInForce,
+    reload: Reload,
     metrics: Metrics,
     desk: FrontDesk,
 ) -> st.AgentStatus:
@@ -73,6 +77,9 @@ def agent_status(
         power=reading,
         power_reason="not sampled yet" if reading is None else reading.reason,
         device_state=st.DeviceStateStatus(**msgspec.structs.asdict(strain.state), strained=strain.reasons),
+        policy=st.PolicyStatus(
+            digest=rules.digest, since=rules.since, values=policy_values(rules.policy), last_reload=reload.last
+        ),
         privacy=st.PrivacyStatus(
             never_leave_device=cloud.audit.staying,
             payloads_sent=dict(cloud.audit.sent),
@@ -104,7 +111,7 @@ def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployme
     )
 
 
-def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
+def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain, rules: PolicyInForce) -> Gauges:
     """What telemetry tells of this moment."""
     workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
     return Gauges(
@@ -113,6 +120,7 @@ def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
         strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),
         workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
+        policy=rules.figures(),
     )
 
 

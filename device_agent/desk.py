@@ -28,8 +28,8 @@ from device_agent.metadata import model_metadata
 from device_agent.metrics import Metrics
 from device_agent.model_host import ModelHost
 from device_agent.model_views import repository_index
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.raw_model import is_raw
-from device_agent.settings import Policy
 from device_agent.status import AgentStatus
 from device_agent.tenants import Tenant
 from device_agent.values import Completion, InferenceRequest, Shed
@@ -41,7 +41,7 @@ class FrontDesk:
     def __init__(
         self,
         deployment: Deployment,
-        policy: Policy,
+        rules: PolicyInForce,
         metrics: Metrics,
         agent_status: Callable[[], AgentStatus],
         clock: Callable[[], float] = time.monotonic,
@@ -50,7 +50,7 @@ class FrontDesk:
         self.in_flight_bytes = 0
         self.in_flight = 0
         self._deployment = deployment
-        self._policy = policy
+        self._rules = rules
         self._metrics = metrics
         self._agent_status = agent_status
         self._clock = clock
@@ -108,7 +108,7 @@ class FrontDesk:
         load = Load(
             draining=self.draining,
             in_flight_bytes=self.in_flight_bytes,
-            in_flight_limit_bytes=self._policy.in_flight_bytes,
+            in_flight_limit_bytes=self._rules.policy.in_flight_bytes,
         )
         admission = admit(request, arrived_at, load)
         if isinstance(admission, Shed):
@@ -132,12 +132,12 @@ class FrontDesk:
         arrived_at: float,
         tenant: Tenant | None,
     ) -> InferenceRequest:
-        timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._policy.default_deadline_s
+        timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._rules.policy.default_deadline_s
         rows = max((tensor.shape[0] for tensor in envelope.inputs if tensor.shape), default=1)
         # The first dimension of a raw model's tensor may be anything: the samples of a sound, say.
-        if rows > self._policy.max_rows and not is_raw(host.bundle.manifest):
+        if rows > self._rules.policy.max_rows and not is_raw(host.bundle.manifest):
             raise RequestError(
-                f"has {rows} rows, at most {self._policy.max_rows} are taken at once",
+                f"has {rows} rows, at most {self._rules.policy.max_rows} are taken at once",
                 status=413,
                 remedy="Send smaller batches, or raise policy.max_rows",
             )

@@ -14,13 +14,12 @@ from device_agent.http_protocol import DoorProtocol
 
 
 class HttpServer(uvicorn.Server):
-    """Serves the application on sockets that are already open; ``should_exit`` closes it.
+    """Serves the application on sockets that are already open; :meth:`close` ends it.
 
-    ``drain_s``: how long requests in flight may take after that; two seconds are added to tell those who still wait.
     ``tls``: for TCP only. What the file system guards stays plain.
     """
 
-    def __init__(self, app: App, *, drain_s: float, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, app: App, *, tls: ssl.SSLContext | None = None) -> None:
         config = uvicorn.Config(
             app,
             http=DoorProtocol,
@@ -34,7 +33,6 @@ class HttpServer(uvicorn.Server):
             proxy_headers=False,
             backlog=1024,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=round(drain_s) + 2,
         )
         super().__init__(config)
         self._tls = tls
@@ -47,6 +45,11 @@ class HttpServer(uvicorn.Server):
             await super().startup(sockets=[sock])
             servers += self.servers
         self.servers = servers
+
+    def close(self, *, drain_s: float) -> None:
+        """Accept no more. Requests in flight have ``drain_s``; two seconds are added to tell those who still wait."""
+        self.config.timeout_graceful_shutdown = round(drain_s) + 2
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -73,6 +73,7 @@ class Judge:
             here=here,
             there=there,
             dear=dear,
+            policy=self._around.rules.digest,
         )
 
     def second_opinion(self, ticket: Ticket, confidence: float | None) -> Cloud | None:

@@ -45,7 +45,7 @@ class There(msgspec.Struct, frozen=True, kw_only=True):
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """All that :func:`route` decides by. ``queued``: how many waited, which ``here.queue_full`` comes from. ``dear``:
-    the endpoint that could be asked if its budget weren't spent."""
+    the endpoint that could be asked if its budget weren't spent. ``policy``: which one is in force, by its digest."""
 
     now: float
     deadline_at: float | None
@@ -54,6 +54,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     there: There | None
     queued: int = 0
     dear: There | None = None
+    policy: str | None = None
 
     def decide(self) -> Decision:
         """What the router says to it."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from device_agent.answer import Energy
 from device_agent.cloud import CloudPool
 from device_agent.device_state import DeviceState
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.settings import Policy
 from device_agent.trace import Traced
 from device_agent.values import Reason
@@ -21,7 +22,7 @@ class Surroundings:
     """Rules, the way out, who hears of events, what energy costs, why the device is to be spared, who takes traces, how
     the device was when it was sampled last, and the time; the same for every model."""
 
-    policy: Policy
+    rules: PolicyInForce
     cloud: CloudPool
     emit: Emit
     energy: Callable[[float, int], Energy]  # (compute_s, batch_size) -> energy of one request
@@ -29,3 +30,8 @@ class Surroundings:
     trace: Callable[[Traced], None] | None = None
     device: Callable[[], tuple[DeviceState, float | None]] = lambda: (DeviceState(), None)
     clock: Callable[[], float] = time.monotonic
+
+    @property
+    def policy(self) -> Policy:
+        """The one in force at this moment: not to be kept."""
+        return self.rules.policy

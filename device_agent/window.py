@@ -17,6 +17,7 @@ from aios_edge.telemetry import (
     LatencyFigures,
     MemoryFigures,
     OutboxFigures,
+    PolicyFigures,
     PowerFigures,
     QueueFigures,
     RequestFigures,
@@ -39,6 +40,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     strained: tuple[str, ...] = ()
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
+    policy: PolicyFigures | None = None
 
 
 class TelemetryWindow:
@@ -142,6 +144,7 @@ class TelemetryWindow:
                 else _why(last, "memory_pressure_reason"),
             ),
             outbox=outbox,
+            policy=gauges.policy,
         )
         if message.cpu_utilisation is None:
             reason = _why(last, "cpu_utilisation_reason")
