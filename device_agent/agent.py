@@ -17,6 +17,7 @@ from pathlib import Path
 
 from aios_edge.profile_files import load_profile
 from aios_edge.telemetry import Scalar, StatusBody
+from aios_edge.topics import Topics
 from device_agent import state_dir
 from device_agent.agent_views import agent_state, agent_status, gauges, status_body
 from device_agent.answer import Energy, energy_share
@@ -29,6 +30,8 @@ from device_agent.http import App, HttpApp
 from device_agent.http_server import HttpServer
 from device_agent.listen import address, open_sockets, remove_socket_file
 from device_agent.metrics import Metrics
+from device_agent.mqtt_ask import TenantAsks, anybody
+from device_agent.mqtt_door import Ask, MqttDoor
 from device_agent.policy_in_force import PolicyInForce, policy_values
 from device_agent.power.meter import PROC, SYS, PowerMeter
 from device_agent.reload import Reload
@@ -87,6 +90,7 @@ class Agent:
         )
         self._deployment = Deployment(settings, self.profile, self._around)
         self._audit = AuditLog(settings.device.state_dir, {tenant.id: tenant.audit_bytes for tenant in settings.tenant})
+        self._mqtt_door: MqttDoor | None = None
         self._desk = FrontDesk(self._deployment, rules, self._metrics, self.status)
 
     async def run(self) -> None:
@@ -122,7 +126,11 @@ class Agent:
 
     async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
-        server = HttpServer(self._app(), tls=self._tls)
+        app = self._app()
+        server = HttpServer(app, tls=self._tls)
+        self._mqtt_door = self._make_mqtt_door(app)
+        if self._mqtt_door is not None:
+            self._mqtt_door.start()
         doors = asyncio.create_task(server.serve(sockets=list(sockets)), name="doors")
         activation = asyncio.create_task(self._deployment.activate_all(), name="activation")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
@@ -143,10 +151,13 @@ class Agent:
             for task in (activation, stopping):
                 task.cancel()
             self._deployment.give_up_changes()
-            await asyncio.wait((doors,), timeout=drain_s)
+            answered = asyncio.create_task(self._mqtt_door.drain()) if self._mqtt_door is not None else doors
+            await asyncio.wait({doors, answered}, timeout=drain_s)
             # Who still waits is told so while the doors are there to say it.
             await self._deployment.stop()
-            await asyncio.gather(activation, stopping, doors, return_exceptions=True)
+            if self._mqtt_door is not None:
+                await self._mqtt_door.stop()
+            await asyncio.gather(activation, stopping, answered, doors, return_exceptions=True)
         if not self._stopping.is_set():
             doors.result()  # nobody stopped them: they failed
 
@@ -179,6 +190,7 @@ class Agent:
             reload=self._reload,
             metrics=self._metrics,
             desk=self._desk,
+            mqtt_door=self._mqtt_door,
         )
 
     # Putting it together
@@ -188,6 +200,22 @@ class Agent:
         if not tenants:
             return HttpApp(self._desk, max_body_bytes=limit, record=self._record)
         return TenantDoor(tenants, self._desk, self._deployment, self._audit, max_body_bytes=limit, record=self._record)
+
+    def _make_mqtt_door(self, app: App) -> MqttDoor | None:
+        mqtt, device = self.settings.mqtt, self.settings.device
+        if mqtt is None or not mqtt.infer:
+            return None
+        ask: Ask = anybody(self._desk)
+        if isinstance(app, TenantDoor) and mqtt.infer_tenant is not None:
+            ask = TenantAsks(*app.of(mqtt.infer_tenant), self._audit)
+        return MqttDoor(
+            mqtt.options(),
+            Topics(device.group, device.id),
+            ask,
+            max_body_bytes=self.settings.http.max_body_bytes,
+            keep_bytes=mqtt.outbox_bytes,
+            record=self._record,
+        )
 
     def _make_reporter(self, meter: PowerMeter) -> Reporter:
         mqtt, device = self.settings.mqtt, self.settings.device
@@ -244,4 +272,4 @@ class Agent:
         return status_body(self.settings, self.profile, self._deployment)
 
     def _gauges(self) -> Gauges:
-        return gauges(self._deployment, self._cloud, self._strain, self._rules)
+        return gauges(self._deployment, self._cloud, self._strain, self._rules, self._mqtt_door)

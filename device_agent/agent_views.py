@@ -17,6 +17,7 @@ from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.metrics import Metrics
 from device_agent.model_views import bundle_status, model_status
+from device_agent.mqtt_door import MqttDoor
 from device_agent.policy_in_force import PolicyInForce, policy_values
 from device_agent.reload import Reload
 from device_agent.reporter import Reporter
@@ -50,6 +51,7 @@ def agent_status(
     reload: Reload,
     metrics: Metrics,
     desk: FrontDesk,
+    mqtt_door: MqttDoor | None,
 ) -> st.AgentStatus:
     """Everything, ``now``."""
     device, reading = settings.device, reporter.last_reading
@@ -87,12 +89,17 @@ def agent_status(
             kept_back=cloud.audit.kept_back,
         ),
         mqtt=reporter.counts,
+        mqtt_infer=None if mqtt_door is None else _mqtt_infer(mqtt_door),
         totals=metrics.totals(),
         in_flight=desk.in_flight,
         in_flight_bytes=desk.in_flight_bytes,
         emulate=st.EmulationStatus(slowdown=settings.emulate.slowdown),
         events=tuple(reporter.recent_events),
     )
+
+
+def _mqtt_infer(door: MqttDoor) -> st.MqttInferStatus:
+    return st.MqttInferStatus(**msgspec.structs.asdict(door.figures()), link=door.link)
 
 
 def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployment) -> StatusBody:
@@ -111,7 +118,9 @@ def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployme
     )
 
 
-def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain, rules: PolicyInForce) -> Gauges:
+def gauges(
+    deployment: Deployment, cloud: CloudPool, strain: Strain, rules: PolicyInForce, mqtt_door: MqttDoor | None
+) -> Gauges:
     """What telemetry tells of this moment."""
     workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
     return Gauges(
@@ -121,6 +130,7 @@ def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain, rules: Poli
         agent_rss_bytes=_own_rss_bytes(),
         workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
         policy=rules.figures(),
+        mqtt_infer=mqtt_door.figures() if mqtt_door is not None else None,
     )
 
 

@@ -98,13 +98,20 @@ class FrontDesk:
         return msgspec.json.encode(self._agent_status())
 
     async def infer(
-        self, model: str, version: str | None, body: bytes, json_length: int | None, tenant: Tenant | None = None
+        self,
+        model: str,
+        version: str | None,
+        body: bytes,
+        json_length: int | None,
+        tenant: Tenant | None = None,
+        within_s: float | None = None,
     ) -> Reply:
-        """Answer one inference request; raises :class:`RequestError` for what can't be understood."""
+        """Answer one inference request; raises :class:`RequestError` for what can't be understood. ``within_s``: when
+        its message is worth nothing any more, whatever is in it."""
         arrived_at = self._clock()
         host = self._deployment.host(model, version)
         envelope = parse_request(body, json_length)
-        request = self._request(host, envelope, body, json_length, arrived_at, tenant)
+        request = self._request(host, envelope, body, json_length, arrived_at, tenant, within_s)
         load = Load(
             draining=self.draining,
             in_flight_bytes=self.in_flight_bytes,
@@ -131,8 +138,11 @@ class FrontDesk:
         json_length: int | None,
         arrived_at: float,
         tenant: Tenant | None,
+        within_s: float | None,
     ) -> InferenceRequest:
         timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._rules.policy.default_deadline_s
+        if within_s is not None:
+            timeout_s = within_s if timeout_s is None else min(timeout_s, within_s)
         rows = max((tensor.shape[0] for tensor in envelope.inputs if tensor.shape), default=1)
         # The first dimension of a raw model's tensor may be anything: the samples of a sound, say.
         if rows > self._rules.policy.max_rows and not is_raw(host.bundle.manifest):

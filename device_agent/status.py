@@ -6,7 +6,8 @@ from typing import Literal
 
 import msgspec
 
-from aios_edge.telemetry import BundleStatus, Contract, Event, PolicyFigures, Scalar
+from aios_edge.mqtt import LinkState
+from aios_edge.telemetry import BundleStatus, Contract, Event, MqttInferFigures, PolicyFigures, Scalar
 from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
 from device_agent.reporter import ReporterCounts
@@ -147,6 +148,12 @@ class PolicyStatus(PolicyFigures, frozen=True, kw_only=True):
     last_reload: Reloaded | None
 
 
+class MqttInferStatus(MqttInferFigures, frozen=True, kw_only=True):
+    """With its connection, which isn't the one that reports use."""
+
+    link: LinkState
+
+
 class DeviceStateStatus(DeviceState, frozen=True, kw_only=True):
     """What triggers look at; ``strained``: the reasons for which requests leave that this device could answer."""
 
@@ -174,6 +181,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     policy: PolicyStatus
     privacy: PrivacyStatus
     mqtt: ReporterCounts
+    mqtt_infer: MqttInferStatus | None  # None: it isn't answered here
     totals: dict[str, int]
     in_flight: int
     in_flight_bytes: int

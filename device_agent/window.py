@@ -16,6 +16,7 @@ from aios_edge.telemetry import (
     EnergyFigures,
     LatencyFigures,
     MemoryFigures,
+    MqttInferFigures,
     OutboxFigures,
     PolicyFigures,
     PowerFigures,
@@ -41,6 +42,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
     policy: PolicyFigures | None = None
+    mqtt_infer: MqttInferFigures | None = None
 
 
 class TelemetryWindow:
@@ -145,6 +147,7 @@ class TelemetryWindow:
             ),
             outbox=outbox,
             policy=gauges.policy,
+            mqtt_infer=gauges.mqtt_infer,
         )
         if message.cpu_utilisation is None:
             reason = _why(last, "cpu_utilisation_reason")
