@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,17 @@ def test_a_topic_that_is_none_is_a_refusal_and_costs_no_connection(topic: str) -
         assert link.link.publish(Publication(topic="a", payload=b""), told.append)
         link.until(lambda: len(told) == 2)
         assert told[1].ok and link.state.connects == 1
+        link.link.stop()
+
+
+def test_what_is_written_is_sent_at_once() -> None:
+    with start_broker("mosquitto") as broker:
+        link = Link(broker.url)
+        link.start()
+        session = link.link._session
+        assert session is not None
+        sock: Any = session.client.socket()
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         link.link.stop()
 
 

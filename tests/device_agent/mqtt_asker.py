@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import queue
+import socket
 import threading
 from typing import Any
 
@@ -32,6 +33,7 @@ class Asker:
         self.client.on_message = lambda _c, _u, message: self.heard.put(message)
         self.client.on_subscribe = lambda *_: subscribed.release()
         self.client.on_connect = lambda *_: [self.client.subscribe(topic, 1) for topic in topics]
+        self.client.on_socket_open = lambda _c, _u, sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.client.max_queued_messages_set(0)
         host, _, port = url.removeprefix("mqtt://").partition(":")
         self.client.connect(host, int(port))

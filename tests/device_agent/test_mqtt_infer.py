@@ -297,7 +297,7 @@ def test_an_answer_waits_for_the_broker_and_what_is_lost_is_counted(start_agent:
     """Two that are being answered when the broker goes: of QoS 1 the answer comes when it is back, of QoS 0 it is
     lost; of QoS 1 whose asker waits no more, too."""
     first = start_broker()
-    agent = serving(start_agent, first.url, "[emulate]\nslowdown = 3000.0", bundle=small_batches)
+    agent = serving(start_agent, first.url, "[emulate]\nslowdown = 1500.0", bundle=small_batches)
     with Asker(first.url) as asker:
         asker.ask(request("one", id="kept"), qos=1)
         asker.ask(request("two", id="lost"), qos=0)
@@ -415,22 +415,20 @@ def test_a_tenant_speaks_over_mqtt_within_what_is_its(start_agent: Any, make_bun
     assert lines[-1]["reason"] == "bytes_per_day"
 
 
-def test_a_request_that_may_not_leave_stays_and_a_late_one_goes_to_the_cloud(
-    start_agent: Any, recording_cloud: Any, own_broker: Broker
-) -> None:
+def test_a_request_that_may_not_leave_stays(start_agent: Any, recording_cloud: Any, own_broker: Broker) -> None:
     secret = "a film nobody may read"
     recording_cloud.answer = lambda: (200, json.dumps({"model_name": "tiny", "outputs": []}).encode())
-    cloud = f'[[cloud]]\nname = "c"\nurl = "{recording_cloud.url}"\n[emulate]\nslowdown = 4000.0'
+    cloud = f'[policy]\nmin_confidence = 1.0\n[[cloud]]\nname = "c"\nurl = "{recording_cloud.url}"'
     agent = serving(start_agent, own_broker.url, cloud)
     agent.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
     with Asker(own_broker.url, REPLY) as asker:
-        for text, more in (("open", {}), (secret, {"privacy": "local-only"})):
-            body = request(text, id=text, parameters={"timeout": 100_000, **more})
-            asker.ask(body, ResponseTopic=REPLY, MessageExpiryInterval=9)
+        for text, more, reason in (("open", {}, "low_confidence"), (secret, {"privacy": "local-only"}, "local_only")):
+            asker.ask(request(text, id=text, parameters=more), ResponseTopic=REPLY, MessageExpiryInterval=8)
             document = asker.answer()
-            assert document["id"] == text
-            assert document["parameters"]["reason"] == ("local_only" if more else "predicted_late"), document
+            assert (document["id"], document["parameters"]["reason"]) == (text, reason), document
     assert b"open" in recording_cloud.received and secret.encode() not in recording_cloud.received
+    (post,) = recording_cloud.posts
+    assert 0 < json.loads(post)["parameters"]["timeout"] < 8_000_000, "what is left of the message's time goes along"
     assert agent.stop() == 0
 
 
