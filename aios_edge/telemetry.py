@@ -24,6 +24,22 @@ def rfc3339(unix_s: float) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+class ProviderStep(msgspec.Struct, frozen=True, kw_only=True):
+    """An execution provider of the profile's chain at one model. ``options``: what onnxruntime was to be handed.
+
+    ``reason``: why it isn't active. ``nodes``: how many of the model's nodes run on it, as the graph was divided when
+    the session was made, and ``operators`` which; None, and ``nodes_reason``, where onnxruntime doesn't tell.
+    """
+
+    name: str
+    active: bool
+    reason: str | None = None
+    options: dict[str, str] = {}
+    nodes: int | None = None
+    nodes_reason: str | None = None
+    operators: dict[str, int] = {}
+
+
 class BundleStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model of the device. ``bundle_id`` is None for a raw ONNX file, whose ``contract`` is ``none``: nothing was
     promised, nothing is checked."""
@@ -36,6 +52,7 @@ class BundleStatus(msgspec.Struct, frozen=True, kw_only=True):
     providers_requested: tuple[str, ...] = ()
     providers_active: tuple[str, ...] = ()
     providers_reason: str | None = None
+    provider_steps: tuple[ProviderStep, ...] = ()
     detail: str | None = None
 
 

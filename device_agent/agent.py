@@ -198,7 +198,7 @@ class Agent:
     def _app(self) -> App:
         limit, tenants = self.settings.http.max_body_bytes, self.settings.tenant
         if not tenants:
-            return HttpApp(self._desk, max_body_bytes=limit, record=self._record)
+            return HttpApp(self._desk, max_body_bytes=limit, record=self._record, direct=self._desk)
         return TenantDoor(tenants, self._desk, self._deployment, self._audit, max_body_bytes=limit, record=self._record)
 
     def _make_mqtt_door(self, app: App) -> MqttDoor | None:

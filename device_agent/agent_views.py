@@ -11,6 +11,7 @@ import msgspec
 from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import StatusBody
 from aios_edge.version import __version__
+from device_agent import event_loop
 from device_agent import status as st
 from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
@@ -66,11 +67,14 @@ def agent_status(
             machine=platform.machine(),
             kernel=platform.release(),
             python=platform.python_version(),
+            event_loop=event_loop.running_on(),
             cpu_count=os.cpu_count(),
         ),
         listen=listen,
         models={
-            name: model_status(host, deployment.entries[name], deployment.probations.get(name), now)
+            name: model_status(
+                host, deployment.entries[name], deployment.probations.get(name), deployment.builds.get(name), now
+            )
             for name, host in deployment.hosts.items()
         },
         refused=tuple(deployment.refused),

@@ -39,6 +39,7 @@ def worker_spec(
         state_dir=state_dir,
         raw_version=bundle.manifest.version if is_raw(bundle.manifest) else None,
         bundle_id=bundle.bundle_id or None,  # of a raw model only the worker knows it
+        engines="cached",
     )
 
 

@@ -18,6 +18,7 @@ from device_agent.router import (
     after_worker_lost,
     next_review_at,
     or_for_budget,
+    route,
     second_opinion,
 )
 from device_agent.scheduler import Forecast, Pending
@@ -47,23 +48,20 @@ class Judge:
 
     def decide(self, ticket: Ticket, forecast: Forecast | None = None) -> Decision:
         """Ask the router about a ticket, waiting or not yet; ``forecast`` where more is known than the queue tells."""
+        request, here = ticket.request, self._here(ticket, forecast)
+        if here.knows_enough(request.deadline_at):
+            return route(now=0.0, deadline_at=None, local_only=request.local_only, here=here, there=None)
         return self.question(ticket, forecast).decide()
 
     def question(self, ticket: Ticket, forecast: Forecast | None = None) -> Question:
         """What the router would be asked now."""
-        now = self._around.clock()
-        waiting = ticket in self._queue
-        request = ticket.request
-        here = Here(
-            forecast=forecast,
-            worker_ready=self._instance.ready,
-            queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
-            strain=self._around.strain(),
-        )
+        now, request = self._around.clock(), ticket.request
+        here = self._here(ticket, forecast)
         there = dear = None
         if self._around.trace is not None or not here.knows_enough(request.deadline_at):  # a trace has all of it
             there, dear = self.there(ticket, now), self._dear(ticket, now)
             if forecast is None:
+                waiting = ticket in self._queue
                 here = msgspec.structs.replace(here, forecast=self.forecast(ticket.pending, now, waiting=waiting))
         return Question(
             now=now,
@@ -76,8 +74,19 @@ class Judge:
             policy=self._around.rules.digest,
         )
 
+    def _here(self, ticket: Ticket, forecast: Forecast | None) -> Here:
+        queue = self._queue
+        return Here(
+            forecast=forecast,
+            worker_ready=self._instance.ready,
+            queue_full=len(queue) >= self._around.policy.queue_limit and ticket not in queue,
+            strain=self._around.strain(),
+        )
+
     def second_opinion(self, ticket: Ticket, confidence: float | None) -> Cloud | None:
         """Ask the router about a ticket that was answered here."""
+        if self._around.policy.min_confidence is None and self._around.trace is None:
+            return None
         now, request = self._around.clock(), ticket.request
         there = self.there(ticket, now)
         if confidence is not None:

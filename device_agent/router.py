@@ -58,6 +58,14 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
     def decide(self) -> Decision:
         """What the router says to it."""
+        if self.dear is None:
+            return route(
+                now=self.now,
+                deadline_at=self.deadline_at,
+                local_only=self.local_only,
+                here=self.here,
+                there=self.there,
+            )
         ask = partial(route, now=self.now, deadline_at=self.deadline_at, local_only=self.local_only, here=self.here)
         return or_for_budget(ask, there=self.there, dear=self.dear)
 

@@ -30,9 +30,18 @@ class ProbationStatus(msgspec.Struct, frozen=True, kw_only=True):
     expected_p95_s: float | None
 
 
+class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build that goes on: its worker's stage, how long it is at it, and what lies in the cache by now."""
+
+    stage: str
+    elapsed_s: float
+    size_bytes: int
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
-    ``spread`` of it (one standard deviation). ``contract`` ``none`` is a raw model's, which has no ``bundle_id``."""
+    ``spread`` of it (one standard deviation). ``contract`` ``none`` is a raw model's, which has no ``bundle_id``.
+    ``engine_build``: TensorRT's engine, while it is built beside."""
 
     model: str
     version: str
@@ -53,6 +62,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     service_per_unit_s: float
     spread: float
     activation: ActivationReport | None
+    engine_build: EngineBuild | None
     probation: ProbationStatus | None
 
 
@@ -109,6 +119,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     kernel: str
     python: str
+    event_loop: str  # uvloop, asyncio
     cpu_count: int | None
 
 

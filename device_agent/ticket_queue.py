@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from device_agent import scheduler
@@ -16,7 +15,6 @@ class TicketQueue:
     def __init__(self) -> None:
         self._order: list[Pending] = []
         self._tickets: dict[int, Ticket] = {}
-        self.wake = asyncio.Event()  # set when there may be something to do for a worker
 
     def __len__(self) -> int:
         return len(self._order)
@@ -47,7 +45,6 @@ class TicketQueue:
         """Let it wait at its place."""
         scheduler.insert(self._order, ticket.pending)
         self._tickets[ticket.pending.request_id] = ticket
-        self.wake.set()
 
     def drop(self, ticket: Ticket) -> None:
         """It waits no longer; nothing happens when it didn't."""

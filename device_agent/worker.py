@@ -20,11 +20,13 @@ from aios_edge.errors import AiosEdgeError, MissingExtra, PromiseBroken, UsageEr
 from aios_edge.profile_files import load_profile
 from device_agent import wire
 from device_agent.activation import Activated, ActivationRefused, activate
+from device_agent.activation_engine import build_engine
 from device_agent.activation_raw import activate_raw
 from device_agent.worker_batch import Job, answer_batch
 from device_agent.worker_memory import resident_bytes
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_BUILDERS_NICE = 10  # building keeps the processor busy for minutes, on which others serve
 
 
 def serve(sock: socket.socket, *, alone: bool = False) -> None:
@@ -68,8 +70,16 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
     path, state_dir = Path(load.bundle_path), Path(load.state_dir) if load.state_dir else None
     try:
         profile = load_profile(load.profile)
-        if load.raw is not None:
-            activated = activate_raw(path, load.raw, profile, alone=alone, state_dir=state_dir, on_stage=staged)
+        if load.check == "engine":
+            if alone:
+                os.nice(_BUILDERS_NICE)
+            activated = build_engine(
+                path, load.raw, profile, state_dir=state_dir, bundle_id=load.bundle_id, on_stage=staged
+            )
+        elif load.raw is not None:
+            activated = activate_raw(
+                path, load.raw, profile, alone=alone, state_dir=state_dir, engines=load.engines, on_stage=staged
+            )
         else:
             activated = activate(
                 path,
@@ -78,6 +88,7 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
                 alone=alone,
                 state_dir=state_dir,
                 bundle_id=load.bundle_id,
+                engines=load.engines,
                 on_stage=staged,
             )
     except PromiseBroken as error:
