@@ -113,9 +113,9 @@ def hints(message: Publication) -> Hints:
         return Hints()
     client_id: str | None = None
     timeout_us = 0
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
         client_id = _id.decode(head.id)
-    with contextlib.suppress(msgspec.DecodeError):
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         timeout_us = _parameters.decode(head.parameters).timeout
     return Hints(id=client_id, timeout_s=timeout_us / 1e6 if timeout_us > 0 else None)
 

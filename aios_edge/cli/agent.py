@@ -235,6 +235,8 @@ def describe(document: dict[str, Any]) -> list[str]:
     link, outbox = document["mqtt"]["link"], document["mqtt"]["outbox"]
     connection = "connected" if link["connected"] else f"not connected: {link['reason']}"
     lines.append(f"mqtt {connection}  sent {document['mqtt']['published']}  waiting {outbox['depth']}")
+    if infer := document.get("mqtt_infer"):
+        lines.append(f"  inference there: asked {infer['asked']}  answered {infer['answered']}  lost {infer['lost']}")
     if outbox.get("error"):
         lines.append(f"  the disk refuses what waits for the broker: {outbox['error']}")
     lines.append(_requests(document))

@@ -175,7 +175,16 @@ def test_the_id_and_the_timeout_are_found_beside_binary_tensors(
     assert made.topic == f"{ASKED_AT}/result" and made.properties.correlation_data == tail
 
 
+def test_a_message_without_time_left_is_asked_without_time_left() -> None:
+    asked = message(expiry_s=0, user=(("Inference-Header-Content-Length", "2"),))
+    found = read(asked, reply_to(asked), TOPICS, max_body_bytes=2)
+    assert (found.model, found.within_s, found.json_length) == ("m", 0, 2)
+    with pytest.raises(RequestError, match="longer than 1 bytes"):
+        read(asked, reply_to(asked), TOPICS, max_body_bytes=1)
+
+
 def test_parameters_that_are_none_leave_the_id() -> None:
     assert hints(message(payload=b'{"id": "q", "parameters": [1]}')) == Hints(id="q")
+    assert hints(message(payload=b'{"id": "\xff", "parameters": {"timeout": 1000000}}')) == Hints(timeout_s=1.0)
     assert hints(message(payload=b'{"id": 5, "parameters": {"timeout": 2000000}}')) == Hints(timeout_s=2.0)
     assert hints(message(payload=b'{"id": "q", "x": "' + b"x" * 70_000 + b'"}')) == Hints(), "not worth reading"
