@@ -71,6 +71,8 @@ class Mqtt(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal["json"] = "json"
     interval_s: float = 10.0  # length of a telemetry window
     outbox_bytes: int = 16_000_000  # what is kept while the broker is away
+    infer: bool = False  # answer inference requests that come through the broker
+    infer_tenant: str | None = None  # whose they are, where there are tenants
 
     def options(self) -> MqttOptions:
         """What the connection needs of it."""
@@ -288,7 +290,11 @@ def _check_values(settings: Settings, where: str) -> None:
         fail("http.tls_cert", "there is no TCP door for it; the Unix socket is always plain", "Set http.bind")
     if any((entry.max_rss_bytes or 0) < 0 for entry in settings.bundle):
         fail("bundle.max_rss_bytes", "memory can't be less than nothing", "Give bytes, or 0 for no limit")
-    check_tenants(settings.tenant, where=where, unix_socket=settings.http.unix_socket is not None)
+    over_mqtt = settings.mqtt.infer_tenant if settings.mqtt and settings.mqtt.infer else None
+    unix_socket = settings.http.unix_socket is not None
+    check_tenants(settings.tenant, where=where, unix_socket=unix_socket, over_mqtt=over_mqtt)
+    if settings.mqtt is not None and (problem := _infer_problem(settings.mqtt, settings.tenant)) is not None:
+        fail("mqtt.infer_tenant", *problem)
     positive: tuple[tuple[str, float], ...] = (
         ("http.max_body_bytes", settings.http.max_body_bytes),
         ("http.receive_timeout_s", settings.http.receive_timeout_s),
@@ -318,6 +324,18 @@ def _check_values(settings: Settings, where: str) -> None:
     check_endpoints(settings.cloud, where)
     if settings.mqtt and settings.mqtt.password_file and not settings.mqtt.username:
         fail("mqtt.password_file", "a password needs a username", "Set mqtt.username")
+
+
+def _infer_problem(mqtt: Mqtt, tenants: tuple[Tenant, ...]) -> tuple[str, str] | None:
+    """What is wrong about who asks over MQTT, and the remedy."""
+    known = tuple(tenant.id for tenant in tenants)
+    if not mqtt.infer:
+        return None if mqtt.infer_tenant is None else ("nobody may ask over MQTT", "Set mqtt.infer, or leave it out")
+    if mqtt.infer_tenant is None:
+        return ("there are tenants, and none of them asks over MQTT", "Name one of them") if tenants else None
+    if mqtt.infer_tenant not in known:
+        return f"no [[tenant]] has the id '{mqtt.infer_tenant}'", _nearest(mqtt.infer_tenant, known or ("none",))
+    return None
 
 
 def _missing_beyond_loopback(settings: Settings) -> list[str]:

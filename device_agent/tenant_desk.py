@@ -93,12 +93,14 @@ class TenantDesk:
         """``POST /v2/repository/models/{m}/load`` and ``unload``; the door lets only an admin in."""
         return await self._front.repository_change(model, action, body)
 
-    async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply:
+    async def infer(
+        self, model: str, version: str | None, body: bytes, json_length: int | None, within_s: float | None = None
+    ) -> Reply:
         """Answer one inference request in this tenant's name."""
         self._must_see(model)
         self._account.in_flight += 1
         try:
-            return await self._front.infer(model, version, body, json_length, tenant=self._tenant)
+            return await self._front.infer(model, version, body, json_length, tenant=self._tenant, within_s=within_s)
         finally:
             self._account.in_flight -= 1
 

@@ -22,6 +22,7 @@ from device_agent import wire
 from device_agent.answer import Energy
 from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.probation import LEAST_ERRORS
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.settings import BundleEntry, Device, Policy, Settings
@@ -93,7 +94,7 @@ class Place:
             policy=policy,
         )
         around = Surroundings(
-            policy=policy,
+            rules=PolicyInForce(policy),
             cloud=CloudPool((), policy, lambda kind, **detail: None),
             emit=lambda kind, **detail: self.events.append(kind),
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),

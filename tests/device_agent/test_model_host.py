@@ -16,6 +16,7 @@ from device_agent.answer import Answer, Energy, Unanswered
 from device_agent.cloud import CloudPool
 from device_agent.cloud_choice import Wanted
 from device_agent.model_host import ModelHost
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.router import There
 from device_agent.settings import Policy
@@ -126,7 +127,7 @@ def drive(
             events.append((kind, detail))
 
         around = Surroundings(
-            policy=rules,
+            rules=PolicyInForce(rules),
             cloud=cloud or CloudPool((), rules, emit),
             emit=emit,
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
