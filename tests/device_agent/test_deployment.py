@@ -44,7 +44,7 @@ class Worker(Batches):
     def __init__(self, spec: WorkerSpec, **_: Any) -> None:
         self.spec, self.ready, self.report, self.rss_bytes, self.pid = spec, False, None, None, None
 
-    async def start(self, check: str = "full") -> ActivationReport:
+    async def start(self, check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
         await asyncio.sleep(0)
         bundle_id = open_bundle(self.spec.bundle_path, verify=False).bundle_id
         if bundle_id != self.spec.bundle_id:

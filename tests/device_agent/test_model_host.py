@@ -41,7 +41,7 @@ class Worker(Batches):
         self.on_start: Callable[[str], None] = lambda check: None
         self.on_begin: Callable[[], None] = lambda: None
 
-    async def start(self, check: str = "full") -> ActivationReport:
+    async def start(self, check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
         await asyncio.sleep(0)
         self.on_start(check)
         self.starts += 1
@@ -261,7 +261,7 @@ def test_a_start_that_swallows_its_cancellation_does_not_keep_the_host_from_stop
     async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
         starting, swallowed = asyncio.Event(), []
 
-        async def start(check: str = "full") -> ActivationReport:
+        async def start(check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
             starting.set()
             try:
                 await asyncio.sleep(30)
