@@ -79,8 +79,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def doctor(as_json: bool) -> int:
-    """Say what this machine has (Python, providers, power and thermal sources, broker, disk, a running agent) and how to
-    close gaps."""
+    """Say what this machine has (Python, providers, power and thermal sources, broker, disk) and how to close gaps."""
     checks: list[Check] = []
     for look in (_python, _packages, _extras, _providers, _profile, _power, _broker, _disk, _memory, _agent):
         checks.extend(_safely(look))
