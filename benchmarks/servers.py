@@ -74,9 +74,10 @@ def agent(
     isolation: Literal["process", "thread"] = "process",
     checkout: Path | None = None,
     more: str = "",
+    http: str = "",
 ) -> Server:
     """Our agent with these bundles. ``checkout``: another tree of the project, for a comparison of two; ``more``:
-    further tables of its agent.toml."""
+    further tables of its agent.toml, ``http`` lines of its ``[http]``."""
     folder = work / "agents" / name.replace(" ", "-").replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     text = PROFILE.read_text(encoding="utf-8").replace('arch = "x86_64"', f'arch = "x86_64"\nisolation = "{isolation}"')
@@ -85,7 +86,7 @@ def agent(
     listed = "\n".join(f'[[bundle]]\npath = "{bundle.absolute()}"' for bundle in bundles)
     (folder / "agent.toml").write_text(
         f'[device]\nid = "bench"\nprofile = "profile.toml"\n[http]\nbind = "127.0.0.1:{port}"\n'
-        f"[policy]\nmax_rows = 100000\n{listed}\n{more}",
+        f"{http}\n[policy]\nmax_rows = 100000\n{listed}\n{more}",
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "aios_edge.cli.main", "agent", "run", "--config", str(folder / "agent.toml")]

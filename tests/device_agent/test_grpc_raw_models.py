@@ -9,13 +9,13 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from grpc_clients import call, triton
+from grpc_clients import call, infer, triton
 from test_raw_models import NUMBERS, echo, some, write
 
 from aios_edge.oip.datatypes import DTYPES, Tensor, narrow_bf16, widen_bf16
 from aios_edge.oip.elements import to_binary
 from aios_edge.oip.tensors import decode_response, encode_request
-from device_agent.grpc_door.contents import FIELDS, RAW_ONLY
+from device_agent.grpc_door.contents import RAW_ONLY
 from device_agent.grpc_door.messages import ModelInferRequest
 
 
@@ -46,27 +46,11 @@ def over_http(agent: Any, model: str, inputs: dict[str, Tensor], *, binary: bool
 
 
 def over_grpc(agent: Any, model: str, inputs: dict[str, Tensor], *, raw: bool) -> dict[str, bytes]:
-    asked = ModelInferRequest(model_name=model)
-    for name, tensor in inputs.items():
-        given = asked.inputs.add(name=name, datatype=tensor.datatype, shape=tensor.array.shape)
-        if raw:
-            asked.raw_input_contents.append(to_binary(tensor))
-        else:
-            getattr(given.contents, FIELDS[tensor.datatype]).extend(tensor.array.ravel().tolist())
     with grpc.insecure_channel(agent.grpc) as channel:
-        answer = call(channel, "ModelInfer", asked)
-    assert len(answer.raw_output_contents) == (len(answer.outputs) if raw else 0)
-    found = {}
-    for index, output in enumerate(answer.outputs):
-        assert tuple(output.shape) == inputs[output.name.replace("out_", "in_")].array.shape
-        if raw:
-            found[output.name] = answer.raw_output_contents[index]
-            continue
-        elements = list(getattr(output.contents, FIELDS[output.datatype]))
-        array = np.empty(len(elements), dtype=DTYPES[output.datatype])
-        array[:] = elements
-        found[output.name] = to_binary(Tensor(output.datatype, array))
-    return found
+        found = infer(channel, model, inputs, raw=raw)
+    for name, tensor in found.items():
+        assert tensor.array.shape == inputs[name.replace("out_", "in_")].array.shape
+    return {name: to_binary(tensor) for name, tensor in found.items()}
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (0, 2), (2, 0), ()])
