@@ -367,10 +367,13 @@ def test_who_goes_away_leaves_the_queue(slow: Any) -> None:
         full = refused(channel, "ModelInfer", request(["a good film"]))
         assert full.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "[queue_full]" in full.details()
         assert told(full)["aios-reason"] == "queue_full" and int(told(full)["grpc-retry-pushback-ms"]) > 0
+        before = slow.status()["totals"].get("local", 0)
         for each in calls:
             each.cancel()
         slow.until(lambda status: not status["models"]["tiny"]["queued"] and not status["grpc"]["in_flight"])
-        assert slow.status()["in_flight"] == 0
+        assert slow.status()["in_flight"] == 0 and slow.status()["totals"].get("local", 0) == before, (
+            "none was answered"
+        )
 
 
 def test_a_stream_that_goes_away_leaves_nothing(slow: Any) -> None:
@@ -385,9 +388,13 @@ def test_a_stream_that_goes_away_leaves_nothing(slow: Any) -> None:
     with grpc.insecure_channel(slow.grpc) as channel:
         stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(requests())
         slow.until(lambda status: status["models"]["tiny"]["queued"] == 2)
+        before = slow.status()["totals"].get("local", 0)
         stream.cancel()
         go_on.set()
         slow.until(lambda status: not status["models"]["tiny"]["queued"] and not status["grpc"]["in_flight"])
+        assert slow.status()["in_flight"] == 0 and slow.status()["totals"].get("local", 0) == before, (
+            "none was answered"
+        )
 
 
 def test_the_calls_deadline_is_the_requests(slow: Any) -> None:

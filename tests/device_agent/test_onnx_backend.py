@@ -32,11 +32,12 @@ from device_agent.grpc_door.contents import RAW_ONLY
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 250  # models of one agent; its workers are threads, with two descriptors each
+RUNS = 4  # of each model: binary, gRPC raw and typed, JSON
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 #: What ``make test`` runs: many datatypes, scalars, empty tensors, text, and what can't be served.
 SAMPLE_MODULES = ("abs", "bernoulli", "cast", "constant", "identity", "isnan", "nonzero", "reducemax", "size", "where")
-SAMPLE_MODULES += ("string_concat", "topk")
+SAMPLE_MODULES += ("dropout", "string_concat", "topk")
 SAMPLE = {
     "test_abs",
     "test_bernoulli",
@@ -58,6 +59,7 @@ SAMPLE = {
     "test_size",
     "test_string_concat",
     "test_string_concat_utf8",
+    "test_training_dropout",
     "test_top_k",
     "test_top_k_uint64",
     "test_where_example",
@@ -80,12 +82,13 @@ EXACT_BINARY = "the same answer in binary and gRPC, and a 422 in JSON for NaN or
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model with one set of inputs. ``unservable``: why the agent has to refuse it."""
+    """A model with one set of inputs. ``expected``: the answers to :data:`RUNS` runs in a row; those of a dropout
+    differ. ``unservable``: why the agent has to refuse it."""
 
     name: str
     model: bytes
     inputs: dict[str, Tensor]
-    expected: tuple[Tensor, ...] = ()
+    expected: tuple[tuple[Tensor, ...], ...] = ()
     unservable: str | None = None
     detail: str = ""  # what of the model makes it so
     fails: bool = False
@@ -178,7 +181,8 @@ def case_of(test: Any) -> Case:
     names = [node.name for node in session.get_inputs()]
     inputs = {name: tensor_of(value) for name, value in zip(names, given, strict=True)}
     try:
-        return Case(name=test.name, model=model, inputs=inputs, expected=bare(session, inputs))
+        expected = tuple(bare(session, inputs) for _ in range(RUNS))
+        return Case(name=test.name, model=model, inputs=inputs, expected=expected)
     except Exception as error:
         return Case(name=test.name, model=model, inputs=inputs, fails=True, detail=why_not(str(error)))
 
@@ -273,10 +277,12 @@ def outcome(case: Case, model: str, door: Door) -> str:
         return FOR_PROCESSES
     assert status == 200, binary
 
+    answers_of_bare = iter(case.expected)
+
     def check(outputs: dict[str, Tensor], door: str) -> None:
-        found = tuple(outputs.values())
-        assert len(found) == len(case.expected)
-        for mine, theirs, name in zip(found, case.expected, outputs, strict=True):
+        found, expected = tuple(outputs.values()), next(answers_of_bare)
+        assert len(found) == len(expected)
+        for mine, theirs, name in zip(found, expected, outputs, strict=True):
             assert same(mine, theirs), f"{door} {name}: {mine} instead of {theirs}"
 
     check(binary, "binary")
@@ -288,7 +294,7 @@ def outcome(case: Case, model: str, door: Door) -> str:
     except RequestError:
         assert not all(finite(tensor) for tensor in case.inputs.values())
         return BINARY_ONLY
-    if not all(finite(tensor) for tensor in case.expected):
+    if not all(finite(tensor) for tensor in case.expected[0]):
         assert status == 422 and "binary" in answer, answer
         return EXACT_BINARY
     assert status == 200, answer
@@ -298,7 +304,7 @@ def outcome(case: Case, model: str, door: Door) -> str:
 
 def grpc_answers(case: Case, model: str, door: Door) -> dict[str, dict[str, Tensor]]:
     """The outputs raw, and typed where there are fields for all datatypes; what is refused has none."""
-    kinds = {tensor.datatype for tensor in (*case.inputs.values(), *case.expected)}
+    kinds = {tensor.datatype for tensor in (*case.inputs.values(), *sum(case.expected[:1], ()))}
     forms = {"raw": True} if kinds.intersection(RAW_ONLY) else {"raw": True, "typed": False}
     answers = {}
     for form, raw in forms.items():
