@@ -11,7 +11,6 @@ import msgspec
 from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.oip.envelope import JSON_LENGTH_HEADER, ModelMetadata, ServerMetadata, parse_json_length
 from aios_edge.oip.repository import Action
-from device_agent.compression import Inflater
 from device_agent.grpc_door.callers import Outcome, Visit
 from device_agent.grpc_door.messages import METHODS, Message, ModelInferRequest
 from device_agent.grpc_door.refusal import refusal, refused_reply
@@ -21,7 +20,6 @@ from device_agent.http import Desk, Reply
 
 log = logging.getLogger("device_agent.grpc")
 
-_GZIP = b"\x1f\x8b"  # no protobuf message begins so: there is no wire type 7
 _JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
 
 _changes: set[asyncio.Task[Reply]] = set()  # the loop itself holds its tasks only weakly
@@ -46,18 +44,14 @@ class _Index(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-def understood(visit: Visit, method: str, data: bytes | None, remaining_s: float | None, limit_bytes: int) -> Asked:
+def understood(visit: Visit, method: str, data: bytes | None, remaining_s: float | None) -> Asked:
     """What a message asks for; nothing of the message itself is kept. ``data`` None: none came.
 
-    A compressed one comes as it was sent, so that it is unpacked within ``limit_bytes``. Raises :class:`RequestError`.
+    Raises :class:`RequestError`.
     """
     if data is None:
         raise RequestError("no message came", remedy=f"Send one of {method}'s")
     visit.receive(len(data))
-    if data.startswith(_GZIP):
-        inflater = Inflater(limit_bytes)
-        inflater.feed(data)
-        data = inflater.finish()
     takes = ModelInferRequest if method == "ModelStreamInfer" else METHODS[method][0]
     try:
         message = takes.FromString(data)

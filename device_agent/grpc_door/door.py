@@ -27,11 +27,10 @@ _STREAM = "ModelStreamInfer"
 class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
     """What grpcio asks for each call. ``in_flight``: calls that aren't over."""
 
-    def __init__(self, callers: Callers, *, max_body_bytes: int) -> None:
+    def __init__(self, callers: Callers) -> None:
         self.in_flight = 0
         self.streams: set[_Stream] = set()
         self._callers = callers
-        self._max_body_bytes = max_body_bytes
 
     def service(self, handler_call_details: Any) -> Any:
         """The handler of a call; nothing of its message was read yet."""
@@ -73,7 +72,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
     def understood(self, visit: Visit, method: str, data: bytes | None, remaining_s: float | None) -> Asked | Outcome:
         """What a message asks for, or why that can't be told."""
         try:
-            return understood(visit, method, data, remaining_s, self._max_body_bytes)
+            return understood(visit, method, data, remaining_s)
         except Exception as error:
             return failed(error, visit, visit.path)
 

@@ -17,7 +17,6 @@ from device_agent.status import GrpcStatus
 from device_agent.tenant_desk import TenantDesks
 from device_agent.values import Completion
 
-_IDENTITY, _GZIP = 1 << 0, 1 << 2  # bits of gRPC's compression algorithms
 _STREAMS = 256  # calls at once on one connection; the others wait at the client
 _WHERE = "http.grpc_bind"
 
@@ -26,7 +25,7 @@ def make_server(
     http: Http, front: FrontDesk, tenants: TenantDesks | None, audit: AuditLog, record: Callable[[Completion], None]
 ) -> GrpcServer:
     """The door and the server under it. Raises :class:`ResourceError`."""
-    return GrpcServer(GrpcDoor(Callers(front, tenants, audit, record), max_body_bytes=http.max_body_bytes), http)
+    return GrpcServer(GrpcDoor(Callers(front, tenants, audit, record)), http)
 
 
 class GrpcServer:
@@ -40,11 +39,9 @@ class GrpcServer:
         self._server = grpc.aio.server(
             options=(
                 ("grpc.so_reuseport", 0),  # else two agents would share a port, each getting half of the calls
-                ("grpc.max_receive_message_length", http.max_body_bytes),
+                ("grpc.max_receive_message_length", http.max_body_bytes),  # also of one that is unpacked
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", _STREAMS),
-                ("grpc.per_message_decompression", 0),  # the door does it, within a bound
-                ("grpc.compression_enabled_algorithms_bitset", _IDENTITY | _GZIP),
             )
         )
         self._server.add_generic_rpc_handlers((door,))

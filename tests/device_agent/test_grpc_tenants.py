@@ -180,7 +180,7 @@ def test_a_rate_counts_at_both_doors_and_for_each_message_of_a_stream(agent: Any
     assert call(channel, "ModelInfer", request(), metadata=bearer("shop"))
 
 
-def test_bytes_of_a_day_count_as_they_came(agent: Any, channel: Any) -> None:
+def test_bytes_of_a_day_count_and_of_packed_messages_those_unpacked(agent: Any, channel: Any) -> None:
     size = len(request().SerializeToString())
     assert call(channel, "ModelInfer", request(), metadata=bearer("little"))
     assert json.loads(over_http(agent, "/status", "little")[1])["bytes_left"] == 300 - size
@@ -188,8 +188,8 @@ def test_bytes_of_a_day_count_as_they_came(agent: Any, channel: Any) -> None:
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "[bytes_per_day]" in error.details()
     assert told(error)["grpc-retry-pushback-ms"] == "-1", "it will never fit"
     packed = request(text="a good film " * 1000)
-    call(channel, "ModelInfer", packed, metadata=bearer("little"), compression=grpc.Compression.Gzip)
-    assert json.loads(over_http(agent, "/status", "little")[1])["bytes_left"] > 0
+    error = refused(channel, "ModelInfer", packed, metadata=bearer("little"), compression=grpc.Compression.Gzip)
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED, "unpacked it is too long"
 
 
 def lines_of(agent: Any, name: str) -> list[dict[str, Any]]:
