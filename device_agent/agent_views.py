@@ -44,6 +44,7 @@ def agent_status(
     now: float,
     uptime_s: float,
     listen: tuple[str, ...],
+    grpc: st.GrpcStatus | None,
     deployment: Deployment,
     cloud: CloudPool,
     reporter: Reporter,
@@ -71,6 +72,7 @@ def agent_status(
             cpu_count=os.cpu_count(),
         ),
         listen=listen,
+        grpc=grpc,
         models={
             name: model_status(
                 host, deployment.entries[name], deployment.probations.get(name), deployment.builds.get(name), now

@@ -175,6 +175,14 @@ class DeviceStateStatus(DeviceState, frozen=True, kw_only=True):
     strained: tuple[str, ...] = ()
 
 
+class GrpcStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The gRPC door. ``serving``: it takes calls; ``in_flight``: calls that aren't over, streams included."""
+
+    address: str
+    serving: bool
+    in_flight: int
+
+
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole document. ``totals``: requests since start by route."""
 
@@ -186,6 +194,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     device: DeviceStatus
     host: HostStatus
     listen: tuple[str, ...]
+    grpc: GrpcStatus | None  # None: agent.toml doesn't ask for it
     models: dict[str, ModelStatus]
     refused: tuple[BundleStatus, ...]
     unloaded: tuple[BundleStatus, ...]
