@@ -279,7 +279,7 @@ class Deployment:
             contract=contract_of(entry),
         )
         self._away[entry] = status
-        await self._succession.retire(host, limit_s=self._settings.policy.drain_s)
+        await self._succession.retire(host, limit_s=self._around.policy.drain_s)
         self._away[entry] = msgspec.structs.replace(status, state="unloaded", detail="unloaded")
         self._around.emit("unloaded", model=model, version=manifest.version, bundle_id=bundle_id)
 

@@ -77,6 +77,7 @@ class Judge:
             here=here,
             there=there,
             dear=dear,
+            policy=self._around.rules.digest,
         )
 
     def _here(self, ticket: Ticket, forecast: Forecast | None) -> Here:

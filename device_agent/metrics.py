@@ -160,6 +160,14 @@ class Metrics:
         self._device(page, status)
         self._privacy(page, status)
         page.family("aios_outbox_depth", "gauge", "Messages waiting.", [((), status.mqtt.outbox.depth)], ())
+        if (infer := status.mqtt_infer) is not None:
+            page.family(
+                "aios_mqtt_infer_total",
+                "counter",
+                "Inference asked for over MQTT: how it ended.",
+                _keyed((name, getattr(infer, name)) for name in ("answered", "shed", "lost", "ignored")),
+                ("outcome",),
+            )
         page.family("aios_mqtt_connected", "gauge", "1 while connected.", [((), int(status.mqtt.link.connected))], ())
 
     def _cloud(self, page: Page, status: AgentStatus) -> None:

@@ -66,7 +66,7 @@ class ModelHost:
         weights = {tenant.id: tenant.weight for tenant in around.tenants if tenant.sees(spec.model)}
         self._learning = learning = Learning(one_by_one=bundle.manifest.max_batch_size == 1)
         self._queue = queue = TicketQueue(weights, learning.alone_s)
-        self.room = room = Room(queue, learning, around.policy, weights, bundle.manifest.max_batch_size)
+        self.room = room = Room(queue, learning, around.rules, weights, bundle.manifest.max_batch_size)
         wake = asyncio.Event()
         self.instance = ModelInstance(spec, around, wake.set, make_room)
         self._judge = Judge(bundle.manifest, around, queue, self.instance, learning, room)

@@ -61,7 +61,8 @@ class There(msgspec.Struct, frozen=True, kw_only=True):
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """All that :func:`route` decides by. ``queued``: how many waited, and ``crowded``: that was too many for this one;
-    ``here.queue_full`` comes from both. ``dear``: the endpoint that could be asked if its budget weren't spent."""
+    ``here.queue_full`` comes from both. ``dear``: the endpoint that could be asked if its budget weren't spent.
+    ``policy``: which one is in force, by its digest."""
 
     now: float
     deadline_at: float | None
@@ -71,6 +72,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     queued: int = 0
     crowded: bool = False
     dear: There | None = None
+    policy: str | None = None
 
     def decide(self) -> Decision:
         """What the router says to it."""

@@ -25,12 +25,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # what test files here share: cl
 
 @dataclass
 class AgentProcess:
-    """A running ``aios-edge agent run``; ``url`` is the TCP door the system chose."""
+    """A running ``aios-edge agent run``; ``url`` is the TCP door the system chose, ``grpc`` host and port of gRPC's."""
 
     process: subprocess.Popen[bytes]
     log_path: Path
     config: Path
     url: str = ""
+    grpc: str = ""
     socket_path: Path | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -156,6 +157,7 @@ def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[.
             if line:
                 doors = line.split("ready on ")[1].split(", ")
                 agent.url = next((door for door in doors if door.startswith("http")), "")
+                agent.grpc = next((door for door in doors if door.startswith("grpc")), "").partition("://")[2]
                 return agent
             if process.poll() is not None:
                 break

@@ -17,6 +17,7 @@ from device_agent.answer import Answer, Energy, Unanswered
 from device_agent.cloud import CloudPool
 from device_agent.cloud_choice import Wanted
 from device_agent.model_host import ModelHost
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.router import There
 from device_agent.settings import Policy
@@ -41,7 +42,7 @@ class Worker(Batches):
         self.on_start: Callable[[str], None] = lambda check: None
         self.on_begin: Callable[[], None] = lambda: None
 
-    async def start(self, check: str = "full") -> ActivationReport:
+    async def start(self, check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
         await asyncio.sleep(0)
         self.on_start(check)
         self.starts += 1
@@ -127,7 +128,7 @@ def drive(
             events.append((kind, detail))
 
         around = Surroundings(
-            policy=rules,
+            rules=PolicyInForce(rules),
             cloud=cloud or CloudPool((), rules, emit),
             emit=emit,
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
@@ -261,7 +262,7 @@ def test_a_start_that_swallows_its_cancellation_does_not_keep_the_host_from_stop
     async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
         starting, swallowed = asyncio.Event(), []
 
-        async def start(check: str = "full") -> ActivationReport:
+        async def start(check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
             starting.set()
             try:
                 await asyncio.sleep(30)
