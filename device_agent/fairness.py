@@ -5,7 +5,8 @@ in virtual time, in which a request takes its estimated service time divided by 
 goes first, and nobody begins before what is being served. While two have something waiting they get time as their
 weights are, and one that comes back after a pause goes before what another has piled up.
 
-*Room*: of a queue's places half of each tenant's share are its own, used or not; the rest is for who comes first.
+*Room*: of a queue's places, and of the memory for bodies, half of each tenant's share is its own, used or not; the rest
+is for who comes first.
 
 *Time*, of requests with a deadline: they run by deadline, so shares are kept when they are let in. Whoever asks for
 more than its share lately is let in only where what the others ask for, up to their shares, would still fit before its
@@ -33,13 +34,14 @@ def shares(weights: Mapping[str, float]) -> dict[str, float]:
     return {tenant: weight / total for tenant, weight in weights.items()}
 
 
-def has_room(tenant: str, held: Mapping[str, int], parts: Mapping[str, float], places: int) -> bool:
-    """Whether one more of that tenant may take one of so many places, of which each has ``held`` some."""
+def has_room(tenant: str, held: Mapping[str, int], parts: Mapping[str, float], places: int, wanted: int = 1) -> bool:
+    """Whether that tenant may take so many more of so many places (or bytes), of which each has ``held`` some."""
     own = {name: math.floor(part * OWN_PART * places) for name, part in parts.items()}
-    if held.get(tenant, 0) < own.get(tenant, 0):
+    mine = held.get(tenant, 0) + wanted
+    if mine <= own.get(tenant, 0):
         return True
-    kept = sum(max(held.get(name, 0), own.get(name, 0)) for name in {*held, *own})
-    return kept < places
+    others = sum(max(held.get(name, 0), own.get(name, 0)) for name in {*held, *own} if name != tenant)
+    return others + mine <= places
 
 
 class Turns(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from device_agent.tenants import key_sha256, new_key
 
 KEYS = {"flood": new_key(), "quiet": new_key()}
@@ -34,9 +36,10 @@ class Caller:
             self.waits_us.append(told["parameters"]["queue_us"])
 
 
-def test_a_flood_at_one_tenant_is_not_felt_by_another(start_agent: Any, small_batches: Path) -> None:
+@pytest.mark.parametrize("limit", ["queue_limit = 16", "in_flight_bytes = 2000"])
+def test_a_flood_at_one_tenant_is_not_felt_by_another(start_agent: Any, small_batches: Path, limit: str) -> None:
     tenants = "".join(f'[[tenant]]\nid = "{name}"\nkey_sha256 = "{key_sha256(key)}"\n' for name, key in KEYS.items())
-    agent = start_agent(f"{tenants}[policy]\nqueue_limit = 16\n[emulate]\nslowdown = 30.0\n", bundle=small_batches)
+    agent = start_agent(f"{tenants}[policy]\n{limit}\n[emulate]\nslowdown = 30.0\n", bundle=small_batches)
     over = threading.Event()
     floods, quiet = [Caller(agent, "flood") for _ in range(CLIENTS)], Caller(agent, "quiet")
 

@@ -27,22 +27,22 @@ NAMES = st.sampled_from("abc")
 
 @given(
     st.dictionaries(NAMES, st.floats(0.1, 10.0), min_size=2),
-    st.lists(st.tuples(NAMES, st.booleans()), max_size=200),
+    st.lists(st.tuples(NAMES, st.integers(-4, 4)), max_size=200),
     st.integers(1, 40),
 )
 def test_room_is_never_overbooked_and_half_of_a_share_is_always_there(
-    weights: dict[str, float], steps: list[tuple[str, bool]], places: int
+    weights: dict[str, float], steps: list[tuple[str, int]], places: int
 ) -> None:
     parts, held = shares(weights), Counter[str]()
-    for name, comes in steps:
+    for name, wanted in steps:
         if name not in weights:
             continue
-        if not comes:
-            held[name] = max(held[name] - 1, 0)
-        elif has_room(name, held, parts, places):
-            held[name] += 1
+        if wanted <= 0:
+            held[name] = max(held[name] + wanted, 0)
+        elif has_room(name, held, parts, places, wanted):
+            held[name] += wanted
         else:
-            assert held[name] >= int(parts[name] * places / 2)
+            assert held[name] + wanted > int(parts[name] * places / 2)
         assert held.total() <= places
 
 
