@@ -10,7 +10,6 @@ from aios_edge.errors import BundleRefused, SettingsError
 from aios_edge.profile import DeviceProfile
 from aios_edge.session import session_options
 from device_agent.raw_model import RawEntry, is_raw, open_raw, repository_entries
-from device_agent.recycle import ceiling_bytes
 from device_agent.settings import BundleEntry, Settings
 from device_agent.worker_pool import WorkerSpec
 
@@ -33,7 +32,6 @@ def worker_spec(
     """How a bundle's worker is started; ``state_dir`` None: it leaves nothing behind, engines included."""
     promised = next((promise.value for promise in bundle.contract.promises if promise.name == MEMORY), None)
     if profile.isolation == "thread":  # its memory is the agent's
-        promised = None
         for key, value in (
             ("max_rss_bytes", entry.max_rss_bytes),
             ("policy.memory_budget_bytes", settings.policy.memory_budget_bytes),
@@ -54,7 +52,8 @@ def worker_spec(
         state_dir=state_dir,
         raw_version=bundle.manifest.version if is_raw(bundle.manifest) else None,
         bundle_id=bundle.bundle_id or None,  # of a raw model only the worker knows it
-        max_rss_bytes=ceiling_bytes(entry.max_rss_bytes, promised),
+        max_rss_bytes=entry.max_rss_bytes,
+        promised_rss_bytes=None if promised is None else round(promised),
     )
 
 

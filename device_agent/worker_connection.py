@@ -33,7 +33,8 @@ class WorkerSpec:
     """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` those of the
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
     ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
-    at ``bundle_path``, None: any bundle. ``max_rss_bytes``: above that it is replaced, None: never."""
+    at ``bundle_path``, None: any bundle. ``max_rss_bytes``: above that it is replaced; 0: never, None: by
+    ``promised_rss_bytes``, the contract's."""
 
     model: str
     bundle_path: Path
@@ -45,6 +46,7 @@ class WorkerSpec:
     raw_version: str | None = None
     bundle_id: str | None = None
     max_rss_bytes: int | None = None
+    promised_rss_bytes: int | None = None
 
 
 class Connection:
