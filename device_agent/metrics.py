@@ -99,6 +99,10 @@ class Metrics:
         models = status.models.values()
         one = ("model",)
         page.family("aios_queue_depth", "gauge", "Requests waiting.", [((m.model,), m.queued) for m in models], one)
+        limited: list[tuple[tuple[str, ...], float]] = [
+            ((m.model,), m.waiting_limit) for m in models if m.waiting_limit is not None
+        ]
+        page.family("aios_waiting_limit", "gauge", "How many without a deadline may wait.", limited, one)
         page.family(
             "aios_running", "gauge", "Requests in the worker's batch.", [((m.model,), m.running) for m in models], one
         )
@@ -156,6 +160,14 @@ class Metrics:
         self._device(page, status)
         self._privacy(page, status)
         page.family("aios_outbox_depth", "gauge", "Messages waiting.", [((), status.mqtt.outbox.depth)], ())
+        if (infer := status.mqtt_infer) is not None:
+            page.family(
+                "aios_mqtt_infer_total",
+                "counter",
+                "Inference asked for over MQTT: how it ended.",
+                _keyed((name, getattr(infer, name)) for name in ("answered", "shed", "lost", "ignored")),
+                ("outcome",),
+            )
         page.family("aios_mqtt_connected", "gauge", "1 while connected.", [((), int(status.mqtt.link.connected))], ())
 
     def _cloud(self, page: Page, status: AgentStatus) -> None:

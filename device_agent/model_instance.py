@@ -10,6 +10,8 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
+import msgspec
+
 from aios_edge.errors import AiosEdgeError, BundleRefused, WorkerLost
 from device_agent.quarantine import Quarantine
 from device_agent.recycling import Recycling
@@ -112,7 +114,7 @@ class ModelInstance:
         began = self.lost_at
         await self.worker.stop()
         try:
-            await self.worker.start("quick")
+            await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s)
         except Exception as error:
             self._did_not_start(error)
             return False
@@ -123,7 +125,7 @@ class ModelInstance:
     async def activate(self) -> ActivationReport:
         """Start the worker and check the whole contract. Raises what refused it."""
         try:
-            self.report = await self.worker.start("full")
+            self.report = await self.worker.start("full", timeout_s=self._around.policy.load_timeout_s)
         except AiosEdgeError as error:
             self.state, self.detail = "refused", str(error)
             self.report = self.worker.report
@@ -136,12 +138,23 @@ class ModelInstance:
         Raises what refused it."""
         started = self._around.clock()
         try:
-            await self.worker.start("quick")
+            self._reopened(await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s))
         except AiosEdgeError as error:
             self.detail = str(error)
             raise
         self.plan = RestartPlan().started(self._around.clock() - started)
         self.open()
+
+    def _reopened(self, found: ActivationReport) -> None:
+        """A quick check measures nothing, but the model may be on other providers now."""
+        if self.report is not None:
+            self.report = msgspec.structs.replace(
+                self.report,
+                providers_active=found.providers_active,
+                provider_reason=found.provider_reason,
+                provider_steps=found.provider_steps,
+                engine=found.engine,
+            )
 
     def open(self) -> None:
         """Batches may come."""
@@ -197,7 +210,7 @@ class ModelInstance:
         await self.worker.stop(grace_s=0.0)
         started = self._around.clock()
         try:
-            await self.worker.start("quick")
+            self._reopened(await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s))
         except Exception as error:  # no descriptors left, say: whatever it is, it is tried again
             self._did_not_start(error)
             return error

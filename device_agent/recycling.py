@@ -101,7 +101,7 @@ class Recycling:
         old, generation = self._instance.worker, self._instance.worker.generation
         successor = old.successor()
         try:
-            await successor.start("quick")
+            await successor.start("quick", timeout_s=self._around.policy.load_timeout_s)
         except BaseException as error:
             await successor.stop(grace_s=0.0)
             if not isinstance(error, Exception):

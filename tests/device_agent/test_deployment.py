@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_worker import REPORT
+from scripted_worker import REPORT, Batches
 
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import BundleRefused, RequestError, RuntimeUnavailable
@@ -22,6 +22,7 @@ from device_agent import wire
 from device_agent.answer import Energy
 from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.probation import LEAST_ERRORS
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.settings import BundleEntry, Device, Policy, Settings
@@ -33,7 +34,7 @@ HELD_BYTES = 100
 Scenario = Callable[["Place"], Awaitable[None]]
 
 
-class Worker:
+class Worker(Batches):
     """Stands for the handle of a worker; answers with the id of the bundle it was started with."""
 
     alive: set[Worker] = set()  # noqa: RUF012 - emptied by each device
@@ -43,7 +44,7 @@ class Worker:
     def __init__(self, spec: WorkerSpec, **_: Any) -> None:
         self.spec, self.ready, self.report, self.rss_bytes, self.pid = spec, False, None, None, None
 
-    async def start(self, check: str = "full") -> ActivationReport:
+    async def start(self, check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
         await asyncio.sleep(0)
         bundle_id = open_bundle(self.spec.bundle_path, verify=False).bundle_id
         if bundle_id != self.spec.bundle_id:
@@ -93,7 +94,7 @@ class Place:
             policy=policy,
         )
         around = Surroundings(
-            policy=policy,
+            rules=PolicyInForce(policy),
             cloud=CloudPool((), policy, lambda kind, **detail: None),
             emit=lambda kind, **detail: self.events.append(kind),
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),

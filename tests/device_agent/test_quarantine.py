@@ -19,6 +19,7 @@ from aios_edge.profile_files import load_profile
 from device_agent.answer import Energy
 from device_agent.cloud import CloudPool
 from device_agent.model_instance import ModelInstance
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.quarantine import Quarantine
 from device_agent.router import Here, There, route
 from device_agent.settings import Policy
@@ -81,7 +82,7 @@ def test_what_the_machine_is_at_fault_for_quarantines_no_model(tiny_bundle: Any)
     async def main() -> None:
         policy = Policy(quarantine_crashes=2)
         around = Surroundings(
-            policy=policy,
+            rules=PolicyInForce(policy),
             cloud=CloudPool((), policy, lambda kind, **detail: None),
             emit=lambda kind, **detail: None,
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),

@@ -25,6 +25,7 @@ from device_agent.cloud import CloudPool
 from device_agent.hosting import open_entry, worker_spec
 from device_agent.memory_room import Room, read_room
 from device_agent.model_host import ModelHost
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.recycle import Worker
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.settings import BundleEntry, Policy, parse_settings
@@ -245,7 +246,7 @@ def with_host(
         events: list[Any] = []
         policy = Policy()
         around = Surroundings(
-            policy=policy,
+            rules=PolicyInForce(policy),
             cloud=CloudPool((), policy, lambda kind, **detail: None),
             emit=lambda kind, **detail: events.append((kind, detail)),
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
