@@ -75,9 +75,11 @@ class Dispatch:
         instance = self._instance
         if instance.running.tickets:
             return False
-        if instance.ready and instance.chore(len(self._queue)) is None:
+        chore = instance.chore(len(self._queue))
+        if instance.ready and chore is None:
             return True
-        self._wake.set()
+        if chore is not None or instance.state != "resting":  # one that rests waits for a request
+            self._wake.set()
         return False
 
     async def serve(self) -> None:
