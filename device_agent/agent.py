@@ -104,9 +104,13 @@ class Agent:
             if mismatch := profile_mismatch(self.profile):
                 log.warning("%s", mismatch)
             await self._reporter.start()
-            with self._signals():
-                self._reload.begin()
-                await self._serve(sockets)
+            with self._signals() as heard:
+                if signal.SIGHUP in heard:
+                    self._reload.begin()
+                try:
+                    await self._serve(sockets)
+                finally:
+                    await self._reload.stop()  # before it is deaf
         except BaseException as error:
             why = f"failed: {error}"
             raise
@@ -115,7 +119,6 @@ class Agent:
                 sock.close()
             if self.settings.http.unix_socket is not None:
                 remove_socket_file(self.settings.http.unix_socket)
-            await self._reload.stop()
             await self._cloud.stop()
             if self._trace is not None:
                 await self._trace.stop()
@@ -237,7 +240,7 @@ class Agent:
         )
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> Iterator[list[signal.Signals]]:
         loop = asyncio.get_running_loop()
         handled: list[signal.Signals] = []
         heard = ((signal.SIGTERM, self.shut_down), (signal.SIGINT, self.shut_down), (signal.SIGHUP, self._reload.ask))
@@ -246,7 +249,7 @@ class Agent:
                 loop.add_signal_handler(number, handler)
                 handled.append(number)
         try:
-            yield
+            yield handled
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)

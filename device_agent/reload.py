@@ -61,9 +61,11 @@ class Reload:
         self._path = settings.device.state_dir / NAME
         self._task: asyncio.Task[None] | None = None
         self._again = False
+        self._begun = False
 
     def begin(self) -> None:
         """From here on signals are heard, and whoever sends one may look for what became of it."""
+        self._begun = True
         self._write()
 
     def ask(self) -> None:
@@ -77,8 +79,9 @@ class Reload:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+        if self._begun:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
     async def _run(self) -> None:
         while self._again:

@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agent import state_dir
+from device_agent import Agent, load_settings, state_dir
 from device_agent.budget_book import BudgetBook, Limit
 from device_agent.cloud import CloudPool
 from device_agent.cloud_settings import CloudEndpoint
@@ -259,6 +259,41 @@ def test_the_command_says_what_became_of_it(start_agent: Any, tmp_path: Path, ag
     assert state_dir.holder(folder) is None and not (folder / NAME).exists()
     done = command(other)
     assert done.returncode == 1 and "no agent runs here" in done.stderr
+
+
+def test_an_agent_that_finds_the_folder_in_use_leaves_the_others_word_alone(start_agent: Any) -> None:
+    agent = start_agent("[policy]\nqueue_limit = 9\n")
+    again = [sys.executable, "-m", "aios_edge.cli.main", "agent", "run", "--config", str(agent.config)]
+    second = subprocess.run(again, capture_output=True, text=True, check=False, timeout=60)
+    assert second.returncode == 1 and "in use by another agent" in second.stderr
+    rewrite(agent, "queue_limit = 9", "queue_limit = 8")
+    assert command(agent.config).returncode == 0
+    assert agent.status()["policy"]["values"]["queue_limit"] == 8
+    assert agent.stop() == 0
+
+
+def test_who_cannot_hear_a_signal_is_not_sent_one(tiny_bundle: Any, tmp_path: Path) -> None:
+    """An agent in another thread of somebody's program, which SIGHUP would end."""
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'[device]\nid = "d"\nprofile = "x86-gateway"\n[http]\nbind = "127.0.0.1:0"\n'
+        f'[[bundle]]\npath = "{tiny_bundle.path}"\n'
+    )
+    settings = load_settings(config)
+    answers: list[subprocess.CompletedProcess[str]] = []
+
+    async def main() -> None:
+        agent = Agent(settings, config=config)
+        running = asyncio.create_task(agent.run())
+        await agent.ready.wait()
+        answers.append(await asyncio.to_thread(command, config))
+        agent.shut_down()
+        await running
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    thread.join()
+    assert answers[0].returncode == 1 and "no agent runs here" in answers[0].stderr
 
 
 def test_a_number_that_a_killed_agent_left_is_nobodys(start_agent: Any) -> None:
