@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from aios_edge.profile_files import load_profile
 from aios_edge.telemetry import Scalar, StatusBody
@@ -26,9 +27,11 @@ from device_agent.bundle_check import check_bundles, profile_mismatch
 from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
+from device_agent.grpc_extra import load_grpc
 from device_agent.http import App, HttpApp
 from device_agent.http_server import HttpServer
 from device_agent.listen import address, open_sockets, remove_socket_file
+from device_agent.memory_room import read_room
 from device_agent.metrics import Metrics
 from device_agent.mqtt_ask import TenantAsks, anybody
 from device_agent.mqtt_door import Ask, MqttDoor
@@ -40,12 +43,16 @@ from device_agent.settings import Policy, Settings
 from device_agent.status import AgentStatus
 from device_agent.strain import Strain
 from device_agent.surroundings import Surroundings
+from device_agent.tenant_desk import TenantDesks
 from device_agent.tenant_door import TenantDoor
 from device_agent.tls import server_context
 from device_agent.trace import InForce
 from device_agent.trace_writer import TraceWriter
 from device_agent.values import CheckedBundles, Completion
 from device_agent.window import Gauges
+
+if TYPE_CHECKING:
+    from device_agent.grpc_door.server import GrpcServer
 
 log = logging.getLogger("device_agent")
 
@@ -65,6 +72,8 @@ class Agent:
         self.profile = load_profile(settings.device.profile)
         self.listen: tuple[str, ...] = ()
         self._tls = server_context(settings.http.tls_cert, settings.http.tls_key)
+        self._make_grpc = load_grpc() if settings.http.grpc_bind else None
+        self._grpc: GrpcServer | None = None
         self.ready = asyncio.Event()  # serving; for whoever runs the agent inside a program
         self._started_at = time.monotonic()
         self._stopping = asyncio.Event()
@@ -86,12 +95,16 @@ class Agent:
             energy=self._energy,
             strain=lambda: self._strain.reason,
             trace=self._trace.write if self._trace else None,
+            tenants=settings.tenant,
             device=lambda: (self._strain.state, self._strain.sampled_at),
+            room=lambda: read_room(proc_root, sys_root),
         )
         self._deployment = Deployment(settings, self.profile, self._around)
         self._audit = AuditLog(settings.device.state_dir, {tenant.id: tenant.audit_bytes for tenant in settings.tenant})
         self._mqtt_door: MqttDoor | None = None
         self._desk = FrontDesk(self._deployment, rules, self._metrics, self.status)
+        tenants = settings.tenant
+        self._tenants = TenantDesks(tenants, self._desk, self._deployment) if tenants else None
 
     async def run(self) -> None:
         """Serve until stopped; returns after a clean stop."""
@@ -100,6 +113,9 @@ class Agent:
         why = "stopped"
         held = contextlib.ExitStack()
         try:
+            if self._make_grpc is not None:
+                self._grpc = self._make_grpc(self.settings.http, self._desk, self._tenants, self._audit, self._record)
+                self.listen = (*self.listen, self._grpc.address)
             held.enter_context(state_dir.hold(self.settings.device.state_dir))
             if mismatch := profile_mismatch(self.profile):
                 log.warning("%s", mismatch)
@@ -119,6 +135,8 @@ class Agent:
                 sock.close()
             if self.settings.http.unix_socket is not None:
                 remove_socket_file(self.settings.http.unix_socket)
+            if self._grpc is not None:
+                await self._grpc.stop(0)  # also where it never started, but holds its port
             await self._cloud.stop()
             if self._trace is not None:
                 await self._trace.stop()
@@ -130,11 +148,13 @@ class Agent:
     async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
         app = self._app()
-        server = HttpServer(app, tls=self._tls)
-        self._mqtt_door = self._make_mqtt_door(app)
+        server = HttpServer(app, receive_timeout_s=self.settings.http.receive_timeout_s, tls=self._tls)
+        self._mqtt_door = self._make_mqtt_door()
         if self._mqtt_door is not None:
             self._mqtt_door.start()
         doors = asyncio.create_task(server.serve(sockets=list(sockets)), name="doors")
+        if self._grpc is not None:
+            await self._grpc.start()
         activation = asyncio.create_task(self._deployment.activate_all(), name="activation")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
         try:
@@ -154,15 +174,22 @@ class Agent:
             for task in (activation, stopping):
                 task.cancel()
             self._deployment.give_up_changes()
-            answered = asyncio.create_task(self._mqtt_door.drain()) if self._mqtt_door is not None else doors
-            await asyncio.wait({doors, answered}, timeout=drain_s)
+            closing = asyncio.create_task(self._close_doors(doors, drain_s), name="closing")
+            await asyncio.wait((closing,), timeout=drain_s)
             # Who still waits is told so while the doors are there to say it.
             await self._deployment.stop()
             if self._mqtt_door is not None:
                 await self._mqtt_door.stop()
-            await asyncio.gather(activation, stopping, answered, doors, return_exceptions=True)
+            await asyncio.gather(activation, stopping, closing, return_exceptions=True)
         if not self._stopping.is_set():
             doors.result()  # nobody stopped them: they failed
+
+    async def _close_doors(self, doors: asyncio.Task[None], drain_s: float) -> None:
+        """Until everyone was answered; the last two seconds are for telling those who weren't."""
+        others = [] if self._grpc is None else [self._grpc.stop(drain_s + 2)]
+        if self._mqtt_door is not None:
+            others.append(self._mqtt_door.drain())
+        await asyncio.gather(asyncio.wait((doors,)), *others)
 
     def shut_down(self) -> None:
         """Begin the orderly stop."""
@@ -185,6 +212,7 @@ class Agent:
             now=now,
             uptime_s=now - self._started_at,
             listen=self.listen,
+            grpc=self._grpc.status() if self._grpc is not None else None,
             deployment=self._deployment,
             cloud=self._cloud,
             reporter=self._reporter,
@@ -199,18 +227,19 @@ class Agent:
     # Putting it together
 
     def _app(self) -> App:
-        limit, tenants = self.settings.http.max_body_bytes, self.settings.tenant
-        if not tenants:
+        limit = self.settings.http.max_body_bytes
+        if self._tenants is None:
             return HttpApp(self._desk, max_body_bytes=limit, record=self._record, direct=self._desk)
-        return TenantDoor(tenants, self._desk, self._deployment, self._audit, max_body_bytes=limit, record=self._record)
+        return TenantDoor(self._tenants, self._desk, self._audit, max_body_bytes=limit, record=self._record)
 
-    def _make_mqtt_door(self, app: App) -> MqttDoor | None:
+    def _make_mqtt_door(self) -> MqttDoor | None:
         mqtt, device = self.settings.mqtt, self.settings.device
         if mqtt is None or not mqtt.infer:
             return None
         ask: Ask = anybody(self._desk)
-        if isinstance(app, TenantDoor) and mqtt.infer_tenant is not None:
-            ask = TenantAsks(*app.of(mqtt.infer_tenant), self._audit)
+        if self._tenants is not None and mqtt.infer_tenant is not None:
+            tenant = mqtt.infer_tenant
+            ask = TenantAsks(self._tenants.accounts.of[tenant], self._tenants.of[tenant], self._audit)
         return MqttDoor(
             mqtt.options(),
             Topics(device.group, device.id),

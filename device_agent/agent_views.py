@@ -44,6 +44,7 @@ def agent_status(
     now: float,
     uptime_s: float,
     listen: tuple[str, ...],
+    grpc: st.GrpcStatus | None,
     deployment: Deployment,
     cloud: CloudPool,
     reporter: Reporter,
@@ -71,6 +72,7 @@ def agent_status(
             cpu_count=os.cpu_count(),
         ),
         listen=listen,
+        grpc=grpc,
         models={
             name: model_status(
                 host, deployment.entries[name], deployment.probations.get(name), deployment.builds.get(name), now
@@ -127,8 +129,10 @@ def gauges(
 ) -> Gauges:
     """What telemetry tells of this moment."""
     workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
+    limits = {name: host.room.limit for name, host in deployment.hosts.items()}
     return Gauges(
         queue_depth=sum(host.queued for host in deployment.hosts.values()),
+        waiting_limits={name: limit for name, limit in limits.items() if limit is not None},
         breakers={name: endpoint.breaker.state for name, endpoint in cloud.endpoints.items()},
         strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),

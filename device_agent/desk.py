@@ -199,6 +199,7 @@ class FrontDesk:
             arrived_at=arrived_at,
             cost_hint_bytes=envelope.cost_hint_bytes,
             natural=any(tensor.name not in host.tensors for tensor in envelope.inputs),
+            tenant="" if tenant is None else tenant.id,
             lowered=priority != envelope.priority,
         )
 
@@ -224,7 +225,10 @@ class FrontDesk:
             # No route took it, and the reason is what a program decides by.
             shed = {"route": None, "reason": answer.reason.value, **request.changed_parameters}
             error = error_body(answer.error, shed if answer.route == "shed" else None)
-            return Reply(status=answer.status, body=error, headers=headers, completion=completion)
+            after_s = answer.retry_after_s
+            return Reply(
+                status=answer.status, body=error, headers=headers, completion=completion, retry_after_s=after_s
+            )
         if answer.remote_body is not None:
             body, json_length = answer.remote_body, answer.remote_json_length
         else:

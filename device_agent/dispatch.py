@@ -13,11 +13,13 @@ from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.review import Review
+from device_agent.room import Room
+from device_agent.scheduler import Forecast
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running, Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.track_record import TrackRecord
-from device_agent.values import Local, Reason
+from device_agent.values import Cloud, Local, Reason, Shed
 from device_agent.watched_run import Watchdog
 from device_agent.worker_pool import BatchResult
 
@@ -38,7 +40,8 @@ class Dispatch:
         learning: Learning,
         record: TrackRecord,
         around: Surroundings,
-        lost: asyncio.Event,
+        wake: asyncio.Event,
+        room: Room,
     ) -> None:
         self._instance = instance
         self._queue = queue
@@ -47,39 +50,50 @@ class Dispatch:
         self._learning = learning
         self._record = record
         self._around = around
+        self._room = room
         self._watchdog = Watchdog()
         self._learnt_at = -math.inf
-        self._lost_one = lost  # set when the worker may have died
+        self._wake = wake  # set when the worker may have died, or there is a chore
 
     def offer(self, ticket: Ticket) -> None:
         """Run a ticket that was judged this moment, now or when its turn comes."""
-        if self._free and not self._queue:
-            service, now = self._learning.service, self._around.clock()
-            ticket.taken_at = now
-            self._begin([ticket], now, service.busy_s(service.batch_units([ticket.pending.cost_bytes])))
+        if not self._queue and self._free():
+            now = ticket.taken_at = self._around.clock()
+            self._room.taken([(ticket.pending, ticket.request.arrived_at)], now)
+            self._begin([ticket], now, self._learning.alone_s(ticket.pending))
         else:
             self._queue.put(ticket)
             self.next()
 
     def next(self) -> None:
         """Give the worker its next batch, when it is free and somebody waits."""
-        if self._free and (batch := self._take()):
+        if self._free() and (batch := self._take()):
             self._begin(*batch)
 
-    @property
     def _free(self) -> bool:
-        return self._instance.ready and not self._instance.running.tickets
+        """Whether the worker can take a batch; what else is to be done first is :meth:`serve`'s."""
+        instance = self._instance
+        if instance.running.tickets:
+            return False
+        if instance.ready and instance.chore(len(self._queue)) is None:
+            return True
+        self._wake.set()
+        return False
 
     async def serve(self) -> None:
-        """Bring the worker back whenever it is lost."""
+        """Bring the worker back whenever it is lost, and do what is to be done between two batches."""
         try:
             while True:
-                self._lost_one.clear()
-                if self._instance.worker.ready or self._instance.running.tickets:
-                    self.next()
-                    await self._lost_one.wait()
-                else:
+                self._wake.clear()
+                if self._instance.running.tickets:
+                    await self._wake.wait()
+                elif chore := self._instance.chore(len(self._queue)):
+                    await chore()
+                elif not self._instance.worker.ready and self._instance.state != "resting":
                     await self._bring_back()
+                else:
+                    self.next()
+                    await self._wake.wait()
         finally:
             self._watchdog.close()
 
@@ -88,22 +102,25 @@ class Dispatch:
         while self._queue:
             now = self._around.clock()
             batch, busy, forecast = self._judge.next_batch(now)
-            strained = self._around.strain() is not None  # else one without a deadline stays where it is
-            leaving = [
-                (ticket, decision)
-                for ticket in batch
-                if (strained or ticket.request.deadline_at is not None)
-                and not isinstance(decision := self._judge.decide(ticket, forecast), Local)
-            ]
-            for ticket, decision in leaving:
+            if leaves := self._first_to_leave(batch, forecast):  # one at a time: without it the others may be in time
+                ticket, decision = leaves
                 self._queue.drop(ticket)
-                if not isinstance(decision, Local):
-                    ticket.resolve(decision)
-            if not leaving:
+                ticket.resolve(decision)
+            else:
+                self._room.taken([(ticket.pending, ticket.request.arrived_at) for ticket in batch], now)
                 for ticket in batch:
-                    self._queue.drop(ticket)
+                    self._queue.take(ticket)
                     ticket.taken_at = now
                 return batch, now, busy
+        return None
+
+    def _first_to_leave(self, batch: list[Ticket], forecast: Forecast) -> tuple[Ticket, Cloud | Shed] | None:
+        strained = self._around.strain() is not None  # else one without a deadline stays where it is
+        for ticket in batch:
+            if strained or ticket.request.deadline_at is not None:
+                decision = self._judge.decide(ticket, forecast)
+                if not isinstance(decision, Local):
+                    return ticket, decision
         return None
 
     def _begin(self, batch: list[Ticket], now: float, expected_s: float) -> None:
@@ -115,10 +132,10 @@ class Dispatch:
             if isinstance(end, WorkerLost):
                 self._record.lost(len(batch))
                 self._lost(end, batch)
-                self._lost_one.set()
+                self._wake.set()
                 return
             seen_s = self._around.clock() - now
-            self._instance.plan = self._instance.plan.served()
+            self._instance.served()
             self.next()  # the worker needn't wait for the answers to be written, nor clients for the rest
             self._answer(batch, end)
             self._record.answered(requests, end, expected_s)
@@ -160,7 +177,7 @@ class Dispatch:
 
     def _elsewhere(self, ticket: Ticket, now: float) -> None:
         self._queue.drop(ticket)
-        decision = self._judge.elsewhere(ticket, now, self._instance.plan.expected_s)
+        decision = self._judge.elsewhere(ticket, now)
         if not isinstance(decision, Local):
             ticket.resolve(decision)
 
@@ -170,11 +187,16 @@ class Dispatch:
             self._record.lost(1)
             instance.lost_while_idle(queued=len(self._queue))
             self._review.run()
+        if instance.state == "quarantined":
+            self._all_elsewhere()
         failure = await instance.restart()
         if failure is None:
             return
         self._record.lost(1)
         self._review.run()
         if instance.plan.hopeless(failure):
-            for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
-                self._elsewhere(ticket, instance.lost_at)
+            self._all_elsewhere()
+
+    def _all_elsewhere(self) -> None:
+        for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
+            self._elsewhere(ticket, self._instance.lost_at)

@@ -46,8 +46,11 @@ def model_status(
         detail=host.detail,
         worker_pid=host.instance.worker.pid,
         worker_rss_bytes=host.instance.worker.rss_bytes,
+        worker_max_rss_bytes=host.instance.recycling.ceiling,
         restarts=host.instance.restarts,
+        recycles=host.instance.recycling.count,
         queued=host.queued,
+        waiting_limit=host.room.limit,
         running=host.running,
         max_batch_size=host.bundle.manifest.max_batch_size,
         service_base_s=host.service.base_s,
@@ -83,7 +86,13 @@ def _contract(host: ModelHost) -> Contract:
 
 def repository_index(deployment: Deployment) -> list[dict[str, Any]]:
     """Every model in Triton's words; bundles that may not serve are in it, with the reason."""
-    words = {"ready": "READY", "loading": "LOADING", "stopped": "UNLOADING", "unloading": "UNLOADING"}
+    words = {
+        "ready": "READY",
+        "loading": "LOADING",
+        "waking": "LOADING",
+        "stopped": "UNLOADING",
+        "unloading": "UNLOADING",
+    }
     index = [
         {
             "name": name,

@@ -40,8 +40,9 @@ class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
-    ``spread`` of it (one standard deviation). ``contract`` ``none`` is a raw model's, which has no ``bundle_id``.
-    ``engine_build``: TensorRT's engine, while it is built beside."""
+    ``spread`` of it (one standard deviation). ``waiting_limit``: how many without a deadline may wait at the moment,
+    None before the first of them, or when ``queue_delay_s`` is off. ``contract`` ``none`` is a raw model's, which has
+    no ``bundle_id``. ``engine_build``: TensorRT's engine, while it is built beside."""
 
     model: str
     version: str
@@ -54,8 +55,11 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     detail: str | None
     worker_pid: int | None
     worker_rss_bytes: int | None
+    worker_max_rss_bytes: int | None
     restarts: int
+    recycles: int
     queued: int
+    waiting_limit: int | None
     running: int
     max_batch_size: int
     service_base_s: float
@@ -171,6 +175,14 @@ class DeviceStateStatus(DeviceState, frozen=True, kw_only=True):
     strained: tuple[str, ...] = ()
 
 
+class GrpcStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The gRPC door. ``serving``: it takes calls; ``in_flight``: calls that aren't over, streams included."""
+
+    address: str
+    serving: bool
+    in_flight: int
+
+
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The whole document. ``totals``: requests since start by route."""
 
@@ -182,6 +194,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     device: DeviceStatus
     host: HostStatus
     listen: tuple[str, ...]
+    grpc: GrpcStatus | None  # None: agent.toml doesn't ask for it
     models: dict[str, ModelStatus]
     refused: tuple[BundleStatus, ...]
     unloaded: tuple[BundleStatus, ...]

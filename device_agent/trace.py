@@ -13,7 +13,7 @@ from aios_edge.telemetry import Scalar
 from device_agent.device_state import DeviceState
 from device_agent.router import Question, There
 from device_agent.scheduler import Forecast
-from device_agent.values import Cloud, Decision, Local
+from device_agent.values import Cloud, Decision, Local, Reason
 
 TRACE_VERSION = 1
 
@@ -52,9 +52,10 @@ class Opinion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Traced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="request"):
     """One request that was answered or refused.
 
-    ``at`` is when it came to the router, ``queued`` how many waited then; ``forecast``, ``there``, ``dear`` (its budget
-    was spent) and ``device`` (as sampled at ``sampled_at``) what the router saw; ``policy`` is the digest of the one in
-    force then. ``decided`` is what it said then, or when this device had answered and wasn't sure. ``outcome``,
+    ``at`` is when it came to the router, ``queued`` how many waited then, ``crowded`` whether that was too many for it;
+    ``forecast``, ``there``, ``dear`` (its budget was spent) and ``device`` (as sampled at ``sampled_at``) what the
+    router saw; ``policy`` is the digest of the one in force then. ``decided`` is what it said then, or when this device
+    had answered and wasn't sure. ``outcome``,
     ``status`` and ``latency_s``, from ``at``, are what became of it.
     """
 
@@ -63,7 +64,9 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     deadline_at: float | None = None
     local_only: bool = False
     queued: int = 0
+    crowded: bool = False
     worker_ready: bool = True
+    away: Reason = Reason.WORKER_LOST
     forecast: Forecast | None = None
     there: There | None = None
     dear: There | None = None
@@ -106,7 +109,9 @@ def traced(
         deadline_at=question.deadline_at,
         local_only=question.local_only,
         queued=question.queued,
+        crowded=question.crowded,
         worker_ready=here.worker_ready,
+        away=here.away,
         forecast=here.forecast,
         there=question.there,
         dear=question.dear,

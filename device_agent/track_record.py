@@ -56,7 +56,7 @@ class TrackRecord:
         if not self._expected or request.deadline_at is None:
             return
         costs, learnt = [request.cost_hint_bytes], self._learning.service
-        busy_s, expected_s = learnt.busy_s(learnt.batch_units(costs)), self._expected_s(costs)
+        busy_s, expected_s = learnt.batch_s(costs), self._expected_s(costs)
         if SLOWER * expected_s < request.deadline_at - now < busy_s:
             self._add(Batch(answers=1, failures=0, busy_s=busy_s, expected_s=expected_s, turned_away=True))
 
@@ -66,7 +66,7 @@ class TrackRecord:
 
     def _expected_s(self, costs_bytes: Sequence[int]) -> float:
         services = self._expected or (self._learning.service,)
-        return max(service.busy_s(service.batch_units(costs_bytes)) for service in services)
+        return max(service.batch_s(costs_bytes) for service in services)
 
     def _add(self, batch: Batch) -> None:
         self._batches.append(batch)

@@ -191,6 +191,9 @@ def describe(document: dict[str, Any]) -> list[str]:
         f"{device['group']}/{device['id']}  {document['state']}  profile {device['profile']}"
         f"  version {document['agent_version']}  up {document['uptime_s']:.0f} s  {' '.join(document['listen'])}"
     ]
+    if door := document.get("grpc"):
+        serving = "serving" if door["serving"] else "not serving"
+        lines.append(f"{door['address']}  {serving}  {door['in_flight']} calls")
     if document["emulate"]["slowdown"] != 1.0:
         lines.append(f"EMULATED: every batch is held for its compute time x {document['emulate']['slowdown']:g}")
     for name, model in document["models"].items():
