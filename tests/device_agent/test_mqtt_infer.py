@@ -23,6 +23,7 @@ from aios_edge.broker import Broker, start_broker
 JSON_LENGTH = "inference-header-content-length"
 REPLY = "line-3/answers"
 RESULT = f"{BASE}/infer/tiny/result"
+PATIENT = {"parameters": {"timeout": 10**13}}  # of those without a deadline only as many wait as are soon served
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +263,10 @@ def test_a_flood_is_refused_at_once_and_takes_no_memory(
 ) -> None:
     """Three thousand requests of 20 kB for a device that answers a few in a second; what the broker itself drops of
     them, nobody here can answer."""
-    agent = serving(start_agent, own_broker.url, "[emulate]\nslowdown = 400.0", bundle=small_batches)
-    body = request("a good film " + "x" * 20_000)
+    agent = serving(
+        start_agent, own_broker.url, "[emulate]\nslowdown = 400.0\n[policy]\nqueue_limit = 1000", bundle=small_batches
+    )
+    body = request("a good film " + "x" * 20_000, **PATIENT)
     before = resident_bytes(agent.process.pid)
     count = 3000
     with Asker(own_broker.url, REPLY) as asker:
@@ -273,7 +276,7 @@ def test_a_flood_is_refused_at_once_and_takes_no_memory(
         most = figures(agent)["in_flight"]
         assert most <= 256
         assert agent.infer("a good film", timeout=1)[0] in (503, 504), "the other door is open"
-        urgent = request("a good film", parameters={"priority": 1})
+        urgent = request("a good film", parameters={"priority": 1, **PATIENT["parameters"]})
         asker.ask(urgent, ResponseTopic=REPLY, CorrelationData=b"last")
         codes: list[str] = []
         while True:
@@ -337,7 +340,7 @@ def test_who_waits_when_the_agent_stops_is_answered(start_agent: Any, small_batc
     agent = serving(start_agent, own_broker.url, "[emulate]\nslowdown = 400.0", bundle=small_batches)
     with Asker(own_broker.url, REPLY) as asker:
         for number in range(8):
-            asker.ask(request("a good film", id=str(number)), ResponseTopic=REPLY)
+            asker.ask(request("a good film", id=str(number), **PATIENT), ResponseTopic=REPLY)
         agent.until(lambda status: status["mqtt_infer"]["in_flight"] >= 6)
         assert agent.stop() == 0
         answers = [asker.answer() for _ in range(8)]
