@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.grpc_extra import load_grpc
+from device_agent.hosting import check_policy
 from device_agent.http import App, HttpApp
 from device_agent.http_server import HttpServer
 from device_agent.listen import address, open_sockets, remove_socket_file
@@ -82,7 +84,8 @@ class Agent:
         self._strain = Strain(settings.policy, self._emit)
         self._reporter = self._make_reporter(PowerMeter(self.profile.power, sys_root, proc_root))
         self._cloud = CloudPool(settings.cloud, settings.policy, self._emit)
-        self._reload = Reload(config, settings, rules, self._cloud, self._emit)
+        check = partial(check_policy, profile=self.profile)
+        self._reload = Reload(config, settings, rules, self._cloud, self._emit, check=check)
         policy = settings.policy
         self._trace = TraceWriter(policy.trace, policy.trace_bytes) if policy.trace else None
         self._define_policy(policy)

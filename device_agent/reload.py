@@ -41,7 +41,8 @@ class ReloadRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reload:
-    """``settings`` are those in force. Belongs to the event loop's thread."""
+    """``settings`` are those in force; ``check`` raises :class:`SettingsError` for those that this device can't keep.
+    Belongs to the event loop's thread."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Reload:
         rules: PolicyInForce,
         cloud: CloudPool,
         emit: Callable[..., None],
+        check: Callable[[Settings], None],
     ) -> None:
         self.settings = settings
         self.last: Reloaded | None = None
@@ -57,6 +59,7 @@ class Reload:
         self._rules = rules
         self._cloud = cloud
         self._emit = emit
+        self._check = check
         self._count = 0
         self._path = settings.device.state_dir / NAME
         self._task: asyncio.Task[None] | None = None
@@ -95,6 +98,7 @@ class Reload:
             if self._config is None:
                 raise SettingsError("this agent wasn't started from a file", remedy="Use aios-edge agent run --config")
             settings = await asyncio.to_thread(load_settings, self._config)
+            self._check(settings)
             found = differences(self.settings, settings)
             _refuse_fixed(found, str(self._config))
         except AiosEdgeError as error:

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aios_edge.profile_files import load_profile
 from device_agent import Agent, load_settings, state_dir
 from device_agent.budget_book import BudgetBook, Limit
 from device_agent.cloud import CloudPool
 from device_agent.cloud_settings import CloudEndpoint
+from device_agent.hosting import check_policy
 from device_agent.policy_in_force import AT_START, PolicyInForce, policy_digest
 from device_agent.power.reading import PowerReading
 from device_agent.reload import NAME, Reload
@@ -305,6 +308,31 @@ def test_a_number_that_a_killed_agent_left_is_nobodys(start_agent: Any) -> None:
     assert done.returncode == 1 and "no agent runs here" in done.stderr
 
 
+def test_a_policy_that_this_device_cannot_keep_is_refused(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
+    profile = msgspec.structs.replace(load_profile("x86-gateway"), isolation="thread")
+    config = tmp_path / "agent.toml"
+    config.write_text(agent_toml())
+    settings = load_settings(config)
+    settings.device.state_dir.mkdir()
+    rules = PolicyInForce(settings.policy)
+    told: list[str] = []
+
+    async def main() -> None:
+        pool = CloudPool((), settings.policy, lambda kind, **_: None)
+        check = partial(check_policy, profile=profile)
+        reload = Reload(config, settings, rules, pool, lambda kind, **_: told.append(kind), check=check)
+        config.write_text(agent_toml("[policy]\nmemory_budget_bytes = 1000"))
+        reload.ask()
+        assert reload._task is not None
+        await reload._task
+        assert reload.last is not None
+        assert "memory_budget_bytes needs worker processes" in str(reload.last.error)
+        assert told == ["policy_refused"] and rules.policy == settings.policy == reload.settings.policy
+        await reload.stop()
+
+    asyncio.run(main())
+
+
 def test_who_asks_while_it_is_read_is_heard_afterwards(tmp_path: Path) -> None:
     config = tmp_path / "agent.toml"
     text = '[device]\nid = "d"\nprofile = "x86-gateway"\n[policy]\nqueue_limit = {}\n'
@@ -315,7 +343,7 @@ def test_who_asks_while_it_is_read_is_heard_afterwards(tmp_path: Path) -> None:
 
     async def main() -> None:
         pool = CloudPool((), settings.policy, lambda kind, **_: None)
-        reload = Reload(config, settings, rules, pool, lambda kind, **_: None)
+        reload = Reload(config, settings, rules, pool, lambda kind, **_: None, check=lambda _: None)
         reload.begin()
         for limit in range(2, 40):
             config.write_text(text.format(limit))
