@@ -296,10 +296,12 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_an_answer_waits_for_the_broker_and_what_is_lost_is_counted(start_agent: Any, small_batches: Any) -> None:
+def test_an_answer_waits_for_the_broker_and_what_is_lost_is_counted(
+    start_agent: Any, small_batches: Any, own_broker: Broker
+) -> None:
     """Two that are being answered when the broker goes: of QoS 1 the answer comes when it is back, of QoS 0 it is
     lost; of QoS 1 whose asker waits no more, too."""
-    first = start_broker()
+    first = own_broker
     agent = serving(start_agent, first.url, "[emulate]\nslowdown = 1500.0", bundle=small_batches)
     with Asker(first.url) as asker:
         asker.ask(request("one", id="kept"), qos=1)
