@@ -296,9 +296,15 @@ class MqttLink:
             if session is not self._session:
                 return  # this attempt was given up
             self._packet_limit_bytes = getattr(properties, "MaximumPacketSize", None)
+            subscriptions = dict(self._subscriptions)
+        for topic_filter, (qos, retained) in subscriptions.items():
+            _subscribe(client, topic_filter, qos, retained=retained)
+        with self._lock:  # told only now: what is published from here on comes behind the subscriptions
+            if session is not self._session:
+                return
             self._set(LinkState(connected=True, protocol=protocol, reason=None, connects=self._state.connects + 1))
-            subscriptions = tuple(self._subscriptions.items())
-        for topic_filter, (qos, retained) in subscriptions:
+            late = {name: how for name, how in self._subscriptions.items() if name not in subscriptions}
+        for topic_filter, (qos, retained) in late.items():
             _subscribe(client, topic_filter, qos, retained=retained)
         self._up_or_gone.set()
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.grpc_extra import load_grpc
+from device_agent.hosting import check_policy
 from device_agent.http import App, HttpApp
 from device_agent.http_server import HttpServer
 from device_agent.listen import address, open_sockets, remove_socket_file
@@ -82,7 +84,8 @@ class Agent:
         self._strain = Strain(settings.policy, self._emit)
         self._reporter = self._make_reporter(PowerMeter(self.profile.power, sys_root, proc_root))
         self._cloud = CloudPool(settings.cloud, settings.policy, self._emit)
-        self._reload = Reload(config, settings, rules, self._cloud, self._emit)
+        check = partial(check_policy, profile=self.profile)
+        self._reload = Reload(config, settings, rules, self._cloud, self._emit, check=check)
         policy = settings.policy
         self._trace = TraceWriter(policy.trace, policy.trace_bytes) if policy.trace else None
         self._define_policy(policy)
@@ -122,9 +125,13 @@ class Agent:
             if mismatch := profile_mismatch(self.profile):
                 log.warning("%s", mismatch)
             await self._reporter.start()
-            with self._signals():
-                self._reload.begin()
-                await self._serve(sockets)
+            with self._signals() as heard:
+                if signal.SIGHUP in heard:
+                    self._reload.begin()
+                try:
+                    await self._serve(sockets)
+                finally:
+                    await self._reload.stop()  # before it is deaf
         except BaseException as error:
             why = f"failed: {error}"
             raise
@@ -133,7 +140,6 @@ class Agent:
                 sock.close()
             if self.settings.http.unix_socket is not None:
                 remove_socket_file(self.settings.http.unix_socket)
-            await self._reload.stop()
             if self._grpc is not None:
                 await self._grpc.stop(0)  # also where it never started, but holds its port
             await self._cloud.stop()
@@ -268,7 +274,7 @@ class Agent:
         )
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
+    def _signals(self) -> Iterator[list[signal.Signals]]:
         loop = asyncio.get_running_loop()
         handled: list[signal.Signals] = []
         heard = ((signal.SIGTERM, self.shut_down), (signal.SIGINT, self.shut_down), (signal.SIGHUP, self._reload.ask))
@@ -277,7 +283,7 @@ class Agent:
                 loop.add_signal_handler(number, handler)
                 handled.append(number)
         try:
-            yield
+            yield handled
         finally:
             for number in handled:
                 loop.remove_signal_handler(number)

@@ -27,6 +27,20 @@ def open_entry(entry: BundleEntry) -> Bundle:
     return open_raw(entry.path) if isinstance(entry, RawEntry) else open_bundle(entry.path, verify=False)
 
 
+def check_policy(settings: Settings, profile: DeviceProfile) -> None:
+    """Raises :class:`SettingsError` for a policy that this profile can't keep."""
+    if profile.isolation == "thread" and settings.policy.memory_budget_bytes:
+        raise _needs_processes("memory_budget_bytes", profile, "policy")
+
+
+def _needs_processes(key: str, profile: DeviceProfile, where: str) -> SettingsError:
+    return SettingsError(
+        f"{key} needs worker processes, and {profile.name} has isolation = thread",
+        where=where,
+        remedy="Remove it, or use isolation = process",
+    )
+
+
 def worker_spec(
     settings: Settings, profile: DeviceProfile, entry: BundleEntry, bundle: Bundle, *, state_dir: Path | None
 ) -> WorkerSpec:
@@ -34,16 +48,9 @@ def worker_spec(
     heaviest = max(each.weight for each in (entry, *settings.bundle))
     promised = next((promise.value for promise in bundle.contract.promises if promise.name == MEMORY), None)
     if profile.isolation == "thread":  # its memory is the agent's
-        for key, value in (
-            ("max_rss_bytes", entry.max_rss_bytes),
-            ("policy.memory_budget_bytes", settings.policy.memory_budget_bytes),
-        ):
-            if value:
-                raise SettingsError(
-                    f"{key} needs worker processes, and {profile.name} has isolation = thread",
-                    where=str(entry.path),
-                    remedy="Remove it, or use isolation = process",
-                )
+        if entry.max_rss_bytes:
+            raise _needs_processes("max_rss_bytes", profile, str(entry.path))
+        check_policy(settings, profile)
     return WorkerSpec(
         model=bundle.manifest.name,
         bundle_path=bundle.path,

@@ -41,7 +41,8 @@ class ReloadRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Reload:
-    """``settings`` are those in force. Belongs to the event loop's thread."""
+    """``settings`` are those in force; ``check`` raises :class:`SettingsError` for those that this device can't keep.
+    Belongs to the event loop's thread."""
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Reload:
         rules: PolicyInForce,
         cloud: CloudPool,
         emit: Callable[..., None],
+        check: Callable[[Settings], None],
     ) -> None:
         self.settings = settings
         self.last: Reloaded | None = None
@@ -57,13 +59,16 @@ class Reload:
         self._rules = rules
         self._cloud = cloud
         self._emit = emit
+        self._check = check
         self._count = 0
         self._path = settings.device.state_dir / NAME
         self._task: asyncio.Task[None] | None = None
         self._again = False
+        self._begun = False
 
     def begin(self) -> None:
         """From here on signals are heard, and whoever sends one may look for what became of it."""
+        self._begun = True
         self._write()
 
     def ask(self) -> None:
@@ -77,8 +82,9 @@ class Reload:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+        if self._begun:
+            with contextlib.suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
     async def _run(self) -> None:
         while self._again:
@@ -92,6 +98,7 @@ class Reload:
             if self._config is None:
                 raise SettingsError("this agent wasn't started from a file", remedy="Use aios-edge agent run --config")
             settings = await asyncio.to_thread(load_settings, self._config)
+            self._check(settings)
             found = differences(self.settings, settings)
             _refuse_fixed(found, str(self._config))
         except AiosEdgeError as error:

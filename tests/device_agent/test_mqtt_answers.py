@@ -120,9 +120,14 @@ def test_an_answer_of_qos_1_outlives_the_connection_and_one_of_qos_0_does_not() 
     sent[0][1](Delivery(ok=True))
     sent[2][1](Delivery(ok=True))
     assert answers.delivered == 1 and len(answers) == 0, "twice at the broker is one answer"
+    answers.post(Publication(topic="once", payload=b"", qos=0), worthless_at=9.0)
+    assert sent[-1][0] == "once" and len(answers) == 1
+    answers.link_changed(connected=False)
+    assert answers.lost_reason == "the connection ended" and answers.lost == 3 and len(answers) == 0
 
 
 TEXT = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
+BEGINNINGS = st.sampled_from([[], ["aios", "v1"], ["aios", "v1", "g", "d"], ["aios", "v1", "g", "d", "infer", "m"]])
 LEVELS = st.lists(st.sampled_from(["aios", "v1", "g", "d", "infer", "m", "result", "cmd", "+", "#", "$SYS", "", "x"]))
 
 
@@ -130,9 +135,11 @@ def message(topic: str = ASKED_AT, payload: bytes = b"{}", qos: int = 1, **prope
     return Publication(topic=topic, payload=payload, qos=qos, properties=MessageProperties(**properties))
 
 
-@given(levels=LEVELS, data=st.none() | st.binary(max_size=9), qos=st.integers(0, 2))
-def test_no_answer_is_a_question_or_the_word_of_a_device(levels: list[str], data: bytes | None, qos: int) -> None:
-    topic = "/".join(levels)
+@given(begun=BEGINNINGS, levels=LEVELS, data=st.none() | st.binary(max_size=9), qos=st.integers(0, 2))
+def test_no_answer_is_a_question_or_the_word_of_a_device(
+    begun: list[str], levels: list[str], data: bytes | None, qos: int
+) -> None:
+    topic = "/".join([*begun, *levels])
     to = reply_to(message(response_topic=topic, correlation_data=data, qos=qos))
     assert to.correlation_data == data and to.qos <= min(qos, 1)
     result = f"{ASKED_AT}/result"

@@ -23,6 +23,7 @@ from aios_edge.broker import Broker, start_broker
 JSON_LENGTH = "inference-header-content-length"
 REPLY = "line-3/answers"
 RESULT = f"{BASE}/infer/tiny/result"
+PATIENT = {"parameters": {"timeout": 10**13}}  # of those without a deadline only as many wait as are soon served
 
 
 @pytest.fixture(scope="module")
@@ -262,8 +263,10 @@ def test_a_flood_is_refused_at_once_and_takes_no_memory(
 ) -> None:
     """Three thousand requests of 20 kB for a device that answers a few in a second; what the broker itself drops of
     them, nobody here can answer."""
-    agent = serving(start_agent, own_broker.url, "[emulate]\nslowdown = 400.0", bundle=small_batches)
-    body = request("a good film " + "x" * 20_000)
+    agent = serving(
+        start_agent, own_broker.url, "[emulate]\nslowdown = 400.0\n[policy]\nqueue_limit = 1000", bundle=small_batches
+    )
+    body = request("a good film " + "x" * 20_000, **PATIENT)
     before = resident_bytes(agent.process.pid)
     count = 3000
     with Asker(own_broker.url, REPLY) as asker:
@@ -273,7 +276,7 @@ def test_a_flood_is_refused_at_once_and_takes_no_memory(
         most = figures(agent)["in_flight"]
         assert most <= 256
         assert agent.infer("a good film", timeout=1)[0] in (503, 504), "the other door is open"
-        urgent = request("a good film", parameters={"priority": 1})
+        urgent = request("a good film", parameters={"priority": 1, **PATIENT["parameters"]})
         asker.ask(urgent, ResponseTopic=REPLY, CorrelationData=b"last")
         codes: list[str] = []
         while True:
@@ -293,10 +296,12 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_an_answer_waits_for_the_broker_and_what_is_lost_is_counted(start_agent: Any, small_batches: Any) -> None:
+def test_an_answer_waits_for_the_broker_and_what_is_lost_is_counted(
+    start_agent: Any, small_batches: Any, own_broker: Broker
+) -> None:
     """Two that are being answered when the broker goes: of QoS 1 the answer comes when it is back, of QoS 0 it is
     lost; of QoS 1 whose asker waits no more, too."""
-    first = start_broker()
+    first = own_broker
     agent = serving(start_agent, first.url, "[emulate]\nslowdown = 1500.0", bundle=small_batches)
     with Asker(first.url) as asker:
         asker.ask(request("one", id="kept"), qos=1)
@@ -337,7 +342,7 @@ def test_who_waits_when_the_agent_stops_is_answered(start_agent: Any, small_batc
     agent = serving(start_agent, own_broker.url, "[emulate]\nslowdown = 400.0", bundle=small_batches)
     with Asker(own_broker.url, REPLY) as asker:
         for number in range(8):
-            asker.ask(request("a good film", id=str(number)), ResponseTopic=REPLY)
+            asker.ask(request("a good film", id=str(number), **PATIENT), ResponseTopic=REPLY)
         agent.until(lambda status: status["mqtt_infer"]["in_flight"] >= 6)
         assert agent.stop() == 0
         answers = [asker.answer() for _ in range(8)]

@@ -12,6 +12,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agent import state_dir
+from aios_edge.profile_files import load_profile
+from device_agent import Agent, load_settings, state_dir
 from device_agent.budget_book import BudgetBook, Limit
 from device_agent.cloud import CloudPool
 from device_agent.cloud_settings import CloudEndpoint
+from device_agent.hosting import check_policy
 from device_agent.policy_in_force import AT_START, PolicyInForce, policy_digest
 from device_agent.power.reading import PowerReading
 from device_agent.reload import NAME, Reload
@@ -261,6 +264,41 @@ def test_the_command_says_what_became_of_it(start_agent: Any, tmp_path: Path, ag
     assert done.returncode == 1 and "no agent runs here" in done.stderr
 
 
+def test_an_agent_that_finds_the_folder_in_use_leaves_the_others_word_alone(start_agent: Any) -> None:
+    agent = start_agent("[policy]\nqueue_limit = 9\n")
+    again = [sys.executable, "-m", "aios_edge.cli.main", "agent", "run", "--config", str(agent.config)]
+    second = subprocess.run(again, capture_output=True, text=True, check=False, timeout=60)
+    assert second.returncode == 1 and "in use by another agent" in second.stderr
+    rewrite(agent, "queue_limit = 9", "queue_limit = 8")
+    assert command(agent.config).returncode == 0
+    assert agent.status()["policy"]["values"]["queue_limit"] == 8
+    assert agent.stop() == 0
+
+
+def test_who_cannot_hear_a_signal_is_not_sent_one(tiny_bundle: Any, tmp_path: Path) -> None:
+    """An agent in another thread of somebody's program, which SIGHUP would end."""
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'[device]\nid = "d"\nprofile = "x86-gateway"\n[http]\nbind = "127.0.0.1:0"\n'
+        f'[[bundle]]\npath = "{tiny_bundle.path}"\n'
+    )
+    settings = load_settings(config)
+    answers: list[subprocess.CompletedProcess[str]] = []
+
+    async def main() -> None:
+        agent = Agent(settings, config=config)
+        running = asyncio.create_task(agent.run())
+        await agent.ready.wait()
+        answers.append(await asyncio.to_thread(command, config))
+        agent.shut_down()
+        await running
+
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    thread.join()
+    assert answers[0].returncode == 1 and "no agent runs here" in answers[0].stderr
+
+
 def test_a_number_that_a_killed_agent_left_is_nobodys(start_agent: Any) -> None:
     agent = start_agent()
     agent.process.kill()
@@ -268,6 +306,31 @@ def test_a_number_that_a_killed_agent_left_is_nobodys(start_agent: Any) -> None:
     assert (agent.config.parent / "state" / NAME).is_file()
     done = command(agent.config)
     assert done.returncode == 1 and "no agent runs here" in done.stderr
+
+
+def test_a_policy_that_this_device_cannot_keep_is_refused(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
+    profile = msgspec.structs.replace(load_profile("x86-gateway"), isolation="thread")
+    config = tmp_path / "agent.toml"
+    config.write_text(agent_toml())
+    settings = load_settings(config)
+    settings.device.state_dir.mkdir()
+    rules = PolicyInForce(settings.policy)
+    told: list[str] = []
+
+    async def main() -> None:
+        pool = CloudPool((), settings.policy, lambda kind, **_: None)
+        check = partial(check_policy, profile=profile)
+        reload = Reload(config, settings, rules, pool, lambda kind, **_: told.append(kind), check=check)
+        config.write_text(agent_toml("[policy]\nmemory_budget_bytes = 1000"))
+        reload.ask()
+        assert reload._task is not None
+        await reload._task
+        assert reload.last is not None
+        assert "memory_budget_bytes needs worker processes" in str(reload.last.error)
+        assert told == ["policy_refused"] and rules.policy == settings.policy == reload.settings.policy
+        await reload.stop()
+
+    asyncio.run(main())
 
 
 def test_who_asks_while_it_is_read_is_heard_afterwards(tmp_path: Path) -> None:
@@ -280,7 +343,7 @@ def test_who_asks_while_it_is_read_is_heard_afterwards(tmp_path: Path) -> None:
 
     async def main() -> None:
         pool = CloudPool((), settings.policy, lambda kind, **_: None)
-        reload = Reload(config, settings, rules, pool, lambda kind, **_: None)
+        reload = Reload(config, settings, rules, pool, lambda kind, **_: None, check=lambda _: None)
         reload.begin()
         for limit in range(2, 40):
             config.write_text(text.format(limit))
