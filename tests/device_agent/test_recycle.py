@@ -244,7 +244,7 @@ def with_host(
 
     async def main() -> None:
         events: list[Any] = []
-        policy = Policy()
+        policy = Policy(queue_limit=10_000, queue_delay_s=0.0)  # nobody is turned away, however slow the machine
         around = Surroundings(
             rules=PolicyInForce(policy),
             cloud=CloudPool((), policy, lambda kind, **detail: None),
