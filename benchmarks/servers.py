@@ -91,7 +91,7 @@ def agent(
     listed = "\n".join(f'[[bundle]]\npath = "{bundle.absolute()}"' for bundle in bundles)
     (folder / "agent.toml").write_text(
         f'[device]\nid = "bench"\nprofile = "profile.toml"\n[http]\nbind = "127.0.0.1:{port}"\n'
-        f"{http}\n[policy]\nmax_rows = 100000\n{policy}\n{listed}\n{more}",
+        f"{http}\n[policy]\nmax_rows = 300000\n{policy}\n{listed}\n{more}",
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "aios_edge.cli.main", "agent", "run", "--config", str(folder / "agent.toml")]

@@ -11,7 +11,8 @@ figures mean something on a quiet machine only; of all figures processor time de
 generator shares the cores; its own processor time is printed.
 
 ``load``     all servers; memory (PSS) and time from the start to the first answer.
-``growth``   the agent's p50 with the size of the request and with the number of loaded models.
+``growth``   what the agent adds with the length of its queue, the number of loaded models and the size of a request, as
+             tables and as ``growth.svg`` in the work folder (serving_growth.py).
 ``text``     text in, label out, mixed lengths: beside a bare ``run()``, without length bucketing, and beside other
              servers (``serving_text.py``).
 ``compare``  this tree and another one (before a change, say) in turn.
@@ -23,24 +24,20 @@ import argparse
 import contextlib
 import statistics
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import load_generator
-import numpy as np
 import served_models as models
 import servers
 from load_generator import Load, Result
 from servers import Server
+from serving_growth import growth_part
 from serving_text import text_part
 
 from aios_edge.host import describe, inspect_host
 
 CONNECTIONS = (1, 8, 32)
-ROWS = (1, 10, 100, 1000, 10_000)  # some 0.1 KB to 0.5 MB of JSON
-LOADED = (1, 10, 25)
 THREADS = 1
 ECHO, PROCESS, THREAD = "echo", "ours, worker process", "ours, in a thread"
 
@@ -68,7 +65,7 @@ def main() -> None:
         if part == "load":
             load_part(work, model, tiny, [name for name in options.peers.split(",") if name], options)
         elif part == "growth":
-            growth_part(work, model, tiny, options)
+            growth_part(work, model, tiny, options.rounds, THREADS)
         elif part == "text":
             text_part(work, [name for name in options.peers.split(",") if name], options)
         elif part == "compare":
@@ -158,56 +155,6 @@ def load_table(rounds: Rounds) -> str:
     return "\n".join(lines)
 
 
-def growth_part(work: Path, model: Path, tiny: Path, options: argparse.Namespace) -> None:
-    """What overhead does with the size of a request and the number of loaded models."""
-    body = models.request_body(1)
-    session = models.open_session(model, THREADS)
-    print(
-        "\n| request | bare run() | echo p50 | ours, worker process p50 | ours, in a thread p50 |\n|---|" + "---:|" * 4
-    )
-    with contextlib.ExitStack() as running:
-        those = [
-            servers.agent(PROCESS, [tiny], "tiny", work, body),
-            servers.agent(THREAD, [tiny], "tiny", work, body, isolation="thread"),
-        ]
-        for server in those:
-            running.callback(server.stop)
-        for rows in ROWS:
-            body = models.request_body(rows)
-            answer = servers.post(those[0].port, those[0].path, body)
-            bare = servers.echo(work, body, len(answer))
-            p50s: dict[str, list[float]] = defaultdict(list)
-            for _ in range(options.rounds):
-                for server in (bare, *those):
-                    load = Load(port=server.port, path=server.path, bodies=(body,), connections=1, seconds=1.0)
-                    p50s[server.name].append(load_generator.run(load).p50_s)
-            bare.stop()
-            ids = np.ones((rows, models.INPUTS), dtype=np.int64)
-            columns = [timed(lambda: session.run(None, {"input_ids": ids}))]  # noqa: B023
-            columns += [median(p50s[server.name]) for server in (bare, *those)]
-            print(f"| {len(body)} bytes, {rows} rows | " + " | ".join(f"{c * 1e6:.0f} µs" for c in columns) + " |")
-    body = models.request_body(1)
-    print("\n| loaded models | p50, 1 connection | requests/s, 32 | ready | PSS of the supervisor | of all |")
-    print("|---|" + "---:|" * 5)
-    for count in LOADED:
-        bundles = [models.write_tiny_bundle(work / "bundles" / f"tiny-{k}", model, f"tiny-{k}") for k in range(count)]
-        server = servers.agent(f"ours with {count} models", bundles, f"tiny-{count - 1}", work, body)
-        try:
-            ones, many = [], []
-            for _ in range(options.rounds):
-                for connections, into in ((1, ones), (32, many)):
-                    load = Load(port=server.port, path=server.path, bodies=(body,), connections=connections, seconds=1)
-                    into.append(load_generator.run(load))
-            server.measure_memory()
-        finally:
-            server.stop()
-        first, whole = (server.pss_bytes[key] / 1e6 for key in ("first", "all"))
-        print(
-            f"| {count} | {median(r.p50_s for r in ones) * 1e6:.0f} µs | {median(r.rate for r in many):.0f} "
-            f"| {server.ready_s:.2f} s | {first:.1f} MB | {whole:.1f} MB |"
-        )
-
-
 def compare_part(work: Path, tiny: Path, options: argparse.Namespace) -> None:
     """Two trees in turn, worker process and thread; ratios are after / before of neighbours."""
     body = models.request_body(1)
@@ -290,16 +237,6 @@ def spread(those: list[Result], beside: list[Result], figure: Callable[[Result],
 def median(values: Iterable[float]) -> float:
     """Of any iterable."""
     return statistics.median(list(values))
-
-
-def timed(run: Callable[[], object]) -> float:
-    """Median seconds of 50 runs."""
-    seconds = []
-    for _ in range(50):
-        began = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
 
 
 def generators(rounds: Rounds) -> str:
