@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -201,6 +202,42 @@ def test_an_engine_whose_answers_are_wrong_never_serves_and_is_not_tried_again(
     assert model(again)["activation"]["engine"]["state"] == "unfit" and not again.events("engine_building")
 
 
+def test_an_engine_that_fails_clients_gives_its_place_back_and_is_not_tried_again(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any
+) -> None:
+    hardware(poison=1).write_text("go\n")  # the token of words that no golden sample has
+    agent = start_agent(profile=with_tensorrt(), bundle=bundle().path)
+    agent.until(lambda status: status["models"]["tiny"]["probation"])
+    assert active(agent)[0] == TENSORRT
+    while not agent.events("rolled_back"):
+        assert agent.infer("zzz")[0] in (200, 500)
+    assert agent.infer("zzz")[0] == 200 and active(agent) == [CUDA, CPU]
+    assert "error rate" in agent.events("engine_failed")[0]["reason"]
+    agent.stop()
+    again = start_agent(again=agent)
+    assert active(again) == [CUDA, CPU] and model(again)["activation"]["engine"]["state"] == "unfit"
+
+
+def test_after_a_swap_the_change_waits_until_the_bundle_has_kept_its_contract(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
+) -> None:
+    hardware().write_text("go\n")
+    place = bundle(tmp_path / "bundle").path
+    agent = start_agent("[policy]\nprobation_s = 4.0", profile=with_tensorrt(), bundle=place)
+    agent.until(lambda status: agent.events("swapped"))
+    shapes = {**ASKED[TENSORRT], "trt_profile_max_shapes": "input_ids:16x64,attention_mask:16x64"}
+    shutil.rmtree(place)
+    bundle(place, options={TENSORRT: shapes}, version="2.0.0")
+    urllib.request.urlopen(f"{agent.url}/v2/repository/models/tiny/load", b"", timeout=30).close()
+    agent.until(lambda _: len(agent.events("engine_built")) == 2)
+    os.kill(model(agent)["worker_pid"], signal.SIGKILL)
+    agent.until(lambda _: agent.events("worker_recovered"))
+    assert active(agent) == [CUDA, CPU] and model(agent)["probation"], "the engine is there, but was never checked"
+    agent.until(lambda status: status["models"]["tiny"]["activation"]["providers_active"][0] == TENSORRT)
+    changes = [(event["from_version"], event["to_version"]) for event in agent.events("swapped")]
+    assert changes == [("1.0.0", "1.0.0"), ("1.0.0", "2.0.0"), ("2.0.0", "2.0.0")]
+
+
 def test_a_restart_keeps_to_what_serves_while_the_engine_is_built(
     start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any
 ) -> None:
@@ -219,12 +256,22 @@ def test_an_unload_ends_the_build(start_agent: Any, hardware: Any, with_tensorrt
     agent = start_agent(profile=with_tensorrt(), bundle=bundle().path)
     agent.until(lambda status: (status["models"]["tiny"]["engine_build"] or {}).get("stage") == "engine")
     urllib.request.urlopen(f"{agent.url}/v2/repository/models/tiny/unload", b"", timeout=30).close()
-    assert model_names(agent) == []
-    assert agent.stop() == 0 and "its engine is built" not in agent.log()
+    pid = agent.process.pid
+    agent.until(lambda _: not Path(f"/proc/{pid}/task/{pid}/children").read_text(), limit_s=5.0)
+    assert agent.status()["models"] == {} and not agent.events("engine_built")
 
 
-def model_names(agent: Any) -> list[str]:
-    return list(agent.status()["models"])
+def test_a_worker_that_comes_back_without_its_engine_says_so(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any
+) -> None:
+    hardware().write_text("go\n")
+    agent = start_agent(profile=with_tensorrt(), bundle=bundle().path)
+    agent.until(lambda _: agent.events("swapped"))
+    Path(model(agent)["activation"]["engine"]["folder"], ENGINE).unlink()
+    os.kill(model(agent)["worker_pid"], signal.SIGKILL)
+    agent.until(lambda _: agent.events("worker_recovered"))
+    assert active(agent) == [CUDA, CPU] and model(agent)["activation"]["engine"]["state"] == "missing"
+    assert not model(agent)["activation"]["provider_steps"][0]["active"] and agent.infer()[0] == 200
 
 
 def test_a_strict_profile_waits_for_its_engine(
