@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,9 +39,10 @@ CLIENTS = 4
 def with_tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A profile of this machine that asks for TensorRT and CUDA first."""
 
-    def make(more: str = "") -> Path:
+    def make(more: str = "", options: Mapping[str, str] | None = None) -> Path:
         text = (_folder() / "x86-gateway.toml").read_text().replace('name = "x86-gateway"', 'name = "gpu"', 1)
-        chain = "".join(f'[[providers]]\nname = "{name}"\n' for name in (TENSORRT, CUDA))
+        asked = "".join(f"{name} = {value}\n" for name, value in (options or {}).items())
+        chain = f'[[providers]]\nname = "{TENSORRT}"\n[providers.options]\n{asked}[[providers]]\nname = "{CUDA}"\n'
         path = tmp_path_factory.mktemp("profile") / "gpu.toml"
         path.write_text(text.replace("[[providers]]", f"{more}\n{chain}[[providers]]", 1), encoding="utf-8")
         return path
@@ -303,6 +304,49 @@ def test_shapes_that_nothing_bounds_are_told_as_nothing_to_build(
     assert active(agent) == [CUDA, CPU] and model(agent)["engine_build"] is None
     first, *_ = model(agent)["activation"]["provider_steps"]
     assert "trt_profile_min_shapes" in first["reason"]
+
+
+def raw_model(folder: Path, *, rows: int | str) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, 2])] for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", *ends)
+    folder.mkdir(parents=True)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save_model(made, folder / "model.onnx")
+
+
+def test_raw_models_change_over_too_where_their_shapes_are_fixed(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
+) -> None:
+    """In a thread of the agent: what builds is a process all the same."""
+    gate = hardware()
+    raw_model(tmp_path / "models/fixed/1", rows=1)
+    raw_model(tmp_path / "models/free/1", rows="n")
+    options = 'isolation = "thread"', {"trt_engine_cache_enable": "true"}
+    agent = start_agent(
+        f'[repository]\npath = "{tmp_path / "models"}"', profile=with_tensorrt(*options), bundle=bundle().path
+    )
+    agent.until(lambda _: len(agent.events("engine_building")) == 1)
+    assert {name: one["engine_build"] is not None for name, one in agent.status()["models"].items()} == {
+        "tiny": True,
+        "fixed": True,  # waits for its turn
+        "free": False,
+    }
+    gate.write_text("go\n")
+    agent.until(lambda _: len(agent.events("swapped")) == 2)
+    reports = {name: one["activation"] for name, one in agent.status()["models"].items()}
+    assert {name: report["providers_active"][0] for name, report in reports.items()} == {
+        "tiny": TENSORRT,
+        "fixed": TENSORRT,
+        "free": CUDA,
+    }
+    assert "each new size of x" in reports["free"]["provider_reason"]
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, -2]}]}
+    with urllib.request.urlopen(f"{agent.url}/v2/models/fixed/infer", json.dumps(body).encode(), timeout=30) as answer:
+        assert json.loads(answer.read())["outputs"][0]["data"] == [-1.0, 2.0]
+    assert agent.infer()[0] == 200
 
 
 def prebuild(config: Path, *more: str) -> tuple[int, Any, str]:
