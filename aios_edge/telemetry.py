@@ -140,10 +140,12 @@ class RequestFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """``depth`` when the window closed; waits of the window's local requests."""
+    """``depth`` when the window closed, and ``waiting_limits``: how many without a deadline might wait then, by model
+    (those that were asked without one); waits of the window's local requests."""
 
     depth: int | None = None
     depth_reason: str | None = None
+    waiting_limits: dict[str, int] = {}
     wait_p50_s: float | None = None
     wait_p95_s: float | None = None
     wait_reason: str | None = None

@@ -35,6 +35,7 @@ from aios_edge.profile import DeviceProfile
 from aios_edge.tasks import Task, task_for
 from device_agent import activation_golden as golden_checks
 from device_agent import activation_measure as measure
+from device_agent.affinity import cpus
 from device_agent.runtime import Runtime, open_runtime
 from device_agent.values import ActivationCheck, ActivationReport, Engines
 from device_agent.worker_memory import resident_bytes
@@ -177,4 +178,6 @@ class Record:
             engine=runtime.engine if runtime else None,
             inputs=runtime.inputs if runtime else (),
             outputs=runtime.outputs if runtime else (),
+            intra_op_threads=runtime.options.intra_op_threads if runtime else None,
+            cpus=cpus(),
         )

@@ -48,6 +48,7 @@ def model_status(
         worker_rss_bytes=host.instance.worker.rss_bytes,
         restarts=host.instance.restarts,
         queued=host.queued,
+        waiting_limit=host.room.limit,
         running=host.running,
         max_batch_size=host.bundle.manifest.max_batch_size,
         service_base_s=host.service.base_s,

@@ -90,7 +90,13 @@ class Runtime:
             remedy = "Cast to FP32 at the model's ends, or update onnxruntime"
             raise RuntimeUnavailable(why, where=str(model_path), remedy=remedy)
         self._ort = ort
-        self._datatypes = {spec.name: spec.datatype for spec in self.inputs}
+        self.datatypes = {spec.name: spec.datatype for spec in self.inputs}
+        self.declared_empty = frozenset(spec.name for spec in self.inputs if 0 in spec.shape)
+        self.output_datatypes = {spec.name: spec.datatype for spec in self.outputs}
+        self._plain = all(
+            datatype not in ("BYTES", "BF16")
+            for datatype in (*self.datatypes.values(), *self.output_datatypes.values())
+        )
         #: Input -> the names of its free dimensions; equal names mean equal sizes, and onnxruntime doesn't ask for it.
         self._free = {
             node.name: tuple(dim if isinstance(dim, str) else None for dim in node.shape)
@@ -106,7 +112,10 @@ class Runtime:
         check_inputs(self.inputs, inputs)
         check_sizes(self._free, inputs)
         try:
-            values = run_session(self._ort, self._session, self.outputs, self._datatypes, inputs)
+            if self._plain:
+                values = self._session.run(None, inputs)
+            else:
+                values = run_session(self._ort, self._session, self.outputs, self.datatypes, inputs)
         except RequestError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no root
@@ -116,7 +125,7 @@ class Runtime:
             if kind == "InvalidArgument" or ("while running" in text and "allocate memory" not in text):
                 raise RequestError(f"the model refuses these inputs ({text})") from error
             raise RuntimeUnavailable(f"onnxruntime failed: {kind}: {text}", where=str(self._model_path)) from error
-        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+        return dict(zip(self.output_datatypes, values, strict=True))
 
     def keep_engine(self) -> None:
         """Whoever opens the model next may use the engine that was built now: it has answered."""
@@ -161,21 +170,25 @@ def runtime_note() -> str:
 
 def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any]]) -> None:
     """Names, datatypes, ranks and fixed dimensions against the model's inputs; raises :class:`RequestError` (400)."""
-    names = [spec.name for spec in specs]
-    wants = f"The model's inputs are {', '.join(names)}"
-    if missing := [name for name in names if name not in inputs]:
-        raise RequestError(f"missing input {', '.join(missing)}", remedy=wants)
-    if unknown := [name for name in inputs if name not in names]:
+    if len(specs) != len(inputs) or any(spec.name not in inputs for spec in specs):
+        names = [spec.name for spec in specs]
+        wants = f"The model's inputs are {', '.join(names)}"
+        if missing := [name for name in names if name not in inputs]:
+            raise RequestError(f"missing input {', '.join(missing)}", remedy=wants)
+        unknown = [name for name in inputs if name not in names]
         raise RequestError(f"unknown input {', '.join(unknown)[:200]}", remedy=wants)
     for spec in specs:
         array = inputs[spec.name]
-        where = f"input {spec.name!r}"
         if array.dtype != DTYPES[spec.datatype]:
+            where = f"input {spec.name!r}"
             raise RequestError(f"holds {array.dtype}, the model takes {spec.datatype}", where=where)
         if not spec.shape:  # a scalar, or a rank that onnxruntime doesn't tell: it judges by itself
             continue
-        fits = all(wanted in (-1, found) for wanted, found in zip(spec.shape, array.shape, strict=False))
-        if array.ndim != len(spec.shape) or not fits:
+        fits = len(array.shape) == len(spec.shape)
+        for wanted, found in zip(spec.shape, array.shape, strict=False):
+            fits = fits and wanted in (-1, found)
+        if not fits:
+            where = f"input {spec.name!r}"
             raise RequestError(f"has shape {list(array.shape)}, the model takes {list(spec.shape)}", where=where)
 
 

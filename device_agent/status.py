@@ -37,8 +37,9 @@ class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
-    ``spread`` of it (one standard deviation). ``contract`` ``none`` is a raw model's, which has no ``bundle_id``.
-    ``engine_build``: TensorRT's engine, while it is built beside."""
+    ``spread`` of it (one standard deviation). ``waiting_limit``: how many without a deadline may wait at the moment,
+    None before the first of them, or when ``queue_delay_s`` is off. ``contract`` ``none`` is a raw model's, which has
+    no ``bundle_id``. ``engine_build``: TensorRT's engine, while it is built beside."""
 
     model: str
     version: str
@@ -53,6 +54,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     worker_rss_bytes: int | None
     restarts: int
     queued: int
+    waiting_limit: int | None
     running: int
     max_batch_size: int
     service_base_s: float
@@ -116,6 +118,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     kernel: str
     python: str
+    event_loop: str  # uvloop, asyncio
     cpu_count: int | None
 
 

@@ -60,6 +60,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     arrived_at: float
     cost_hint_bytes: int
     natural: bool = False  # asks with the task's natural input, which a foreign server may not know
+    tenant: str = ""  # who asks, where there are tenants
     lowered: bool = False  # claimed a higher priority than its tenant may
 
     @property
@@ -144,7 +145,8 @@ class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
 class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker found when it loaded a bundle and checked its contract on this device.
 
-    ``inputs`` and ``outputs`` are the session's. A raw model has no bundle id; here it is a digest over its files.
+    ``inputs`` and ``outputs`` are the session's, and so is ``intra_op_threads``; ``cpus`` are those that the worker's
+    threads may run on. A raw model has no bundle id; here it is a digest over its files.
     """
 
     bundle_id: str
@@ -161,6 +163,8 @@ class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
     engine: EngineReport | None = None  # None: no TensorRT in the chain, or its engines aren't kept
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    intra_op_threads: int | None = None
+    cpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

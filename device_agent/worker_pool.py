@@ -9,18 +9,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from aios_edge.errors import AiosEdgeError, BundleRefused, RuntimeUnavailable, SettingsError, WorkerLost
 from device_agent import wire
 from device_agent.values import ActivationReport, InferenceRequest
-from device_agent.worker_connection import Connection, WorkerSpec
+from device_agent.worker_connection import Connection, Reply, WorkerSpec
 
 log = logging.getLogger("device_agent.worker")
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchResult:
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     """An answered batch: the worker's account of it, and the payload that its items' regions point into."""
 
     done: wire.Done
@@ -111,20 +111,38 @@ class WorkerHandle:
         connection.lost.add_done_callback(lambda future: self._gone(connection, future.result()))
         return reply.report
 
-    async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
-        """Run one batch; a second call waits its turn. :class:`WorkerLost` when the worker dies before answering."""
-        async with self._turn:
-            connection = self._connection
-            if connection is None or not self._ready:
-                raise WorkerLost("is not running", where=f"worker of {self.spec.model}")
-            self._batch_id += 1
-            message, payload = _batch(requests, self._batch_id, self.generation)
-            reply, content = await connection.ask(message, payload)
-            if not isinstance(reply, wire.Done):
-                raise WorkerLost("answered a batch with something else", where=f"worker of {self.spec.model}")
+    def begin(self, requests: Sequence[InferenceRequest], on_end: Callable[[BatchResult | WorkerLost], None]) -> None:
+        """Give it a batch; one at a time. ``on_end`` is called later and once, with :class:`WorkerLost` when the worker
+        dies before answering. Raises it when there is no worker."""
+        connection = self._connection
+        if connection is None or not self._ready:
+            raise WorkerLost("is not running", where=f"worker of {self.spec.model}")
+
+        def ended(reply: Reply | WorkerLost) -> None:
+            if isinstance(reply, WorkerLost):
+                on_end(reply)
+                return
+            done, content = reply
+            if not isinstance(done, wire.Done):
+                on_end(WorkerLost("answered a batch with something else", where=f"worker of {self.spec.model}"))
+                return
             if connection.process is not None:  # a thread's resident set is the whole agent's
-                self.rss_bytes = reply.rss_bytes
-            return BatchResult(done=reply, payload=content)
+                self.rss_bytes = done.rss_bytes
+            on_end(BatchResult(done=done, payload=content))
+
+        self._batch_id += 1
+        message, payload = _batch(requests, self._batch_id, self.generation)
+        connection.begin(message, payload, ended)
+
+    async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
+        """:meth:`begin`, awaited; a second call waits its turn."""
+        async with self._turn:
+            answered: asyncio.Future[BatchResult | WorkerLost] = asyncio.get_running_loop().create_future()
+            self.begin(requests, lambda end: None if answered.done() else answered.set_result(end))
+            end = await answered
+        if isinstance(end, WorkerLost):
+            raise end
+        return end
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """End the worker: it finishes the batch in flight; after ``grace_s`` it is killed."""
