@@ -27,6 +27,7 @@ log = logging.getLogger("device_agent")
 #: Checks that run the model, on the device before it goes live and with clients' requests.
 _ENGINES_TO_KEEP = frozenset(("golden", "golden_raw", "latency_p95_s", "memory_bytes", "live"))
 BUILD_LIMIT_S = 4 * 3600.0  # large models on a small board take long; one that takes longer hangs
+BUILDERS_NICE = 10  # it keeps the processor busy for minutes, on which others serve
 TOLD_EVERY_S = 30.0
 
 ChangeOver = Callable[[str, ModelHost, EngineReport], Awaitable[None]]
@@ -146,9 +147,9 @@ async def build(spec: WorkerSpec, *, on_stage: Callable[[str], None] = lambda st
 
     Raises what the bundle is refused for, and :class:`WorkerLost`.
     """
-    worker = WorkerHandle(
-        dataclasses.replace(spec, isolation="process", engines="build", slowdown=1.0), on_stage=on_stage
-    )
+    nice = max(spec.nice, BUILDERS_NICE)
+    builder = dataclasses.replace(spec, isolation="process", engines="build", slowdown=1.0, nice=nice)
+    worker = WorkerHandle(builder, on_stage=on_stage)
     try:
         report = await worker.start("engine", timeout_s=BUILD_LIMIT_S)
     finally:

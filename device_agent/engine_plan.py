@@ -61,7 +61,8 @@ def plan_engine(
     if engines == "off":
         return EnginePlan(chain=chain, left_out={TENSORRT: AWAITED})
     if not placed.options.get(_SWITCH) or placed.options[_PLACE] != str(folder):
-        folder.mkdir(parents=True, exist_ok=True)  # for its timings
+        if str(folder) in placed.options.values():
+            folder.mkdir(parents=True, exist_ok=True)  # for its timings
         return EnginePlan(chain=chain)
     found = look(folder)
     if found.state == "cached":

@@ -221,9 +221,7 @@ def _too_late(member: Pending, newcomer: Pending, safe_at: float) -> bool:
     return not overtaken and member.deadline_at is not None and safe_at > member.deadline_at
 
 
-def _ended_sooner(
-    unsafe: Sequence[tuple[Pending, float]], without: Iterable[tuple[float, Sequence[Pending]]]
-) -> bool:
+def _ended_sooner(unsafe: Sequence[tuple[Pending, float]], without: Iterable[tuple[float, Sequence[Pending]]]) -> bool:
     """Whether any of these would end sooner ``without`` the newcomer. One that is late anyway counts as well: whoever
     overtakes those that a stall has made late makes the next ones late too, and nobody ever catches up."""
     before = {member.request_id: end_at for end_at, batch in without for member in batch}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -25,6 +26,9 @@ from aios_edge.broker import start_broker
 from aios_edge.contract import GoldenSpec
 from aios_edge.mqtt import MqttListener
 from aios_edge.profile_files import _folder
+from device_agent.engine_builds import EngineBuilds
+from device_agent.values import EngineReport
+from device_agent.worker_pool import WorkerSpec
 
 SHAPES = {
     "trt_profile_min_shapes": "input_ids:1x1,attention_mask:1x1",
@@ -306,6 +310,41 @@ def test_shapes_that_nothing_bounds_are_told_as_nothing_to_build(
     assert "trt_profile_min_shapes" in first["reason"]
 
 
+def test_a_build_tells_how_far_it_is_again_and_again(
+    hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
+) -> None:
+    gate, made = hardware(), bundle()
+    told: list[tuple[str, dict[str, Any]]] = []
+    done = asyncio.Event()
+    spec = WorkerSpec(model="tiny", bundle_path=made.path, profile=str(with_tensorrt()), state_dir=tmp_path / "state")
+
+    def emit(kind: str, **detail: Any) -> None:
+        told.append((kind, detail))
+        if detail.get("stage") == "engine" and not gate.exists():
+            gate.write_text("go\n")
+
+    async def change_over(model: str, host: Any, engine: Any) -> None:
+        assert (model, engine.state) == ("tiny", "built")
+        done.set()
+
+    async def build() -> None:
+        report = SimpleNamespace(engine=EngineReport(state="missing", folder=str(tmp_path)))
+        worker = SimpleNamespace(spec=spec)
+        host: Any = SimpleNamespace(name="tiny", bundle=made, instance=SimpleNamespace(report=report, worker=worker))
+        around: Any = SimpleNamespace(emit=emit, clock=time.monotonic)
+        builds = EngineBuilds(around, change_over, told_every_s=0.01)
+        builds.consider(host)
+        await asyncio.wait_for(done.wait(), 60)
+        assert worker.spec.engines == "off" and builds.get("tiny") is None
+        await builds.stop()
+
+    asyncio.run(build())
+    stages = [detail["stage"] for kind, detail in told if kind == "engine_building"]
+    assert stages[0] == "starts" and "engine" in stages and told[-1][0] == "engine_built"
+    elapsed = [detail["elapsed_s"] for kind, detail in told if kind == "engine_building"]
+    assert elapsed == sorted(elapsed)
+
+
 def raw_model(folder: Path, *, rows: int | str) -> None:
     import onnx
     from onnx import TensorProto, helper
@@ -349,6 +388,13 @@ def test_raw_models_change_over_too_where_their_shapes_are_fixed(
     assert agent.infer()[0] == 200
 
 
+def checked(config: Path) -> Any:
+    """What ``agent check`` finds of the one bundle."""
+    command = [sys.executable, "-m", "aios_edge.cli.main", "agent", "check", "--config", str(config), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(done.stdout)["activations"][0]
+
+
 def prebuild(config: Path, *more: str) -> tuple[int, Any, str]:
     command = [sys.executable, "-m", "aios_edge.cli.main", "agent", "prebuild", "--config", str(config), "--json"]
     done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, check=False)
@@ -361,10 +407,12 @@ def test_engines_are_built_ahead_and_then_taken_at_once(
     hardware().write_text("go\n")
     config = tmp_path / "agent.toml"
     config.write_text(agent_toml(profile=with_tensorrt(), bundle=bundle().path))
+    assert checked(config)["providers_active"] == [CUDA, CPU] and not (tmp_path / "state").exists()
     code, document, errors = prebuild(config)
     (made,) = document["models"]
     assert code == 0 and (made["model"], made["engine"]["state"]) == ("tiny", "built"), errors
     assert Path(made["engine"]["folder"], ENGINE).is_file()
+    assert checked(config)["providers_active"][0] == TENSORRT
     code, document, _ = prebuild(config, "--model", "tiny")
     assert code == 0 and document["models"][0]["engine"]["state"] == "cached"
     code, document, errors = prebuild(config, "--model", "tony")
