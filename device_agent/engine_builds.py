@@ -15,6 +15,8 @@ from pathlib import Path
 import msgspec
 
 from aios_edge.errors import AiosEdgeError, BundleRefused
+from aios_edge.profile import DeviceProfile
+from aios_edge.provider_options import TENSORRT
 from device_agent.engine_cache import bytes_in, note_unfit
 from device_agent.model_host import ModelHost
 from device_agent.status import EngineBuild
@@ -140,6 +142,11 @@ def found_unfit(host: ModelHost, error: AiosEdgeError, emit: Emit) -> bool:
     emit("engine_failed", model=host.name, version=host.bundle.manifest.version, reason=reason)
     log.warning("%s: its engine may not serve: %s", host.name, reason)
     return True
+
+
+def may_have_engine(profile: DeviceProfile) -> bool:
+    """Whether a worker that died may have died of an engine, so that it is worth another one without."""
+    return not profile.strict_providers and any(provider.name == TENSORRT for provider in profile.providers)
 
 
 async def build(spec: WorkerSpec, *, on_stage: Callable[[str], None] = lambda stage: None) -> EngineReport:

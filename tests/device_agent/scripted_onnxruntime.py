@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,7 +25,8 @@ class ScriptedOrt:
     """The module. ``raising`` and ``silent`` don't start, with an exception or without a word; ``refusing`` start and
     take no real model; ``takes`` says which operators go to whom (default: all to the first); ``untold``: it can't
     tell. TensorRT "builds" where its cache has no engine: it waits for a line in the file ``gate``, fails where that
-    says so, and writes the engine. ``skew``: what such an engine is wrong by; ``poison``: a token it fails on."""
+    says so, and writes the engine. ``skew``: what such an engine is wrong by; ``poison``: a token it fails on;
+    ``crashing``: a cached one kills who loads it."""
 
     def __init__(
         self,
@@ -38,10 +40,11 @@ class ScriptedOrt:
         gate: str | None = None,
         skew: float = 0.0,
         poison: int | None = None,
+        crashing: bool = False,
     ) -> None:
         self._real, self._raising, self._silent, self._refusing = real, raising, silent, refusing
         self._takes, self._untold, self._gate, self._skew = takes, untold, gate, skew
-        self._poison = poison
+        self._poison, self._crashing = poison, crashing
         self.asked: list[tuple[str, ...]] = []
         self.options: list[dict[str, str]] = []
         self.__version__ = real.__version__
@@ -81,6 +84,8 @@ class ScriptedOrt:
             return
         engine = Path(options["trt_engine_cache_path"]) / ENGINE
         if engine.exists():
+            if self._crashing:
+                os.kill(os.getpid(), signal.SIGSEGV)
             return
         if self._gate is not None:
             while not (gate := Path(self._gate)).exists() or not gate.read_text().endswith("\n"):

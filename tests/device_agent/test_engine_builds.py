@@ -124,7 +124,7 @@ def test_cuda_serves_while_the_engine_is_built_and_no_request_is_lost_when_tenso
         agent.until(lambda status: (status["models"]["tiny"]["engine_build"] or {}).get("stage") == "engine")
         assert active(agent) == [CUDA, CPU]
         first, *_ = model(agent)["activation"]["provider_steps"]
-        assert first["name"] == TENSORRT and "until its engine for this model was built" in first["reason"]
+        assert first["name"] == TENSORRT and "no engine of its for this model" in first["reason"]
         before = model(agent)["worker_pid"]
         more_answers(agent, seen)
         gate.write_text("go\n")
@@ -221,6 +221,19 @@ def test_an_engine_that_fails_clients_gives_its_place_back_and_is_not_tried_agai
     agent.stop()
     again = start_agent(again=agent)
     assert active(again) == [CUDA, CPU] and model(again)["activation"]["engine"]["state"] == "unfit"
+
+
+def test_an_engine_that_kills_its_worker_keeps_no_model_from_serving(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any
+) -> None:
+    hardware(crashing=True).write_text("go\n")
+    agent = start_agent(profile=with_tensorrt(), bundle=bundle().path)
+    agent.until(lambda _: agent.events("engine_failed"))  # as it was to change over
+    assert "SIGSEGV" in agent.events("engine_failed")[0]["reason"] and active(agent) == [CUDA, CPU]
+    agent.stop()
+    again = start_agent(again=agent)
+    assert "SIGSEGV" in again.events("engine_failed")[0]["reason"]
+    assert active(again) == [CUDA, CPU] and again.infer()[0] == 200
 
 
 def test_after_a_swap_the_change_waits_until_the_bundle_has_kept_its_contract(
