@@ -15,6 +15,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -236,24 +237,41 @@ def test_an_engine_that_kills_its_worker_keeps_no_model_from_serving(
     assert active(again) == [CUDA, CPU] and again.infer()[0] == 200
 
 
-def test_after_a_swap_the_change_waits_until_the_bundle_has_kept_its_contract(
-    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
-) -> None:
-    hardware().write_text("go\n")
-    place = bundle(tmp_path / "bundle").path
-    agent = start_agent("[policy]\nprobation_s = 4.0", profile=with_tensorrt(), bundle=place)
-    agent.until(lambda status: agent.events("swapped"))
+def swap_on_tensorrt(agent: Any, bundle: Any, place: Path) -> None:
+    """Swap the bundle for one that needs another engine, and wait until that was built."""
+    agent.until(lambda _: agent.events("swapped"))
     shapes = {**ASKED[TENSORRT], "trt_profile_max_shapes": "input_ids:16x64,attention_mask:16x64"}
     shutil.rmtree(place)
     bundle(place, options={TENSORRT: shapes}, version="2.0.0")
     urllib.request.urlopen(f"{agent.url}/v2/repository/models/tiny/load", b"", timeout=30).close()
     agent.until(lambda _: len(agent.events("engine_built")) == 2)
+
+
+def test_after_a_swap_the_change_waits_until_the_bundle_has_kept_its_contract(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
+) -> None:
+    hardware().write_text("go\n")
+    place = bundle(tmp_path / "bundle").path
+    agent = start_agent("[policy]\nprobation_s = 3.0", profile=with_tensorrt(), bundle=place)
+    swap_on_tensorrt(agent, bundle, place)
+    agent.until(lambda status: status["models"]["tiny"]["activation"]["providers_active"][0] == TENSORRT)
+    swaps = [event for event in agent.status()["events"] if event["kind"] == "swapped"]
+    changes = [(event["detail"]["from_version"], event["detail"]["to_version"]) for event in swaps]
+    assert changes == [("1.0.0", "1.0.0"), ("1.0.0", "2.0.0"), ("2.0.0", "2.0.0")]
+    _, swapped, changed = (datetime.fromisoformat(event["ts"].replace("Z", "+00:00")) for event in swaps)
+    assert (changed - swapped).total_seconds() >= 3.0
+
+
+def test_a_restart_takes_no_engine_that_was_built_and_never_checked(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
+) -> None:
+    hardware().write_text("go\n")
+    place = bundle(tmp_path / "bundle").path
+    agent = start_agent(profile=with_tensorrt(), bundle=place)  # a minute of probation
+    swap_on_tensorrt(agent, bundle, place)
     os.kill(model(agent)["worker_pid"], signal.SIGKILL)
     agent.until(lambda _: agent.events("worker_recovered"))
-    assert active(agent) == [CUDA, CPU] and model(agent)["probation"], "the engine is there, but was never checked"
-    agent.until(lambda status: status["models"]["tiny"]["activation"]["providers_active"][0] == TENSORRT)
-    changes = [(event["from_version"], event["to_version"]) for event in agent.events("swapped")]
-    assert changes == [("1.0.0", "1.0.0"), ("1.0.0", "2.0.0"), ("2.0.0", "2.0.0")]
+    assert active(agent) == [CUDA, CPU]
 
 
 def test_a_restart_keeps_to_what_serves_while_the_engine_is_built(
