@@ -20,14 +20,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from scripted_onnxruntime import CPU, CUDA, ENGINE, TENSORRT, shadow
+from scripted_worker import REPORT
 
 from aios_edge.broker import start_broker
 from aios_edge.contract import GoldenSpec
 from aios_edge.mqtt import MqttListener
 from aios_edge.profile_files import _folder
 from device_agent.engine_builds import EngineBuilds
+from device_agent.model_instance import ModelInstance
+from device_agent.settings import Policy
 from device_agent.values import EngineReport
 from device_agent.worker_pool import WorkerSpec
 
@@ -374,6 +378,36 @@ def test_a_build_tells_how_far_it_is_again_and_again(
     assert stages[0] == "starts" and "engine" in stages and told[-1][0] == "engine_built"
     elapsed = [detail["elapsed_s"] for kind, detail in told if kind == "engine_building"]
     assert elapsed == sorted(elapsed)
+
+
+def test_every_new_worker_says_on_which_providers_the_model_is_now() -> None:
+    """Fresh ones between two batches and those that were loaded beside, as after a crash."""
+    moved = msgspec.structs.replace(REPORT, providers_active=(CUDA, CPU), provider_reason="why")
+    around: Any = SimpleNamespace(clock=time.monotonic, policy=Policy(), emit=lambda kind, **detail: None)
+
+    class Worker:
+        spec = WorkerSpec(model="tiny", bundle_path=Path(), profile="x86-gateway")
+        ready, report = True, moved
+
+        async def stop(self) -> None:
+            """As the real one."""
+
+        async def start(self, check: str, *, timeout_s: float) -> Any:
+            return moved
+
+    async def change(beside: bool) -> Any:
+        instance: Any = ModelInstance(Worker.spec, around, on_lost=lambda: None)
+        instance.worker, instance.report, instance.state = Worker(), REPORT, "ready"
+        if beside:
+            assert instance.hand_over(instance.worker, Worker())
+        else:
+            assert await instance.start_fresh("waking", "is being loaded again")
+        return instance.report
+
+    for beside in (False, True):
+        report = asyncio.run(change(beside))
+        assert (report.providers_active, report.provider_reason) == ((CUDA, CPU), "why")
+        assert report.latency_p95_s == REPORT.latency_p95_s
 
 
 def raw_model(folder: Path, *, rows: int | str) -> None:
