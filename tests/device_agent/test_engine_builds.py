@@ -29,9 +29,13 @@ from aios_edge.broker import start_broker
 from aios_edge.contract import GoldenSpec
 from aios_edge.mqtt import MqttListener
 from aios_edge.profile_files import _folder
+from device_agent.answer import Energy
+from device_agent.cloud import CloudPool
 from device_agent.engine_builds import EngineBuilds
 from device_agent.model_instance import ModelInstance
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.settings import Policy
+from device_agent.surroundings import Surroundings
 from device_agent.values import EngineReport
 from device_agent.worker_pool import WorkerSpec
 
@@ -383,7 +387,12 @@ def test_a_build_tells_how_far_it_is_again_and_again(
 def test_every_new_worker_says_on_which_providers_the_model_is_now() -> None:
     """Fresh ones between two batches and those that were loaded beside, as after a crash."""
     moved = msgspec.structs.replace(REPORT, providers_active=(CUDA, CPU), provider_reason="why")
-    around: Any = SimpleNamespace(clock=time.monotonic, policy=Policy(), emit=lambda kind, **detail: None)
+    around = Surroundings(
+        rules=PolicyInForce(Policy()),
+        cloud=CloudPool((), Policy(), lambda kind, **detail: None),
+        emit=lambda kind, **detail: None,
+        energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
+    )
 
     class Worker:
         spec = WorkerSpec(model="tiny", bundle_path=Path(), profile="x86-gateway")
