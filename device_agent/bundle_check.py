@@ -41,9 +41,11 @@ async def check_bundles(settings: Settings, profile: DeviceProfile, around: Surr
         opened[bundle.manifest.name] = entry, bundle
     if not refused:  # else nobody knows the name of the one that can't be read
         check_model_names(settings, {name: entry for name, (entry, _) in opened.items()})
+    # An engine that is there is used, and none is built; a strict profile, which would wait for one, keeps none.
+    engines = None if profile.strict_providers else settings.device.state_dir
     reports: list[ActivationReport] = []
     for entry, bundle in opened.values():
-        host = ModelHost(worker_spec(settings, profile, entry, bundle, state_dir=None), bundle, around)
+        host = ModelHost(worker_spec(settings, profile, entry, bundle, state_dir=engines), bundle, around)
         try:
             reports.append(await host.activate())
         except UsageError:  # the profile's or the settings', not the bundle's

@@ -16,12 +16,12 @@ from functools import partial
 import msgspec
 
 from aios_edge.bundle.read import Bundle
-from aios_edge.errors import AiosEdgeError, RequestError, RuntimeUnavailable
+from aios_edge.errors import AiosEdgeError, RequestError, RuntimeUnavailable, WorkerLost
 from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import BundleStatus
 from device_agent.announcements import Announcements
 from device_agent.cloud_fit import ModelShape
-from device_agent.engine_builds import EngineBuilds, found_unfit
+from device_agent.engine_builds import EngineBuilds, found_unfit, may_have_engine
 from device_agent.engine_cache import forget_engines, model_digest
 from device_agent.hosting import entries_of, no_bundle, open_entry, other_name, same_name, worker_spec
 from device_agent.kept_bundles import forget_others
@@ -31,7 +31,7 @@ from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.succession import Probation, Succession
 from device_agent.surroundings import Surroundings
 from device_agent.upkeep import Upkeep
-from device_agent.values import EngineReport
+from device_agent.values import EngineReport, Engines
 
 
 class Deployment:
@@ -295,14 +295,14 @@ class Deployment:
             self._around.cloud.add(ModelShape.of(manifest), only_mapped=is_raw(manifest))
         return host
 
-    async def _activated(self, entry: BundleEntry, asked: str | None) -> ModelHost:
+    async def _activated(self, entry: BundleEntry, asked: str | None, engines: Engines = "cached") -> ModelHost:
         bundle = open_entry(entry)
         name = bundle.manifest.name
         if asked not in (None, name):
             raise other_name(bundle, str(asked))
         if name in self._hosts:
             raise same_name(name, entry.path)
-        host = self._host(entry, bundle)
+        host = self._host(entry, bundle, engines)
         self._hosts[name], self._entries[name] = host, entry
         if entry.never_leave_device:  # before its first request
             self._around.cloud.audit.keep(name)
@@ -314,13 +314,17 @@ class Deployment:
             await host.stop()
             if isinstance(error, AiosEdgeError) and found_unfit(host, error, self._around.emit):
                 return await self._activated(entry, asked)
+            if isinstance(error, WorkerLost) and engines == "cached" and may_have_engine(self._profile):
+                self._around.emit("engine_failed", model=name, reason=f"with whatever engine there is: {error}")
+                return await self._activated(entry, asked, "off")
             raise
         self._tell.activated(host, report)
         await self._upkeep.keep_budget(asking=name)
         return host
 
-    def _host(self, entry: BundleEntry, bundle: Bundle) -> ModelHost:
+    def _host(self, entry: BundleEntry, bundle: Bundle, engines: Engines = "cached") -> ModelHost:
         spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=self._settings.device.state_dir)
+        spec = replace(spec, engines=engines)
         # Clients know the name: two entries may claim it one after the other, and it was promised for one of them.
         stays = entry.never_leave_device or bundle.manifest.name in self._around.cloud.audit.staying
         return ModelHost(spec, bundle, self._around, never_leaves=stays, make_room=self._upkeep.make_room)

@@ -15,6 +15,8 @@ from pathlib import Path
 import msgspec
 
 from aios_edge.errors import AiosEdgeError, BundleRefused
+from aios_edge.profile import DeviceProfile
+from aios_edge.provider_options import TENSORRT
 from device_agent.engine_cache import bytes_in, note_unfit
 from device_agent.model_host import ModelHost
 from device_agent.status import EngineBuild
@@ -27,6 +29,7 @@ log = logging.getLogger("device_agent")
 #: Checks that run the model, on the device before it goes live and with clients' requests.
 _ENGINES_TO_KEEP = frozenset(("golden", "golden_raw", "latency_p95_s", "memory_bytes", "live"))
 BUILD_LIMIT_S = 4 * 3600.0  # large models on a small board take long; one that takes longer hangs
+BUILDERS_NICE = 10  # it keeps the processor busy for minutes, on which others serve
 TOLD_EVERY_S = 30.0
 
 ChangeOver = Callable[[str, ModelHost, EngineReport], Awaitable[None]]
@@ -141,14 +144,19 @@ def found_unfit(host: ModelHost, error: AiosEdgeError, emit: Emit) -> bool:
     return True
 
 
+def may_have_engine(profile: DeviceProfile) -> bool:
+    """Whether a worker that died may have died of an engine, so that it is worth another one without."""
+    return not profile.strict_providers and any(provider.name == TENSORRT for provider in profile.providers)
+
+
 async def build(spec: WorkerSpec, *, on_stage: Callable[[str], None] = lambda stage: None) -> EngineReport:
     """Build the engine of a worker's model in a process of its own, which ends with it.
 
     Raises what the bundle is refused for, and :class:`WorkerLost`.
     """
-    worker = WorkerHandle(
-        dataclasses.replace(spec, isolation="process", engines="build", slowdown=1.0), on_stage=on_stage
-    )
+    nice = max(spec.nice, BUILDERS_NICE)
+    builder = dataclasses.replace(spec, isolation="process", engines="build", slowdown=1.0, nice=nice)
+    worker = WorkerHandle(builder, on_stage=on_stage)
     try:
         report = await worker.start("engine", timeout_s=BUILD_LIMIT_S)
     finally:

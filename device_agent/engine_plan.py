@@ -26,7 +26,7 @@ from device_agent.provider_walk import native_options, not_in, start_fault
 from device_agent.values import EngineReport, Engines
 
 _SWITCH, _PLACE = "trt_engine_cache_enable", CACHES["trt_engine_cache_enable"]
-AWAITED = "is left out until its engine for this model was built and checked"
+AWAITED = "is left out: no engine of its for this model has passed the checks yet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,8 @@ def plan_engine(
     if engines == "off":
         return EnginePlan(chain=chain, left_out={TENSORRT: AWAITED})
     if not placed.options.get(_SWITCH) or placed.options[_PLACE] != str(folder):
-        folder.mkdir(parents=True, exist_ok=True)  # for its timings
+        if str(folder) in placed.options.values():
+            folder.mkdir(parents=True, exist_ok=True)  # for its timings
         return EnginePlan(chain=chain)
     found = look(folder)
     if found.state == "cached":

@@ -106,6 +106,8 @@ class ModelInstance:
             return False
         new.spec = old.spec
         self.worker = new
+        if new.report is not None:
+            self._reopened(new.report)
         return True
 
     async def start_fresh(self, state: str, why: str) -> bool:
@@ -114,7 +116,7 @@ class ModelInstance:
         began = self.lost_at
         await self.worker.stop()
         try:
-            await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s)
+            self._reopened(await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s))
         except Exception as error:
             self._did_not_start(error)
             return False

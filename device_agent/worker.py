@@ -29,7 +29,6 @@ from device_agent.worker_memory import resident_bytes
 from device_agent.worker_natural import Runner
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-_BUILDERS_NICE = 10  # building keeps the processor busy for minutes, on which others serve
 
 
 def serve(sock: socket.socket, *, alone: bool = False) -> None:
@@ -80,8 +79,6 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
         profile = load_profile(load.profile)
         pin(profile)
         if load.check == "engine":
-            if alone:
-                os.nice(_BUILDERS_NICE)
             activated = build_engine(
                 path, load.raw, profile, state_dir=state_dir, bundle_id=load.bundle_id, on_stage=staged
             )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,7 +25,8 @@ class ScriptedOrt:
     """The module. ``raising`` and ``silent`` don't start, with an exception or without a word; ``refusing`` start and
     take no real model; ``takes`` says which operators go to whom (default: all to the first); ``untold``: it can't
     tell. TensorRT "builds" where its cache has no engine: it waits for a line in the file ``gate``, fails where that
-    says so, and writes the engine. ``skew``: what such an engine is wrong by."""
+    says so, and writes the engine. ``skew``: what such an engine is wrong by; ``poison``: a token it fails on;
+    ``crashing``: a cached one kills who loads it."""
 
     def __init__(
         self,
@@ -37,9 +39,12 @@ class ScriptedOrt:
         untold: bool = False,
         gate: str | None = None,
         skew: float = 0.0,
+        poison: int | None = None,
+        crashing: bool = False,
     ) -> None:
         self._real, self._raising, self._silent, self._refusing = real, raising, silent, refusing
         self._takes, self._untold, self._gate, self._skew = takes, untold, gate, skew
+        self._poison, self._crashing = poison, crashing
         self.asked: list[tuple[str, ...]] = []
         self.options: list[dict[str, str]] = []
         self.__version__ = real.__version__
@@ -71,13 +76,16 @@ class ScriptedOrt:
             return SimpleNamespace(get_providers=lambda: active, get_inputs=list, get_outputs=list)
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "0")  # the CPU plays them all
         session = self._real.InferenceSession(model, options, providers=[CPU], **others)
-        return ScriptedSession(session, active, self._takes, self._untold, self._skew if active[0] == TENSORRT else 0.0)
+        flaws = (self._skew, self._poison) if active[0] == TENSORRT else (0.0, None)
+        return ScriptedSession(session, active, self._takes, self._untold, *flaws)
 
     def _build(self, options: dict[str, str]) -> None:
         if options.get("trt_engine_cache_enable") != "1":
             return
         engine = Path(options["trt_engine_cache_path"]) / ENGINE
         if engine.exists():
+            if self._crashing:
+                os.kill(os.getpid(), signal.SIGSEGV)
             return
         if self._gate is not None:
             while not (gate := Path(self._gate)).exists() or not gate.read_text().endswith("\n"):
@@ -88,10 +96,11 @@ class ScriptedOrt:
 
 
 class ScriptedSession:
-    """A real CPU session that says it runs elsewhere. ``skew`` is added to every float output: a wrong engine."""
+    """A real CPU session that says it runs elsewhere. ``skew`` is added to every output, ``poison`` kills a run."""
 
-    def __init__(self, real: Any, active: list[str], takes: Any, untold: bool, skew: float) -> None:
-        self._real, self._active, self._takes, self._skew = real, active, takes or {active[0]: ["*"]}, skew
+    def __init__(self, real: Any, active: list[str], takes: Any, untold: bool, skew: float, poison: int | None) -> None:
+        self._real, self._active, self._takes = real, active, takes or {active[0]: ["*"]}
+        self._skew, self._poison = skew, poison
         if not untold:
             self.get_provider_graph_assignment_info = self._assigned
 
@@ -104,6 +113,8 @@ class ScriptedSession:
         return self._active
 
     def run(self, *arguments: Any, **others: Any) -> Any:
+        if self._poison is not None and (arguments[1]["input_ids"] == self._poison).any():
+            raise RuntimeError("the engine can't")
         return [value + self._skew if self._skew else value for value in self._real.run(*arguments, **others)]
 
     def run_with_ort_values(self, *arguments: Any, **others: Any) -> Any:

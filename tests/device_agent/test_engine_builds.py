@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,19 +13,31 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 from scripted_onnxruntime import CPU, CUDA, ENGINE, TENSORRT, shadow
+from scripted_worker import REPORT
 
 from aios_edge.broker import start_broker
 from aios_edge.contract import GoldenSpec
 from aios_edge.mqtt import MqttListener
 from aios_edge.profile_files import _folder
+from device_agent.answer import Energy
+from device_agent.cloud import CloudPool
+from device_agent.engine_builds import EngineBuilds
+from device_agent.model_instance import ModelInstance
+from device_agent.policy_in_force import PolicyInForce
+from device_agent.settings import Policy
+from device_agent.surroundings import Surroundings
+from device_agent.values import EngineReport
+from device_agent.worker_pool import WorkerSpec
 
 SHAPES = {
     "trt_profile_min_shapes": "input_ids:1x1,attention_mask:1x1",
@@ -38,9 +52,10 @@ CLIENTS = 4
 def with_tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """A profile of this machine that asks for TensorRT and CUDA first."""
 
-    def make(more: str = "") -> Path:
+    def make(more: str = "", options: Mapping[str, str] | None = None) -> Path:
         text = (_folder() / "x86-gateway.toml").read_text().replace('name = "x86-gateway"', 'name = "gpu"', 1)
-        chain = "".join(f'[[providers]]\nname = "{name}"\n' for name in (TENSORRT, CUDA))
+        asked = "".join(f"{name} = {value}\n" for name, value in (options or {}).items())
+        chain = f'[[providers]]\nname = "{TENSORRT}"\n[providers.options]\n{asked}[[providers]]\nname = "{CUDA}"\n'
         path = tmp_path_factory.mktemp("profile") / "gpu.toml"
         path.write_text(text.replace("[[providers]]", f"{more}\n{chain}[[providers]]", 1), encoding="utf-8")
         return path
@@ -118,7 +133,7 @@ def test_cuda_serves_while_the_engine_is_built_and_no_request_is_lost_when_tenso
         agent.until(lambda status: (status["models"]["tiny"]["engine_build"] or {}).get("stage") == "engine")
         assert active(agent) == [CUDA, CPU]
         first, *_ = model(agent)["activation"]["provider_steps"]
-        assert first["name"] == TENSORRT and "until its engine for this model was built" in first["reason"]
+        assert first["name"] == TENSORRT and "no engine of its for this model" in first["reason"]
         before = model(agent)["worker_pid"]
         more_answers(agent, seen)
         gate.write_text("go\n")
@@ -201,6 +216,72 @@ def test_an_engine_whose_answers_are_wrong_never_serves_and_is_not_tried_again(
     assert model(again)["activation"]["engine"]["state"] == "unfit" and not again.events("engine_building")
 
 
+def test_an_engine_that_fails_clients_gives_its_place_back_and_is_not_tried_again(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any
+) -> None:
+    hardware(poison=1).write_text("go\n")  # the token of words that no golden sample has
+    agent = start_agent(profile=with_tensorrt(), bundle=bundle().path)
+    agent.until(lambda status: status["models"]["tiny"]["probation"])
+    assert active(agent)[0] == TENSORRT
+    while not agent.events("rolled_back"):
+        assert agent.infer("zzz")[0] in (200, 500)
+    assert agent.infer("zzz")[0] == 200 and active(agent) == [CUDA, CPU]
+    assert "error rate" in agent.events("engine_failed")[0]["reason"]
+    agent.stop()
+    again = start_agent(again=agent)
+    assert active(again) == [CUDA, CPU] and model(again)["activation"]["engine"]["state"] == "unfit"
+
+
+def test_an_engine_that_kills_its_worker_keeps_no_model_from_serving(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any
+) -> None:
+    hardware(crashing=True).write_text("go\n")
+    agent = start_agent(profile=with_tensorrt(), bundle=bundle().path)
+    agent.until(lambda _: agent.events("engine_failed"))  # as it was to change over
+    assert "SIGSEGV" in agent.events("engine_failed")[0]["reason"] and active(agent) == [CUDA, CPU]
+    agent.stop()
+    again = start_agent(again=agent)
+    assert "SIGSEGV" in again.events("engine_failed")[0]["reason"]
+    assert active(again) == [CUDA, CPU] and again.infer()[0] == 200
+
+
+def swap_on_tensorrt(agent: Any, bundle: Any, place: Path) -> None:
+    """Swap the bundle for one that needs another engine, and wait until that was built."""
+    agent.until(lambda _: agent.events("swapped"))
+    shapes = {**ASKED[TENSORRT], "trt_profile_max_shapes": "input_ids:16x64,attention_mask:16x64"}
+    shutil.rmtree(place)
+    bundle(place, options={TENSORRT: shapes}, version="2.0.0")
+    urllib.request.urlopen(f"{agent.url}/v2/repository/models/tiny/load", b"", timeout=30).close()
+    agent.until(lambda _: len(agent.events("engine_built")) == 2)
+
+
+def test_after_a_swap_the_change_waits_until_the_bundle_has_kept_its_contract(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
+) -> None:
+    hardware().write_text("go\n")
+    place = bundle(tmp_path / "bundle").path
+    agent = start_agent("[policy]\nprobation_s = 3.0", profile=with_tensorrt(), bundle=place)
+    swap_on_tensorrt(agent, bundle, place)
+    agent.until(lambda status: status["models"]["tiny"]["activation"]["providers_active"][0] == TENSORRT)
+    swaps = [event for event in agent.status()["events"] if event["kind"] == "swapped"]
+    changes = [(event["detail"]["from_version"], event["detail"]["to_version"]) for event in swaps]
+    assert changes == [("1.0.0", "1.0.0"), ("1.0.0", "2.0.0"), ("2.0.0", "2.0.0")]
+    _, swapped, changed = (datetime.fromisoformat(event["ts"].replace("Z", "+00:00")) for event in swaps)
+    assert (changed - swapped).total_seconds() >= 3.0
+
+
+def test_a_restart_takes_no_engine_that_was_built_and_never_checked(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
+) -> None:
+    hardware().write_text("go\n")
+    place = bundle(tmp_path / "bundle").path
+    agent = start_agent(profile=with_tensorrt(), bundle=place)  # a minute of probation
+    swap_on_tensorrt(agent, bundle, place)
+    os.kill(model(agent)["worker_pid"], signal.SIGKILL)
+    agent.until(lambda _: agent.events("worker_recovered"))
+    assert active(agent) == [CUDA, CPU]
+
+
 def test_a_restart_keeps_to_what_serves_while_the_engine_is_built(
     start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any
 ) -> None:
@@ -219,12 +300,22 @@ def test_an_unload_ends_the_build(start_agent: Any, hardware: Any, with_tensorrt
     agent = start_agent(profile=with_tensorrt(), bundle=bundle().path)
     agent.until(lambda status: (status["models"]["tiny"]["engine_build"] or {}).get("stage") == "engine")
     urllib.request.urlopen(f"{agent.url}/v2/repository/models/tiny/unload", b"", timeout=30).close()
-    assert model_names(agent) == []
-    assert agent.stop() == 0 and "its engine is built" not in agent.log()
+    pid = agent.process.pid
+    agent.until(lambda _: not Path(f"/proc/{pid}/task/{pid}/children").read_text(), limit_s=5.0)
+    assert agent.status()["models"] == {} and not agent.events("engine_built")
 
 
-def model_names(agent: Any) -> list[str]:
-    return list(agent.status()["models"])
+def test_a_worker_that_comes_back_without_its_engine_says_so(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any
+) -> None:
+    hardware().write_text("go\n")
+    agent = start_agent(profile=with_tensorrt(), bundle=bundle().path)
+    agent.until(lambda _: agent.events("swapped"))
+    Path(model(agent)["activation"]["engine"]["folder"], ENGINE).unlink()
+    os.kill(model(agent)["worker_pid"], signal.SIGKILL)
+    agent.until(lambda _: agent.events("worker_recovered"))
+    assert active(agent) == [CUDA, CPU] and model(agent)["activation"]["engine"]["state"] == "missing"
+    assert not model(agent)["activation"]["provider_steps"][0]["active"] and agent.infer()[0] == 200
 
 
 def test_a_strict_profile_waits_for_its_engine(
@@ -258,6 +349,126 @@ def test_shapes_that_nothing_bounds_are_told_as_nothing_to_build(
     assert "trt_profile_min_shapes" in first["reason"]
 
 
+def test_a_build_tells_how_far_it_is_again_and_again(
+    hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
+) -> None:
+    gate, made = hardware(), bundle()
+    told: list[tuple[str, dict[str, Any]]] = []
+    done = asyncio.Event()
+    spec = WorkerSpec(model="tiny", bundle_path=made.path, profile=str(with_tensorrt()), state_dir=tmp_path / "state")
+
+    def emit(kind: str, **detail: Any) -> None:
+        told.append((kind, detail))
+        if detail.get("stage") == "engine" and not gate.exists():
+            gate.write_text("go\n")
+
+    async def change_over(model: str, host: Any, engine: Any) -> None:
+        assert (model, engine.state) == ("tiny", "built")
+        done.set()
+
+    async def build() -> None:
+        report = SimpleNamespace(engine=EngineReport(state="missing", folder=str(tmp_path)))
+        worker = SimpleNamespace(spec=spec)
+        host: Any = SimpleNamespace(name="tiny", bundle=made, instance=SimpleNamespace(report=report, worker=worker))
+        around: Any = SimpleNamespace(emit=emit, clock=time.monotonic)
+        builds = EngineBuilds(around, change_over, told_every_s=0.01)
+        builds.consider(host)
+        await asyncio.wait_for(done.wait(), 60)
+        assert worker.spec.engines == "off" and builds.get("tiny") is None
+        await builds.stop()
+
+    asyncio.run(build())
+    stages = [detail["stage"] for kind, detail in told if kind == "engine_building"]
+    assert stages[0] == "starts" and "engine" in stages and told[-1][0] == "engine_built"
+    elapsed = [detail["elapsed_s"] for kind, detail in told if kind == "engine_building"]
+    assert elapsed == sorted(elapsed)
+
+
+def test_every_new_worker_says_on_which_providers_the_model_is_now() -> None:
+    """Fresh ones between two batches and those that were loaded beside, as after a crash."""
+    moved = msgspec.structs.replace(REPORT, providers_active=(CUDA, CPU), provider_reason="why")
+    around = Surroundings(
+        rules=PolicyInForce(Policy()),
+        cloud=CloudPool((), Policy(), lambda kind, **detail: None),
+        emit=lambda kind, **detail: None,
+        energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
+    )
+
+    class Worker:
+        spec = WorkerSpec(model="tiny", bundle_path=Path(), profile="x86-gateway")
+        ready, report = True, moved
+
+        async def stop(self) -> None:
+            """As the real one."""
+
+        async def start(self, check: str, *, timeout_s: float) -> Any:
+            return moved
+
+    async def change(beside: bool) -> Any:
+        instance: Any = ModelInstance(Worker.spec, around, on_lost=lambda: None)
+        instance.worker, instance.report, instance.state = Worker(), REPORT, "ready"
+        if beside:
+            assert instance.hand_over(instance.worker, Worker())
+        else:
+            assert await instance.start_fresh("waking", "is being loaded again")
+        return instance.report
+
+    for beside in (False, True):
+        report = asyncio.run(change(beside))
+        assert (report.providers_active, report.provider_reason) == ((CUDA, CPU), "why")
+        assert report.latency_p95_s == REPORT.latency_p95_s
+
+
+def raw_model(folder: Path, *, rows: int | str) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, 2])] for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", *ends)
+    folder.mkdir(parents=True)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save_model(made, folder / "model.onnx")
+
+
+def test_raw_models_change_over_too_where_their_shapes_are_fixed(
+    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
+) -> None:
+    """In a thread of the agent: what builds is a process all the same."""
+    gate = hardware()
+    raw_model(tmp_path / "models/fixed/1", rows=1)
+    raw_model(tmp_path / "models/free/1", rows="n")
+    options = 'isolation = "thread"', {"trt_engine_cache_enable": "true"}
+    agent = start_agent(
+        f'[repository]\npath = "{tmp_path / "models"}"', profile=with_tensorrt(*options), bundle=bundle().path
+    )
+    agent.until(lambda _: len(agent.events("engine_building")) == 1)
+    assert {name: one["engine_build"] is not None for name, one in agent.status()["models"].items()} == {
+        "tiny": True,
+        "fixed": True,  # waits for its turn
+        "free": False,
+    }
+    gate.write_text("go\n")
+    agent.until(lambda _: len(agent.events("swapped")) == 2)
+    reports = {name: one["activation"] for name, one in agent.status()["models"].items()}
+    assert {name: report["providers_active"][0] for name, report in reports.items()} == {
+        "tiny": TENSORRT,
+        "fixed": TENSORRT,
+        "free": CUDA,
+    }
+    assert "each new size of x" in reports["free"]["provider_reason"]
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, -2]}]}
+    with urllib.request.urlopen(f"{agent.url}/v2/models/fixed/infer", json.dumps(body).encode(), timeout=30) as answer:
+        assert json.loads(answer.read())["outputs"][0]["data"] == [-1.0, 2.0]
+    assert agent.infer()[0] == 200
+
+
+def checked(config: Path) -> Any:
+    """What ``agent check`` finds of the one bundle."""
+    command = [sys.executable, "-m", "aios_edge.cli.main", "agent", "check", "--config", str(config), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return json.loads(done.stdout)["activations"][0]
+
+
 def prebuild(config: Path, *more: str) -> tuple[int, Any, str]:
     command = [sys.executable, "-m", "aios_edge.cli.main", "agent", "prebuild", "--config", str(config), "--json"]
     done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, check=False)
@@ -270,10 +481,12 @@ def test_engines_are_built_ahead_and_then_taken_at_once(
     hardware().write_text("go\n")
     config = tmp_path / "agent.toml"
     config.write_text(agent_toml(profile=with_tensorrt(), bundle=bundle().path))
+    assert checked(config)["providers_active"] == [CUDA, CPU] and not (tmp_path / "state").exists()
     code, document, errors = prebuild(config)
     (made,) = document["models"]
     assert code == 0 and (made["model"], made["engine"]["state"]) == ("tiny", "built"), errors
     assert Path(made["engine"]["folder"], ENGINE).is_file()
+    assert checked(config)["providers_active"][0] == TENSORRT
     code, document, _ = prebuild(config, "--model", "tiny")
     assert code == 0 and document["models"][0]["engine"]["state"] == "cached"
     code, document, errors = prebuild(config, "--model", "tony")

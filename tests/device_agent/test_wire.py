@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aios_edge.telemetry import ProviderStep
 from device_agent import wire
-from device_agent.values import ActivationCheck, ActivationReport
+from device_agent.values import ActivationCheck, ActivationReport, EngineReport
 
 _texts = st.text(max_size=40)
 _counts = st.integers(0, 2**53)
@@ -22,6 +23,22 @@ _seconds = st.floats(0, 1e9)
 _regions = st.builds(wire.Region, _counts, _counts)
 _checks = st.builds(
     ActivationCheck, name=_texts, passed=st.booleans(), detail=_texts, measured=st.none() | _seconds, promised=st.none()
+)
+_steps = st.builds(
+    ProviderStep,
+    name=_texts,
+    active=st.booleans(),
+    reason=st.none() | _texts,
+    options=st.dictionaries(_texts, _texts, max_size=2),
+    nodes=st.none() | _counts,
+    operators=st.dictionaries(_texts, _counts, max_size=2),
+)
+_engines = st.builds(
+    EngineReport,
+    state=st.sampled_from(["cached", "built", "missing", "unfit", "failed", "nothing"]),
+    reason=st.none() | _texts,
+    size_bytes=st.none() | _counts,
+    took_s=st.none() | _seconds,
 )
 _reports = st.builds(
     ActivationReport,
@@ -35,6 +52,8 @@ _reports = st.builds(
     latency_p95_s=st.none() | _seconds,
     rss_bytes=st.none() | _counts,
     load_s=_seconds,
+    provider_steps=st.lists(_steps, max_size=2).map(tuple),
+    engine=st.none() | _engines,
 )
 _run_items = st.builds(
     wire.RunItem,
