@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import grpc
@@ -59,6 +60,7 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Begin to accept."""
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_no_early_ends)
         await self._server.start()
         self._serving = True
 
@@ -71,3 +73,8 @@ class GrpcServer:
     def status(self) -> GrpcStatus:
         """How it is now."""
         return GrpcStatus(address=self.address, serving=self._serving, in_flight=self._door.in_flight)
+
+
+def _no_early_ends(record: logging.LogRecord) -> bool:
+    """A call may end before its answer is sent: grpcio has a traceback for each, if it hasn't heard of the end yet."""
+    return not record.getMessage().startswith("ExecuteBatchError")
