@@ -366,15 +366,10 @@ def test_the_status_has_the_door(agent: Any, channel: Any) -> None:
 def slow(start_agent: Any, small_batches: Path) -> Iterator[Any]:
     """One request at a time, held for long: what waits can be seen."""
     agent = start_agent(
-        "[policy]\nqueue_limit = 2\ndrain_s = 1.0\n[emulate]\nslowdown = 2000.0\n", bundle=small_batches, http=GRPC
+        "[policy]\nqueue_limit = 2\ndrain_s = 1.0\n[emulate]\nslowdown = 600.0\n", bundle=small_batches, http=GRPC
     )
     yield agent
     agent.process.kill()
-
-
-def waiting(agent: Any) -> int:
-    model = agent.status()["models"]["tiny"]
-    return int(model["queued"] + model["running"])
 
 
 def test_who_goes_away_leaves_the_queue(slow: Any) -> None:
@@ -396,7 +391,7 @@ def test_who_goes_away_leaves_the_queue(slow: Any) -> None:
 
 
 def test_a_stream_that_goes_away_leaves_nothing(slow: Any) -> None:
-    slow.until(lambda status: not status["models"]["tiny"]["running"])
+    slow.until(lambda status: not status["models"]["tiny"]["running"], 60.0)
     go_on = threading.Event()
 
     def requests() -> Any:
@@ -417,7 +412,7 @@ def test_a_stream_that_goes_away_leaves_nothing(slow: Any) -> None:
 
 
 def test_the_calls_deadline_is_the_requests(slow: Any) -> None:
-    slow.until(lambda status: not status["models"]["tiny"]["running"])
+    slow.until(lambda status: not status["models"]["tiny"]["running"], 60.0)
     with grpc.insecure_channel(slow.grpc) as channel:
         reason = refused(channel, "ModelInfer", request(["a good film"]), timeout=0.005)
         assert reason.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
