@@ -13,7 +13,7 @@ from typing import Any
 from aios_edge.errors import RequestError
 from aios_edge.oip.envelope import error_body
 from aios_edge.telemetry import rfc3339
-from device_agent.audit import AuditLog, AuditRecord
+from device_agent.audit import CLIP_CHARS, AuditLog, AuditRecord
 from device_agent.desk import FrontDesk
 from device_agent.http import HttpApp, Receive, Reply, Scope, Send, path_parts, respond, retry_after
 from device_agent.http_protocol import PEER_UID
@@ -23,7 +23,6 @@ from device_agent.tenants import identify
 from device_agent.values import Completion
 
 _OPEN = (["v2", "health", "live"], ["v2", "health", "ready"])
-_CLIP_CHARS = 200  # of what a client chose freely, in an audit record
 
 Record = Callable[[Completion], None]
 
@@ -135,10 +134,10 @@ class _Visit:
             ts=rfc3339(time.time()),
             tenant=self.account.tenant.id,
             request_id=done.request_id if done else None,
-            id=done.client_id[:_CLIP_CHARS] if done and done.client_id else None,
+            id=done.client_id[:CLIP_CHARS] if done and done.client_id else None,
             method=scope["method"],
-            path=scope["path"][:_CLIP_CHARS],
-            model=parts[2][:_CLIP_CHARS] if parts[:2] == ["v2", "models"] and len(parts) > 2 else None,
+            path=scope["path"][:CLIP_CHARS],
+            model=parts[2][:CLIP_CHARS] if parts[:2] == ["v2", "models"] and len(parts) > 2 else None,
             route=done.route if done else None,
             reason=done.reason if done else self.refusal.limit if self.refusal else None,
             status=self._status,

@@ -42,6 +42,15 @@ class AgentProcess:
         with urllib.request.urlopen(self.url + path, timeout=10) as response:
             return json.loads(response.read())
 
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+            return str(response.read(), "utf-8")
+
+    def post(self, path: str) -> None:
+        """With an empty body; raises for what isn't a 200."""
+        with urllib.request.urlopen(self.url + path, b"", timeout=30):
+            pass
+
     def status(self) -> Any:
         return self.get("/status")
 
@@ -95,11 +104,12 @@ def agent_toml(tiny_bundle: Any) -> Callable[..., str]:
         *,
         bundle: Path | None = None,
         bind: str = "127.0.0.1:0",
+        device: str = "",
         http: str = "",
         profile: Path | str = "x86-gateway",
     ) -> str:
         return (
-            f'[device]\nid = "dev"\nprofile = "{profile}"\nstate_dir = "state"\n'
+            f'[device]\nid = "dev"\nprofile = "{profile}"\nstate_dir = "state"\n{device}\n'
             f'[http]\nbind = "{bind}"\n{http}\n[[bundle]]\npath = "{bundle or tiny_bundle.path}"\n{more}\n'
         )
 
