@@ -37,12 +37,17 @@ class GrpcServer:
         check_free(http.grpc_bind, where=_WHERE)
         self._door = door
         self._serving = False
+        silent_ms = round(http.receive_timeout_s * 1000)
         self._server = grpc.aio.server(
             options=(
                 ("grpc.so_reuseport", 0),  # else two agents would share a port, each getting half of the calls
                 ("grpc.max_receive_message_length", http.max_body_bytes),  # also of one that is unpacked
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", _STREAMS),
+                # Who never says what it wants, and who has gone without a word while it has calls.
+                ("grpc.server_handshake_timeout_ms", silent_ms),
+                ("grpc.keepalive_time_ms", silent_ms),
+                ("grpc.keepalive_timeout_ms", silent_ms),
             )
         )
         self._server.add_generic_rpc_handlers((door,))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -343,6 +344,28 @@ def test_bytes_that_are_no_http2_end_their_own_connection_only(agent: Any, chann
     half.sendall(preface[:10])
     assert call(channel, "ModelInfer", request(["a good film"])).outputs[0].contents.bytes_contents[0] == b"positive"
     half.close()
+
+
+def test_a_connection_that_says_nothing_is_closed(start_agent: Any) -> None:
+    agent = start_agent(http=f"{GRPC}\nreceive_timeout_s = 1.0")
+    host, port = agent.grpc.split(":")
+    for start in (b"", b"PRI * HTTP/2.0"):
+        with socket.create_connection((host, int(port)), timeout=30) as sock:
+            sock.sendall(start)
+            while sock.recv(65536):  # it introduces itself, and ends
+                pass
+    code = (
+        f"import grpc, threading; channel = grpc.insecure_channel('{agent.grpc}')\n"
+        f"stub = channel.stream_stream('/{SERVICE}/ModelStreamInfer')\n"
+        "list(stub(iter(lambda: threading.Event().wait(), None)))"
+    )
+    client = subprocess.Popen([sys.executable, "-c", code])
+    agent.until(lambda status: status["grpc"]["in_flight"] == 1)
+    client.send_signal(signal.SIGSTOP)  # its kernel is there, the client answers no more
+    agent.until(lambda status: status["grpc"]["in_flight"] == 0, 30.0)
+    client.kill()
+    client.wait()
+    assert agent.stop() == 0
 
 
 def test_more_rows_than_allowed_are_refused_for_good(channel: Any) -> None:
