@@ -48,6 +48,8 @@ class GrpcServer:
                 ("grpc.server_handshake_timeout_ms", silent_ms),
                 ("grpc.keepalive_time_ms", silent_ms),
                 ("grpc.keepalive_timeout_ms", silent_ms),
+                ("grpc.http2.ping_timeout_ms", silent_ms),
+                ("grpc.http2.max_pings_without_data", 0),
             )
         )
         self._server.add_generic_rpc_handlers((door,))
