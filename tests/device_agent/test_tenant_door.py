@@ -34,7 +34,9 @@ class Desk:
         self.answers = asyncio.Event()
         self.asked = asyncio.Event()
 
-    async def infer(self, model: str, version: str | None, body: bytes, length: int | None, tenant: Tenant) -> Reply:
+    async def infer(
+        self, model: str, version: str | None, body: bytes, length: int | None, tenant: Tenant, within_s: float | None
+    ) -> Reply:
         self.asked.set()
         await self.answers.wait()
         done = Completion(
