@@ -90,18 +90,18 @@ def measure(
     typed.inputs[0].contents.int64_contents.extend(ids.ravel().tolist())
     raw.raw_input_contents.append(ids.tobytes())
     header = "" if length is None else f"{JSON_LENGTH}: {length}\r\n"
-    asks: dict[str, tuple[Ask, int]] = {
-        "HTTP, echo": (over_http(echo.port, "/", body.encode()), echo.process.pid),
-        "HTTP, JSON": (over_http(agent.port, agent.path, body.encode()), agent.process.pid),
-        "HTTP, binary": (over_http(agent.port, agent.path, binary, header), agent.process.pid),
-        "gRPC, echo": (over_grpc(echo_address, raw.SerializeToString()), grpc_echo.pid),
-        "gRPC, typed": (over_grpc(address, typed.SerializeToString()), agent.process.pid),
-        "gRPC, raw": (over_grpc(address, raw.SerializeToString()), agent.process.pid),
+    rows: dict[str, tuple[Callable[[], Ask], int]] = {
+        "HTTP, echo": (lambda: over_http(echo.port, "/", body.encode()), echo.process.pid),
+        "HTTP, JSON": (lambda: over_http(agent.port, agent.path, body.encode()), agent.process.pid),
+        "HTTP, binary": (lambda: over_http(agent.port, agent.path, binary, header), agent.process.pid),
+        "gRPC, echo": (lambda: over_grpc(echo_address, raw.SerializeToString()), grpc_echo.pid),
+        "gRPC, typed": (lambda: over_grpc(address, typed.SerializeToString()), agent.process.pid),
+        "gRPC, raw": (lambda: over_grpc(address, raw.SerializeToString()), agent.process.pid),
     }
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in asks}
+    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in rows}
     for number in range(-1, options.rounds):
-        for name, (ask, pid) in asks.items():
-            took, before = [], servers.cpu_s([pid])
+        for name, (connect, pid) in rows.items():
+            ask, took, before = connect(), [], servers.cpu_s([pid])
             for _ in range(options.requests):
                 began = time.perf_counter()
                 ask()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Literal
 
@@ -16,13 +15,11 @@ from device_agent.grpc_door.messages import METHODS, Message, ModelInferRequest
 from device_agent.grpc_door.refusal import refusal, refused_reply
 from device_agent.grpc_door.request import InferBody, infer_body, values_of
 from device_agent.grpc_door.response import infer_response
-from device_agent.http import Desk, Reply
+from device_agent.http import Desk
 
 log = logging.getLogger("device_agent.grpc")
 
 _JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
-
-_changes: set[asyncio.Task[Reply]] = set()  # the loop itself holds its tasks only weakly
 
 
 class Infer(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,7 +131,7 @@ def _metadata(gives: Message, model: ModelMetadata) -> Message:
 
 
 async def _change(visit: Visit, method: str, asked: Message) -> Outcome:
-    """Load or unload. Not cancelled when the client goes away: what was asked is done."""
+    """Load or unload; a client that goes away doesn't stop it."""
     if not visit.may_change_repository:
         raise RequestError("only an admin may load and unload models", status=403)
     action: Action = "load" if method == "RepositoryModelLoad" else "unload"
@@ -143,10 +140,7 @@ async def _change(visit: Visit, method: str, asked: Message) -> Outcome:
         _one_repository(asked.repository_name)
     given = values_of(asked.parameters, "parameters")
     body = msgspec.json.encode({"parameters": dict.fromkeys(given)})  # by name; the values may be files
-    task = asyncio.create_task(visit.desk.repository_change(model, action, body))
-    _changes.add(task)
-    task.add_done_callback(_changes.discard)
-    reply = await asyncio.shield(task)
+    reply = await visit.desk.repository_change(model, action, body)
     if reply.status != 200:
         return Outcome(status=reply.status, refusal=refused_reply(reply.status, reply.body, None))
     done: Literal["isLoaded", "isUnloaded"] = "isLoaded" if action == "load" else "isUnloaded"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import grpc
@@ -36,12 +37,19 @@ class GrpcServer:
         check_free(http.grpc_bind, where=_WHERE)
         self._door = door
         self._serving = False
+        silent_ms = round(http.receive_timeout_s * 1000)
         self._server = grpc.aio.server(
             options=(
                 ("grpc.so_reuseport", 0),  # else two agents would share a port, each getting half of the calls
                 ("grpc.max_receive_message_length", http.max_body_bytes),  # also of one that is unpacked
                 ("grpc.max_send_message_length", -1),
                 ("grpc.max_concurrent_streams", _STREAMS),
+                # Who never says what it wants, and who has gone without a word while it has calls.
+                ("grpc.server_handshake_timeout_ms", silent_ms),
+                ("grpc.keepalive_time_ms", silent_ms),
+                ("grpc.keepalive_timeout_ms", silent_ms),
+                ("grpc.http2.ping_timeout_ms", silent_ms),
+                ("grpc.http2.max_pings_without_data", 0),
             )
         )
         self._server.add_generic_rpc_handlers((door,))
@@ -59,6 +67,7 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Begin to accept."""
+        logging.getLogger("grpc._cython.cygrpc").addFilter(_no_early_ends)
         await self._server.start()
         self._serving = True
 
@@ -71,3 +80,8 @@ class GrpcServer:
     def status(self) -> GrpcStatus:
         """How it is now."""
         return GrpcStatus(address=self.address, serving=self._serving, in_flight=self._door.in_flight)
+
+
+def _no_early_ends(record: logging.LogRecord) -> bool:
+    """A call may end before its answer is sent: grpcio has a traceback for each, if it hasn't heard of the end yet."""
+    return not record.getMessage().startswith("ExecuteBatchError")

@@ -31,7 +31,8 @@ def usable(status: Any) -> Any:
 
 def test_the_cloud_answers_as_this_device_would(start_agent: Any, small_batches: Path) -> None:
     cloud = start_agent(bundle=small_batches)
-    device = start_agent(f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n{SLOW}', bundle=small_batches, http=GRPC)
+    endpoint = f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n'
+    device = start_agent(endpoint + SLOW, bundle=small_batches, http=GRPC, limit_s=120.0)
     device.until(usable)
     with grpc.insecure_channel(device.grpc) as channel:
         here, there = call(channel, "ModelInfer", request()), call(channel, "ModelInfer", request(timeout=HURRY))
@@ -52,6 +53,7 @@ def test_a_cloud_may_answer_in_json_whatever_was_asked(
         f'[[cloud]]\nname = "c"\nurl = "{recording_cloud.url}"\n[policy]\nbreaker_failures = 1000\n{SLOW}',
         bundle=small_batches,
         http=GRPC,
+        limit_s=120.0,  # what it rehearses is slow as well
     )
     device.until(usable)
     score = {"name": "score", "datatype": "FP32", "shape": [1], "data": [0.25]}

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +21,7 @@ import pytest
 from grpc_clients import call, refused, told, triton, triton_aio
 
 from aios_edge.client import Client
-from device_agent.grpc_door.messages import METHODS, ModelInferRequest
+from device_agent.grpc_door.messages import METHODS, SERVICE, ModelInferRequest
 
 LIMIT = 2_000_000
 GRPC = 'grpc_bind = "127.0.0.1:0"'
@@ -82,6 +85,7 @@ def test_tritonclient_finds_its_way(agent: Any) -> None:
         assert told_us["queue_us"] >= 0 and told_us["compute_us"] > 0 and told_us["energy_method"]
         packed = client.infer("tiny", [given], outputs=wanted, compression_algorithm="gzip")
         assert packed.as_numpy("label").tolist() == [b"positive", b"negative"]
+        assert of(packed.get_response().parameters)["reason"] == "no_deadline", "neither parameter nor call has one"
         held: queue.Queue[Any] = queue.Queue()
         client.async_infer("tiny", [given], lambda result, error: held.put((result, error)))
         result, error = held.get(timeout=30)
@@ -117,6 +121,16 @@ def test_an_index_of_what_is_ready_and_kserves_way_to_load(channel: Any) -> None
         ("RepositoryModelLoad", load(model_name="no")),
     ):
         assert refused(channel, method, asked).code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_a_load_is_done_whoever_goes_away(agent: Any, channel: Any) -> None:
+    asked = METHODS["RepositoryModelLoad"][0](model_name="tiny")
+    call(channel, "RepositoryModelUnload", METHODS["RepositoryModelUnload"][0](model_name="tiny"))
+    loading = channel.unary_unary(f"/{SERVICE}/RepositoryModelLoad").future(asked.SerializeToString())
+    agent.until(lambda status: status["grpc"]["in_flight"])
+    loading.cancel()
+    agent.until(lambda status: not status["grpc"]["in_flight"])
+    agent.until(lambda status: status["models"].get("tiny", {}).get("state") == "ready")
 
 
 def test_metadata_has_labels_and_natural_tensors(channel: Any) -> None:
@@ -273,12 +287,12 @@ def test_messages_that_are_none(channel: Any) -> None:
     for data in (b"\xff\xff\xff", b"\x0a\x05ab", b"\x1f\x8b\x08\0", b'{"inputs": []}', b"\x0a\x02\xff\xfe"):
         error = refused(channel, "ModelInfer", data=data)
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT, data
-    for path in ("/inference.GRPCInferenceService/ModelConfig", "/other.Service/ModelInfer", "/x"):
+    for path in (f"/{SERVICE}/ModelConfig", "/other.Service/ModelInfer", "/x"):
         with pytest.raises(grpc.RpcError) as caught:
             channel.unary_unary(path)(b"", timeout=30)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
     with pytest.raises(grpc.RpcError) as caught:  # a stream without a message where one is due
-        channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(iter(()), timeout=30)
+        channel.stream_unary(f"/{SERVICE}/ModelInfer")(iter(()), timeout=30)
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
     assert call(channel, "ServerLive").live
 
@@ -293,6 +307,8 @@ def test_a_message_that_is_too_long_costs_no_memory(agent: Any) -> None:
     Path(f"/proc/{agent.process.pid}/clear_refs").write_text("5")  # the peak begins anew
     before = memory_bytes(agent, "VmRSS")
     with grpc.insecure_channel(agent.grpc, (("grpc.max_send_message_length", -1),)) as channel:
+        for _ in range(10):
+            assert refused(channel, "ModelInfer", data=b"x" * (LIMIT + 1)).code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         error = refused(channel, "ModelInfer", data=b"x" * 200_000_000)
         assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in error.details()
         for compression in (grpc.Compression.Gzip, grpc.Compression.Deflate):
@@ -330,6 +346,28 @@ def test_bytes_that_are_no_http2_end_their_own_connection_only(agent: Any, chann
     half.close()
 
 
+def test_a_connection_that_says_nothing_is_closed(start_agent: Any) -> None:
+    agent = start_agent(http=f"{GRPC}\nreceive_timeout_s = 1.0")
+    host, port = agent.grpc.split(":")
+    for start in (b"", b"PRI * HTTP/2.0"):
+        with socket.create_connection((host, int(port)), timeout=30) as sock:
+            sock.sendall(start)
+            while sock.recv(65536):  # it introduces itself, and ends
+                pass
+    code = (
+        f"import grpc, threading; channel = grpc.insecure_channel('{agent.grpc}')\n"
+        f"stub = channel.stream_stream('/{SERVICE}/ModelStreamInfer')\n"
+        "list(stub(iter(lambda: threading.Event().wait(), None)))"
+    )
+    client = subprocess.Popen([sys.executable, "-c", code])
+    agent.until(lambda status: status["grpc"]["in_flight"] == 1)
+    client.send_signal(signal.SIGSTOP)  # its kernel is there, the client answers no more
+    agent.until(lambda status: status["grpc"]["in_flight"] == 0, 30.0)
+    client.kill()
+    client.wait()
+    assert agent.stop() == 0
+
+
 def test_more_rows_than_allowed_are_refused_for_good(channel: Any) -> None:
     error = refused(channel, "ModelInfer", request(["x"] * 5000))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "max_rows" in error.details()
@@ -340,6 +378,9 @@ def test_the_status_has_the_door(agent: Any, channel: Any) -> None:
     status = agent.status()
     address = f"grpc://{agent.grpc}"
     assert status["grpc"] == {"address": address, "serving": True, "in_flight": 0} and address in status["listen"]
+    command = [sys.executable, "-m", "aios_edge.cli.main", "agent", "status", "--url", agent.url]
+    told_by = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{address}  serving  0 calls" in told_by.stdout
     call(channel, "ModelInfer", request(["a good film"], timeout=5_000_000))
     assert agent.status()["totals"]["local"] == status["totals"]["local"] + 1, "counted like any other"
 
@@ -348,20 +389,15 @@ def test_the_status_has_the_door(agent: Any, channel: Any) -> None:
 def slow(start_agent: Any, small_batches: Path) -> Iterator[Any]:
     """One request at a time, held for long: what waits can be seen."""
     agent = start_agent(
-        "[policy]\nqueue_limit = 2\ndrain_s = 1.0\n[emulate]\nslowdown = 2000.0\n", bundle=small_batches, http=GRPC
+        "[policy]\nqueue_limit = 2\ndrain_s = 1.0\n[emulate]\nslowdown = 600.0\n", bundle=small_batches, http=GRPC
     )
     yield agent
     agent.process.kill()
 
 
-def waiting(agent: Any) -> int:
-    model = agent.status()["models"]["tiny"]
-    return int(model["queued"] + model["running"])
-
-
 def test_who_goes_away_leaves_the_queue(slow: Any) -> None:
     with grpc.insecure_channel(slow.grpc) as channel:
-        stub = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        stub = channel.unary_unary(f"/{SERVICE}/ModelInfer")
         calls = [stub.future(request(["a good film"]).SerializeToString()) for _ in range(3)]
         slow.until(lambda status: status["models"]["tiny"]["queued"] == 2)
         assert slow.status()["grpc"]["in_flight"] == 3
@@ -378,7 +414,7 @@ def test_who_goes_away_leaves_the_queue(slow: Any) -> None:
 
 
 def test_a_stream_that_goes_away_leaves_nothing(slow: Any) -> None:
-    slow.until(lambda status: not status["models"]["tiny"]["running"])
+    slow.until(lambda status: not status["models"]["tiny"]["running"], 60.0)
     go_on = threading.Event()
 
     def requests() -> Any:
@@ -387,7 +423,7 @@ def test_a_stream_that_goes_away_leaves_nothing(slow: Any) -> None:
         go_on.wait(30)
 
     with grpc.insecure_channel(slow.grpc) as channel:
-        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(requests())
+        stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(requests())
         slow.until(lambda status: status["models"]["tiny"]["queued"] == 2)
         before = slow.status()["totals"].get("local", 0)
         stream.cancel()
@@ -399,11 +435,11 @@ def test_a_stream_that_goes_away_leaves_nothing(slow: Any) -> None:
 
 
 def test_the_calls_deadline_is_the_requests(slow: Any) -> None:
-    slow.until(lambda status: not status["models"]["tiny"]["running"])
+    slow.until(lambda status: not status["models"]["tiny"]["running"], 60.0)
     with grpc.insecure_channel(slow.grpc) as channel:
         reason = refused(channel, "ModelInfer", request(["a good film"]), timeout=0.005)
         assert reason.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
-        stub = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        stub = channel.unary_unary(f"/{SERVICE}/ModelInfer")
         running = stub.future(request(["a good film"] * 30).SerializeToString())
         slow.until(lambda status: status["models"]["tiny"]["running"])
         shed = refused(channel, "ModelInfer", request(["a good film"]), timeout=0.2)

@@ -233,7 +233,7 @@ def test_the_audit_has_what_was_asked_and_nothing_of_what_was_in_it(agent: Any, 
 
 def test_who_goes_away_is_written_down_as_such(start_agent: Any, small_batches: Path) -> None:
     agent = start_agent(
-        tenant("shop") + tenant("root", "admin = true") + "[emulate]\nslowdown = 2000.0",
+        tenant("shop") + tenant("root", "admin = true") + "[emulate]\nslowdown = 600.0",
         bundle=small_batches,
         http=GRPC,
     )

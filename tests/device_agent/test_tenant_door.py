@@ -35,13 +35,7 @@ class Desk:
         self.asked = asyncio.Event()
 
     async def infer(
-        self,
-        model: str,
-        version: str | None,
-        body: bytes,
-        length: int | None,
-        tenant: Tenant,
-        within_s: float | None,
+        self, model: str, version: str | None, body: bytes, length: int | None, tenant: Tenant, within_s: float | None
     ) -> Reply:
         self.asked.set()
         await self.answers.wait()
