@@ -13,7 +13,6 @@ import asyncio
 import logging
 import socket
 import struct
-import sys
 from collections.abc import Callable
 from typing import cast
 
@@ -24,7 +23,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from aios_edge.oip.envelope import error_body
 from device_agent.descriptors import connection_limit
 from device_agent.half_closed import INTERIM, HalfClosed
-from device_agent.http import ON_GONE, Scope
+from device_agent.http import ON_GONE, HttpApp, Scope
+from device_agent.http_direct import DirectCycle, Headers
 from device_agent.seldom import Seldom
 from device_agent.slow_clients import LEAST_BYTES, Part, Progress
 from device_agent.upgrade import declined
@@ -55,11 +55,15 @@ class DoorProtocol(HttpToolsProtocol):
     _owed: tuple[bytes, str] | None = None  # a refusal that waits for the answers to whole requests before it
     _on_gone: set[Callable[[], None]] | None = None  # who wait for an answer that only this client wants
     _peer_uid: int | None = None
+    _direct: DirectCycle | None = None  # the request whose body is being read, where it goes the short way
+    cycle: RequestResponseCycle | DirectCycle  # type: ignore[assignment]
+    _answered_at = 0.0
+    _quiet: asyncio.TimerHandle | None = None  # ends a connection that nobody uses
+    _begun = False  # within a head
     _half_closed: HalfClosed | None = None  # once the client has ended its direction
     _heads = 0  # whole ones, on this connection
     _received_bytes = 0
     _declined: bytes | None = None  # a head that is to be read again
-    _declined_at = 0  # where its body begins
     _answering: RequestResponseCycle | None = None  # uvicorn knows the latest of a pipeline only
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -92,14 +96,24 @@ class DoorProtocol(HttpToolsProtocol):
             self._refuse(b"431 Request Header Fields Too Large", text)
 
     def _feed(self, data: bytes) -> None:
-        super().data_received(data)
-        while (head := self._declined) is not None:
-            self._declined = None
-            rest = data[self._declined_at :]
-            self.parser = httptools.HttpRequestParser(self)
-            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            data = head + rest
-            super().data_received(data)
+        while True:
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError as error:
+                _seldom.warn("junk", "a client's bytes are not HTTP/1.1 (%s)", error)
+                text = f"this is not HTTP/1.1, or its body doesn't follow its headers ({error})"
+                self._refuse(b"400 Bad Request", text)
+            except httptools.HttpParserUpgrade as stopped:
+                if self._declined is not None:
+                    data, self._declined = self._declined + data[stopped.args[0] :], None
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                    continue
+            return
+
+    def on_message_begin(self) -> None:
+        """A request begins. What ASGI wants to know of it is gathered when it is clear that ASGI will be asked."""
+        self.url, self.headers, self.expect_100_continue, self._begun = b"", [], False, True
 
     def on_headers_complete(self) -> None:
         """The head is whole; what follows is its body."""
@@ -108,14 +122,47 @@ class DoorProtocol(HttpToolsProtocol):
             return
         self._in_head, self._turned = False, True
         self._head_bytes = 0
+        self._begun = False
         self._heads += 1
+        if (direct := self._straight()) is not None:
+            self._direct = self.cycle = direct
+            self.headers = []
+            return
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
         self.scope["state"][PEER_UID] = self._peer_uid
         super().on_headers_complete()
         self.headers = []  # what comes behind the body is no header of this request, whatever its name
+        assert isinstance(self.cycle, RequestResponseCycle)
         self.cycle.transport = _AnswerTransport(self)  # its task begins later
         if self._on_gone is None:
             self._on_gone = set()
         cast(Scope, self.cycle.scope)[ON_GONE] = self._on_gone
+
+    def _straight(self) -> DirectCycle | None:
+        """The request whose head is whole, where it is one for the short way and nothing is owed before it."""
+        app, parser = self.app, self.parser
+        if not isinstance(app, HttpApp) or app.direct is None or parser.get_method() != b"POST":
+            return None
+        if parser.get_http_version() != "1.1" or not (self.cycle is None or self.cycle.response_complete):
+            return None
+        if self.flow.write_paused or self.transport.is_closing():  # the long way waits for a client that doesn't read
+            return None
+        headers = dict(self.headers)
+        asked = DirectCycle.takes(self.url, headers, app.max_body_bytes)
+        if asked is None or parser.should_upgrade():
+            return None
+        keep_alive = parser.should_keep_alive()
+        return DirectCycle(self, app.direct, app.record, asked, headers, keep_alive=keep_alive)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        if self._direct is not None:
+            self._direct.feed(body)
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The body is whole; what follows is the next head."""
@@ -123,14 +170,15 @@ class DoorProtocol(HttpToolsProtocol):
             return
         self._in_head, self._turned = True, True
         self._head_bytes = 0
-        super().on_message_complete()
+        if self._direct is not None:
+            direct, self._direct = self._direct, None
+            direct.run()
+        else:
+            super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """What the parser couldn't read."""
-        error = sys.exc_info()[1]
-        why = f" ({error})" if isinstance(error, httptools.HttpParserError) and str(error) else ""
-        _seldom.warn("junk", "a client's bytes are not HTTP/1.1%s", why)
-        self._refuse(b"400 Bad Request", f"this is not HTTP/1.1, or its body doesn't follow its headers{why}")
+    def common_headers(self) -> Headers:
+        """Those of every answer, as uvicorn keeps them: the date."""
+        return self.server_state.default_headers
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends no more. True keeps the connection: who has asked may wait for the answer."""
@@ -147,14 +195,9 @@ class DoorProtocol(HttpToolsProtocol):
             return False
         self._half_closed = half_closed
         half_closed.watch()
-        if not self.cycle.response_started and self.scope.get("http_version") == "1.1":
+        if not self.cycle.response_started and self.parser.get_http_version() == "1.1":
             self.transport.write(INTERIM)
         return True
-
-    def _unsupported_upgrade_warning(self) -> None:
-        """Called where the parser has stopped behind a head."""
-        error = sys.exc_info()[1]
-        self._declined_at = error.args[0] if isinstance(error, httptools.HttpParserUpgrade) else 0
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._answering = cycle
@@ -164,13 +207,35 @@ class DoorProtocol(HttpToolsProtocol):
         """A request is answered, and the next one of the pipeline begins."""
         was_last = not self.pipeline
         self.flush()
-        super().on_response_complete()
+        self._go_on()
         if was_last and self._owed is not None:
             self._send_refusal(*self._owed)
         if was_last and self._half_closed is not None:
             self.transport.close()
-        if self.lingers:
-            self._unset_keepalive_if_required()  # what ends it is the cut-off, however long a connection is kept
+
+    def _go_on(self) -> None:
+        """With the next request of the pipeline, or with waiting for one. A timer that is set and taken back with each
+        request would be a part of what one costs: ours looks again when it finds the connection in use."""
+        if self.pipeline:
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        self._answered_at = self.loop.time()
+        if self._quiet is None:
+            self._quiet = self.loop.call_later(self.timeout_keep_alive, self._end_when_quiet)
+
+    def _end_when_quiet(self) -> None:
+        self._quiet = None
+        left_s = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if self.transport.is_closing() or self.lingers:
+            return
+        if left_s > 0 or not self.cycle.response_complete or not self._in_head or self._head_bytes:
+            self._quiet = self.loop.call_later(max(left_s, 1.0), self._end_when_quiet)
+        else:
+            self.transport.close()
 
     @property
     def lingers(self) -> bool:
@@ -209,8 +274,9 @@ class DoorProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by whomever."""
-        if self._cut_off is not None:
-            self._cut_off.cancel()
+        for timer in (self._cut_off, self._quiet):
+            if timer is not None:
+                timer.cancel()
         if self._half_closed is not None:
             self._half_closed.end()
         if self._answering is not None and not self._answering.response_complete:
@@ -226,7 +292,7 @@ class DoorProtocol(HttpToolsProtocol):
             return None
         if not self._in_head:
             return Progress("body", self._heads, self._received_bytes)
-        begun = self.cycle is None or self._head_bytes > 0 or "method" not in self.scope
+        begun = self._begun or self._head_bytes > 0 or not self._heads
         return Progress("head", self._heads, self._received_bytes) if begun else None
 
     def too_slow(self, part: Part, limit_s: float) -> None:
@@ -260,6 +326,8 @@ class DoorProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _leave(self) -> None:
+        if isinstance(self.cycle, DirectCycle):
+            self.cycle.leave()
         for leave in tuple(self._on_gone or ()):
             leave()
 

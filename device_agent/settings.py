@@ -18,6 +18,7 @@ import msgspec
 
 from aios_edge.errors import SettingsError
 from aios_edge.mqtt_options import MqttOptions
+from device_agent import event_loop
 from device_agent.cloud_settings import CloudEndpoint, check_endpoints
 from device_agent.tenants import Tenant, check_tenants
 
@@ -31,7 +32,7 @@ NOT_AVAILABLE = {
     ("mqtt", "home_assistant"),
     ("commands", "*"),
 }
-_OFF = {"probation_s": (0,)}  # limits that 0 takes away
+_OFF = {"probation_s": (0,), "queue_delay_s": (0,)}  # limits that 0 takes away
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -42,6 +43,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     profile: str  # a shipped profile's name, or a file
     group: str = "default"  # the {group} level
     state_dir: Path = Path("state")  # the outbox and everything else that outlives the process
+    event_loop: event_loop.Wanted = "auto"  # auto: uvloop where it is installed
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
@@ -88,6 +90,7 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     pinned: bool = False  # never unloaded to make room; nothing is in this version
+    weight: float = 1.0  # its share of the cores, beside the other models'; of worker processes
     never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
 
@@ -101,6 +104,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """``[policy]``: limits and habits of admission and routing."""
 
     queue_limit: int = 256  # requests waiting per model; beyond it: cloud, else 503
+    queue_delay_s: float = 10.0  # fewer wait, if those without a deadline would wait longer; 0: as many as that anyway
     max_rows: int = 4096  # of one request; more would keep everyone else waiting
     in_flight_bytes: int = 128 * 1024 * 1024  # request bodies in memory, all models and routes together
     default_deadline_s: float | None = None  # for requests without a timeout; none: they may wait
@@ -109,6 +113,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     breaker_backoff_max_s: float = 30.0
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     hedge: bool = False  # ask a second cloud endpoint when the first takes longer than nearly always
+    length_bucketing: bool = True  # batches of like lengths, so that padding doesn't cost what batching gains
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
     load_timeout_s: float = (
         600.0  # a model that isn't loaded and checked by then is refused; TensorRT builds for minutes
@@ -283,6 +288,7 @@ def _check_values(settings: Settings, where: str) -> None:
         ("http.max_body_bytes", settings.http.max_body_bytes),
         ("http.receive_timeout_s", settings.http.receive_timeout_s),
         ("emulate.slowdown", settings.emulate.slowdown),
+        *((f"bundle[{index}].weight", entry.weight) for index, entry in enumerate(settings.bundle)),
         *(
             (f"policy.{name}", value)
             for name in Policy.__struct_fields__

@@ -39,17 +39,16 @@ class TrackRecord:
         """Nobody needs to be told any more."""
         self._expected, self._on_bad = (), None
 
-    def answered(self, requests: Sequence[InferenceRequest], result: BatchResult) -> None:
-        """A batch came back; before its time is learnt from."""
-        costs = [request.cost_hint_bytes for request in requests]
-        self._add(
-            Batch(
-                answers=len(requests),
-                failures=sum(item.status in FAILURES for item in result.done.items),
-                busy_s=result.done.busy_s,
-                expected_s=self._expected_s(costs),
-            )
-        )
+    def answered(self, requests: Sequence[InferenceRequest], result: BatchResult, predicted_s: float) -> None:
+        """A batch came back that was predicted to take so long."""
+        expected_s = predicted_s
+        if self._expected:
+            expected_s = self._expected_s([request.cost_hint_bytes for request in requests])
+        failures = 0
+        for item in result.done.items:
+            failures += item.status in FAILURES
+        busy_s = result.done.busy_s
+        self._add(Batch(answers=len(requests), failures=failures, busy_s=busy_s, expected_s=expected_s))
 
     def turned_away(self, request: InferenceRequest, now: float) -> None:
         """An idle device didn't take it. While watched, that is as bad as a slow batch where what was learnt makes
@@ -57,7 +56,7 @@ class TrackRecord:
         if not self._expected or request.deadline_at is None:
             return
         costs, learnt = [request.cost_hint_bytes], self._learning.service
-        busy_s, expected_s = learnt.busy_s(learnt.batch_units(costs)), self._expected_s(costs)
+        busy_s, expected_s = learnt.batch_s(costs), self._expected_s(costs)
         if SLOWER * expected_s < request.deadline_at - now < busy_s:
             self._add(Batch(answers=1, failures=0, busy_s=busy_s, expected_s=expected_s, turned_away=True))
 
@@ -67,7 +66,7 @@ class TrackRecord:
 
     def _expected_s(self, costs_bytes: Sequence[int]) -> float:
         services = self._expected or (self._learning.service,)
-        return max(service.busy_s(service.batch_units(costs_bytes)) for service in services)
+        return max(service.batch_s(costs_bytes) for service in services)
 
     def _add(self, batch: Batch) -> None:
         self._batches.append(batch)

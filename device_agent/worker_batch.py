@@ -17,11 +17,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from aios_edge.errors import RequestError, RuntimeUnavailable
+from aios_edge.errors import RequestError
 from aios_edge.golden import RawInput
 from aios_edge.oip.tensors import DecodedRequest, Tensor, decode_inputs, encode_outputs
 from aios_edge.tasks import Prediction
 from device_agent.activation import Activated
+from device_agent.worker_natural import Runner, in_chunks
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -60,8 +61,11 @@ class _Work(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Tensors | None = None
 
 
-def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float) -> list[Answer]:
-    """One answer per job, in their order. ``now`` is CLOCK_MONOTONIC: whoever's deadline has passed isn't run."""
+def answer_batch(
+    activated: Activated, jobs: Sequence[Job], *, now: float, runner: Runner | None = None
+) -> list[Answer]:
+    """One answer per job, in their order. ``now`` is CLOCK_MONOTONIC: whoever's deadline has passed isn't run.
+    ``runner``: where texts run that need several runs; without it here, one after the other."""
     answers: dict[int, Answer] = {}
     natural: list[_Work] = []
     grouped: dict[object, list[_Work]] = {}
@@ -79,7 +83,8 @@ def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float) -> li
         if work.tensors is None:
             natural.append(work)
         else:
-            grouped.setdefault(object() if activated.raw else _signature(work.tensors), []).append(work)
+            alone = activated.raw or len(jobs) == 1
+            grouped.setdefault(object() if alone else _signature(work.tensors), []).append(work)
 
     runs: list[tuple[list[_Work], Callable[[list[_Work]], list[Answer]]]] = [
         (group, lambda works: _run_tensors(activated, works))
@@ -87,7 +92,7 @@ def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float) -> li
         for group in _within(members, activated.bundle.manifest.max_batch_size)
     ]
     if natural:
-        runs.append((natural, lambda works: _run_natural(activated, works)))
+        runs.append((natural, lambda works: _run_natural(activated, works, runner)))
     for works, run in runs:
         for answer in _attempt(works, run):
             answers[answer.request_id] = answer
@@ -121,8 +126,7 @@ def _decoded(activated: Activated, job: Job) -> _Work:
     raw = task.raw_tensors(request.inputs)
     if raw is not None:
         return _Work(request_id=job.request_id, request=request, raw=raw)
-    datatypes = {spec.name: spec.datatype for spec in specs}
-    declared_empty = {spec.name for spec in specs if 0 in spec.shape}
+    datatypes, declared_empty = activated.runtime.datatypes, activated.runtime.declared_empty
     if unknown := [name for name in request.inputs if name not in datatypes]:
         natural = f"{' and '.join(task.natural_names)}, or " if task.natural_names else ""
         raise RequestError(
@@ -179,7 +183,7 @@ def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
         joined = {name: np.concatenate([each[name] for each in tensors]) for name in tensors[0]}
         outputs = _split(activated.runtime.run(joined), [_rows(work) for work in works])
     compute_s = time.perf_counter() - started_at
-    datatypes = {spec.name: spec.datatype for spec in activated.runtime.outputs}
+    datatypes = activated.runtime.output_datatypes
     return [
         _encoded(
             work,
@@ -198,8 +202,9 @@ def _run_rows(activated: Activated, tensors: Tensors) -> dict[str, NDArray[np.ge
     manifest = activated.bundle.manifest
     step = manifest.max_batch_size
     rows = {array.shape[0] if array.ndim else 0 for array in tensors.values()}
-    free = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
-    if activated.raw or not free or len(rows) != 1 or max(rows) <= step:
+    if activated.raw or len(rows) != 1 or max(rows) <= step:
+        return dict(activated.runtime.run(tensors))
+    if not all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs)):
         return dict(activated.runtime.run(tensors))
     parts = [
         activated.runtime.run({name: array[start : start + step] for name, array in tensors.items()})
@@ -225,49 +230,42 @@ def _length(tensors: Tensors) -> int:
     return max((array.shape[1] for array in tensors.values() if array.ndim == 2), default=0)
 
 
-def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
-    """All rows of all requests, longest first, in runs of at most ``max_batch_size`` rows.
-
-    Sorting keeps rows of similar length together, which saves padding, and makes the result a function of what is in
-    the batch and not of the order it came in: a dynamically quantized model answers slightly differently with other
-    neighbours.
-    """
-    started_at = time.perf_counter()
+def _run_natural(activated: Activated, works: list[_Work], runner: Runner | None) -> list[Answer]:
+    """All rows of all requests together; each request is answered as soon as its last row is."""
     places = [(work, row) for work in works for row in range(len(work.raw))]
-    places.sort(key=lambda place: _sort_key(place[0].raw[place[1]]))
-    found: dict[tuple[int, int], tuple[Prediction, int]] = {}
-    step = activated.bundle.manifest.max_batch_size
-    for start in range(0, len(places), step):
-        chunk = places[start : start + step]
-        encoded = activated.task.encode([work.raw[row] for work, row in chunk])
-        predictions = activated.task.decode(_run_encoded(activated, encoded), finite=False)
-        lengths = activated.task.lengths(encoded)
-        for (work, row), prediction, length in zip(chunk, predictions, lengths, strict=True):
-            found[work.request_id, row] = prediction, length
-    compute_s = time.perf_counter() - started_at
+    found: dict[int, list[tuple[Prediction, int] | None]] = {work.request_id: [None] * len(work.raw) for work in works}
+    missing = {work.request_id: len(work.raw) for work in works}
+    compute_s = dict.fromkeys(found, 0.0)
+    shared = dict.fromkeys(found, 1)
     answers: list[Answer] = []
-    for work in works:
-        mine = [found[work.request_id, row] for row in range(len(work.raw))]
-        found_here = [prediction for prediction, _ in mine]
-        tensors = activated.task.prediction_tensors(found_here)
-        length = max((length for _, length in mine), default=0)
-        confidence = _confidence(found_here)
-        try:
-            _check_classes(found_here, work.request, tensors)
-        except RequestError as error:
-            answers.append(_failed(work.request_id, error))
-        else:
-            answer = _encoded(work, tensors, length=length, batch_size=len(works), compute_s=compute_s)
-            answers.append(msgspec.structs.replace(answer, confidence=confidence) if answer.status == 200 else answer)
+    for chunk in in_chunks(activated, [work.raw[row] for work, row in places], runner):
+        here = {places[place][0].request_id: places[place][0] for place in chunk.places}
+        for place, prediction, length in zip(chunk.places, chunk.predictions, chunk.lengths, strict=True):
+            work, row = places[place]
+            found[work.request_id][row] = prediction, length
+            missing[work.request_id] -= 1
+        for number, work in here.items():
+            compute_s[number] += chunk.compute_s
+            shared[number] = max(shared[number], len(here))
+            if not missing[number]:
+                rows = [row for row in found[number] if row is not None]
+                answers.append(_classified(activated, work, rows, shared[number], compute_s[number]))
     return answers
 
 
-def _run_encoded(activated: Activated, encoded: Tensors) -> Tensors:
-    """Run the model on tensors that were made here: what it has against them is no fault of the client's."""
+def _classified(
+    activated: Activated, work: _Work, rows: list[tuple[Prediction, int]], batch_size: int, compute_s: float
+) -> Answer:
+    """The answer to a natural request from those to its rows."""
+    predictions = [prediction for prediction, _ in rows]
+    tensors = activated.task.prediction_tensors(predictions)
     try:
-        return activated.runtime.run(encoded)
+        _check_classes(predictions, work.request, tensors)
     except RequestError as error:
-        raise RuntimeUnavailable(error.what) from error
+        return _failed(work.request_id, error)
+    length = max(length for _, length in rows)
+    answer = _encoded(work, tensors, length=length, batch_size=batch_size, compute_s=compute_s)
+    return msgspec.structs.replace(answer, confidence=_confidence(predictions)) if answer.status == 200 else answer
 
 
 def _confidence(predictions: Sequence[Prediction]) -> float | None:
@@ -289,11 +287,6 @@ def _check_classes(predictions: Sequence[Prediction], request: DecodedRequest, n
                 where=f"output {output.name[:80]!r}",
                 remedy="Ask for it as binary data (binary_data)",
             )
-
-
-def _sort_key(raw: RawInput) -> tuple[int, RawInput]:
-    size = len(raw) if isinstance(raw, str) else sum(len(part) for part in raw)
-    return -size, raw
 
 
 def _encoded(work: _Work, tensors: Mapping[str, Tensor], *, length: int, batch_size: int, compute_s: float) -> Answer:
