@@ -7,6 +7,7 @@ being back; nothing piles up. ``make test`` has a few rounds of each, ``make tes
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -180,6 +181,46 @@ def test_kill_9_of_the_cloud(start_agent: Any, repository: str, rounds: int) -> 
     assert set(load.ended) <= {"local", "cloud", "503"}, load.ended
     nothing_piled_up(agent, before)
     assert agent.stop() == 0 and cloud.stop() == 0
+
+
+@pytest.mark.long
+def test_whatever_is_killed_in_whatever_order(start_agent: Any, repository: str) -> None:
+    """One agent through all of it, two things at a time, of which each takes processor time from the other's return.
+    The same seed each time, so that a failure can be looked into."""
+    dice = random.Random(7)
+    ports = free_port(), free_port()
+    broker = start_broker(port=ports[0])
+    cloud = start(start_agent, repository, "any-cloud", bind=f"127.0.0.1:{ports[1]}")
+    more = f"""{repository}[policy]\nbreaker_backoff_s = 0.1\nbreaker_backoff_max_s = 0.5\nqueue_limit = 1
+[mqtt]\nurl = "{broker.url}"\ninterval_s = 0.1
+[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nmodel_map = {{id = "id"}}\n[emulate]\nslowdown = 100.0"""
+    agent = start(start_agent, more, "any-agent")
+    agent.until(lambda status: status["cloud"]["c"]["models"]["id"]["usable"])
+    before = threads_and_descriptors(agent)
+    with SteadyLoad(agent.door, clients=5) as load:
+        for _ in range(60):
+            kinds = dice.sample(["worker", "broker", "cloud"], 2)
+            if "cloud" in kinds:
+                cloud.process.kill()
+                cloud.process.wait()
+            if "broker" in kinds:
+                broker.process.kill()
+                broker.process.wait()
+            if "worker" in kinds:
+                os.kill(worker_of(agent), signal.SIGKILL)
+            load.goes_on(limit_s=3 * BACK_S)
+            if "broker" in kinds:
+                broker = start_broker(port=ports[0])
+            if "cloud" in kinds:
+                cloud = start(start_agent, "", "any-cloud", again=cloud)
+            load.goes_on("cloud", limit_s=3 * BACK_S)
+    assert set(load.ended) <= {"local", "cloud", "503"}, load.ended
+    agent.until(
+        lambda status: status["mqtt"]["link"]["connected"] and not status["mqtt"]["outbox"]["depth"], limit_s=40
+    )
+    nothing_piled_up(agent, before)
+    assert agent.stop() == 0 and cloud.stop() == 0
+    broker.stop()
 
 
 def boot_of(agent: Any) -> str:
