@@ -20,12 +20,11 @@ import pytest
 from identity_model import write_identity
 from mqtt_listener import Listener
 from raw_http import Door
-from steady_load import SteadyLoad
+from steady_load import SteadyLoad, soon_s
 
 from aios_edge.broker import start_broker
 from aios_edge.mqtt import STEADY_S
 
-BACK_S = 3.0
 rounds = pytest.mark.parametrize("rounds", [2, pytest.param(60, marks=pytest.mark.long)])
 
 
@@ -96,11 +95,11 @@ def test_kill_9_of_the_worker(start_agent: Any, repository: str, rounds: int) ->
         load.goes_on()
         for _ in range(rounds):
             os.kill(worker_of(agent), signal.SIGKILL)
-            load.goes_on(limit_s=BACK_S)
+            load.goes_on()
     assert set(load.ended) <= {"local", "503"} and load.ended["503"] <= 2 * rounds, load.ended
     crashes, backs = agent.events("worker_crashed"), agent.events("worker_recovered")
     assert len(crashes) == len(backs) == min(rounds, 25) or rounds > 20
-    assert all(back["away_s"] < BACK_S for back in backs)
+    assert all(back["away_s"] < soon_s() for back in backs)
     nothing_piled_up(agent, before)
     assert agent.stop() == 0
 
@@ -119,7 +118,7 @@ def test_kill_9_of_the_agent(start_agent: Any, repository: str, rounds: int) -> 
                 agent.process.kill()
                 agent.process.wait()
                 agent = start(start_agent, "", "agent", again=agent)
-                load.goes_on(limit_s=BACK_S)
+                load.goes_on()
                 assert not runs(worker), "a worker outlived its agent"
         assert set(load.ended) <= {"local", "closed", "503"} and load.ended["closed"] <= 1000 * rounds
         agent.until(lambda status: status["mqtt"]["link"]["connected"] and not status["mqtt"]["outbox"]["depth"])
@@ -150,8 +149,8 @@ def test_kill_9_of_the_broker(start_agent: Any, repository: str, rounds: int) ->
             agent.until(lambda status: not status["mqtt"]["link"]["connected"])
             load.goes_on()
             broker = start_broker(port=port)
-            agent.until(lambda status: status["mqtt"]["link"]["connected"], limit_s=BACK_S)
-            agent.until(lambda status: not status["mqtt"]["outbox"]["depth"], limit_s=BACK_S)
+            agent.until(lambda status: status["mqtt"]["link"]["connected"], limit_s=soon_s())
+            agent.until(lambda status: not status["mqtt"]["outbox"]["depth"], limit_s=soon_s())
     assert set(load.ended) == {"local"}, load.ended
     assert agent.log().count("lost the connection to") == agent.log().count("connected to mqtt") - 1 == rounds
     nothing_piled_up(agent, before)
@@ -170,14 +169,14 @@ def test_kill_9_of_the_cloud(start_agent: Any, repository: str, rounds: int) -> 
     before = threads_and_descriptors(agent)
     with SteadyLoad(agent.door, clients=5) as load:
         for _ in range(rounds):
-            load.goes_on("cloud", limit_s=BACK_S)
+            load.goes_on("cloud")
             load.goes_on("local")
             cloud.process.kill()
             cloud.process.wait()
             load.goes_on("503")
             load.goes_on("local")
             cloud = start(start_agent, "", "cloud", again=cloud)
-        load.goes_on("cloud", limit_s=BACK_S)
+        load.goes_on("cloud")
     assert set(load.ended) <= {"local", "cloud", "503"}, load.ended
     nothing_piled_up(agent, before)
     assert agent.stop() == 0 and cloud.stop() == 0
@@ -208,12 +207,12 @@ def test_whatever_is_killed_in_whatever_order(start_agent: Any, repository: str)
                 broker.process.wait()
             if "worker" in kinds:
                 os.kill(worker_of(agent), signal.SIGKILL)
-            load.goes_on(limit_s=3 * BACK_S)
+            load.goes_on(times=3)
             if "broker" in kinds:
                 broker = start_broker(port=ports[0])
             if "cloud" in kinds:
                 cloud = start(start_agent, "", "any-cloud", again=cloud)
-            load.goes_on("cloud", limit_s=3 * BACK_S)
+            load.goes_on("cloud", times=3)
     assert set(load.ended) <= {"local", "cloud", "503"}, load.ended
     agent.until(
         lambda status: status["mqtt"]["link"]["connected"] and not status["mqtt"]["outbox"]["depth"], limit_s=40
