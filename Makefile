@@ -3,7 +3,7 @@
 # make demo STRUCTURED=1                  the demo with a pruned network for this machine
 # make test-long                          the tests that take minutes: clean installs, every interpreter,
 #                                         the real neural-compressor, all test models of the ONNX backend,
-#                                         the real onnxruntime-gpu without a GPU (in .venv-gpu)
+#                                         the real onnxruntime-gpu without a GPU (in .venv-gpu), kill -9 in loops
 
 PYTHON ?= python3
 VENV := .venv
