@@ -40,7 +40,7 @@ class Dispatch:
         learning: Learning,
         record: TrackRecord,
         around: Surroundings,
-        lost: asyncio.Event,
+        wake: asyncio.Event,
         room: Room,
     ) -> None:
         self._instance = instance
@@ -53,11 +53,11 @@ class Dispatch:
         self._room = room
         self._watchdog = Watchdog()
         self._learnt_at = -math.inf
-        self._lost_one = lost  # set when the worker may have died
+        self._wake = wake  # set when the worker may have died, or there is a chore
 
     def offer(self, ticket: Ticket) -> None:
         """Run a ticket that was judged this moment, now or when its turn comes."""
-        if self._free and not self._queue:
+        if not self._queue and self._free():
             now = ticket.taken_at = self._around.clock()
             self._room.taken([(ticket.pending, ticket.request.arrived_at)], now)
             self._begin([ticket], now, self._learning.alone_s(ticket.pending))
@@ -67,23 +67,35 @@ class Dispatch:
 
     def next(self) -> None:
         """Give the worker its next batch, when it is free and somebody waits."""
-        if self._free and (batch := self._take()):
+        if self._free():
+            self._begin_next()
+        elif not self._instance.running.tickets:
+            self._wake.set()  # there is something else to be done first
+
+    def _begin_next(self) -> None:
+        if batch := self._take():
             self._begin(*batch)
 
-    @property
     def _free(self) -> bool:
-        return self._instance.ready and not self._instance.running.tickets
+        """Whether the worker takes a batch now; what else is to be done first is :meth:`serve`'s."""
+        instance = self._instance
+        return not instance.running.tickets and instance.ready and instance.chore(len(self._queue)) is None
 
     async def serve(self) -> None:
-        """Bring the worker back whenever it is lost."""
+        """Bring the worker back whenever it is lost, and do what is to be done between two batches."""
         try:
             while True:
-                self._lost_one.clear()
-                if self._instance.worker.ready or self._instance.running.tickets:
-                    self.next()
-                    await self._lost_one.wait()
-                else:
+                self._wake.clear()
+                if self._instance.running.tickets:
+                    await self._wake.wait()
+                elif chore := self._instance.chore(len(self._queue)):
+                    await chore()
+                elif not self._instance.worker.ready and self._instance.state != "resting":
                     await self._bring_back()
+                else:
+                    if self._instance.ready:  # else it rests, and nobody asks for it
+                        self._begin_next()
+                    await self._wake.wait()
         finally:
             self._watchdog.close()
 
@@ -122,10 +134,10 @@ class Dispatch:
             if isinstance(end, WorkerLost):
                 self._record.lost(len(batch))
                 self._lost(end, batch)
-                self._lost_one.set()
+                self._wake.set()
                 return
             seen_s = self._around.clock() - now
-            self._instance.plan = self._instance.plan.served()
+            self._instance.served()
             self.next()  # the worker needn't wait for the answers to be written, nor clients for the rest
             self._answer(batch, end)
             self._record.answered(requests, end, expected_s)
@@ -167,7 +179,7 @@ class Dispatch:
 
     def _elsewhere(self, ticket: Ticket, now: float) -> None:
         self._queue.drop(ticket)
-        decision = self._judge.elsewhere(ticket, now, self._instance.plan.expected_s)
+        decision = self._judge.elsewhere(ticket, now)
         if not isinstance(decision, Local):
             ticket.resolve(decision)
 
@@ -177,11 +189,16 @@ class Dispatch:
             self._record.lost(1)
             instance.lost_while_idle(queued=len(self._queue))
             self._review.run()
+        if instance.state == "quarantined":
+            self._all_elsewhere()
         failure = await instance.restart()
         if failure is None:
             return
         self._record.lost(1)
         self._review.run()
         if instance.plan.hopeless(failure):
-            for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
-                self._elsewhere(ticket, instance.lost_at)
+            self._all_elsewhere()
+
+    def _all_elsewhere(self) -> None:
+        for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
+            self._elsewhere(ticket, self._instance.lost_at)

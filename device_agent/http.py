@@ -39,13 +39,15 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole HTTP response. ``completion`` is recorded once it was sent."""
+    """A whole HTTP response. ``completion`` is recorded once it was sent. ``retry_after_s``: what the header of that
+    name says in whole seconds."""
 
     status: int = 200
     body: bytes = b""
     content_type: str = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
     completion: Completion | None = None
+    retry_after_s: float | None = None
 
 
 class Inference(NamedTuple):

@@ -59,8 +59,8 @@ class DoorProtocol(HttpToolsProtocol):
     cycle: RequestResponseCycle | DirectCycle  # type: ignore[assignment]
     _answered_at = 0.0
     _quiet: asyncio.TimerHandle | None = None  # ends a connection that nobody uses
-    _begun = False  # within a head
     _half_closed: HalfClosed | None = None  # once the client has ended its direction
+    _begun = False  # a head, of which more is to come
     _heads = 0  # whole ones, on this connection
     _received_bytes = 0
     _declined: bytes | None = None  # a head that is to be read again
@@ -97,23 +97,26 @@ class DoorProtocol(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> None:
         while True:
+            body_at = 0
             try:
                 self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stopped:  # behind a head
+                body_at = stopped.args[0]
             except httptools.HttpParserError as error:
-                _seldom.warn("junk", "a client's bytes are not HTTP/1.1 (%s)", error)
-                text = f"this is not HTTP/1.1, or its body doesn't follow its headers ({error})"
-                self._refuse(b"400 Bad Request", text)
-            except httptools.HttpParserUpgrade as stopped:
-                if self._declined is not None:
-                    data, self._declined = self._declined + data[stopped.args[0] :], None
-                    self.parser = httptools.HttpRequestParser(self)
-                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-                    continue
-            return
+                why = f" ({error})" if str(error) else ""
+                _seldom.warn("junk", "a client's bytes are not HTTP/1.1%s", why)
+                self._refuse(b"400 Bad Request", f"this is not HTTP/1.1, or its body doesn't follow its headers{why}")
+                return
+            if self._declined is None:
+                return
+            data, self._declined = self._declined + data[body_at:], None
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
 
     def on_message_begin(self) -> None:
         """A request begins. What ASGI wants to know of it is gathered when it is clear that ASGI will be asked."""
-        self.url, self.headers, self.expect_100_continue, self._begun = b"", [], False, True
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self._begun = True
 
     def on_headers_complete(self) -> None:
         """The head is whole; what follows is its body."""
@@ -195,7 +198,8 @@ class DoorProtocol(HttpToolsProtocol):
             return False
         self._half_closed = half_closed
         half_closed.watch()
-        if not self.cycle.response_started and self.parser.get_http_version() == "1.1":
+        spoken = "1.1" if isinstance(self.cycle, DirectCycle) else self.scope.get("http_version")
+        if not self.cycle.response_started and spoken == "1.1":
             self.transport.write(INTERIM)
         return True
 
@@ -292,7 +296,7 @@ class DoorProtocol(HttpToolsProtocol):
             return None
         if not self._in_head:
             return Progress("body", self._heads, self._received_bytes)
-        begun = self._begun or self._head_bytes > 0 or not self._heads
+        begun = self.cycle is None or self._head_bytes > 0 or self._begun
         return Progress("head", self._heads, self._received_bytes) if begun else None
 
     def too_slow(self, part: Part, limit_s: float) -> None:

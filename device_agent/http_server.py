@@ -22,16 +22,13 @@ from device_agent.slow_clients import SlowClients
 
 
 class HttpServer(uvicorn.Server):
-    """Serves the application on sockets that are already open; ``should_exit`` closes it.
+    """Serves the application on sockets that are already open; :meth:`close` ends it.
 
-    ``drain_s``: how long requests in flight may take after that; two seconds are added to tell those who still wait.
     ``receive_timeout_s``: of a client that hardly moves (:mod:`device_agent.slow_clients`).
     ``tls``: for TCP only. What the file system guards stays plain.
     """
 
-    def __init__(
-        self, app: App, *, drain_s: float, receive_timeout_s: float = 60.0, tls: ssl.SSLContext | None = None
-    ) -> None:
+    def __init__(self, app: App, *, receive_timeout_s: float = 60.0, tls: ssl.SSLContext | None = None) -> None:
         config = uvicorn.Config(
             app,
             http=DoorProtocol,
@@ -45,7 +42,6 @@ class HttpServer(uvicorn.Server):
             proxy_headers=False,
             backlog=BACKLOG,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=round(drain_s) + 2,
         )
         super().__init__(config)
         self._tls = tls
@@ -68,6 +64,11 @@ class HttpServer(uvicorn.Server):
         """Ten times a second."""
         self._slow_clients.look(cast("Iterable[DoorProtocol]", self.server_state.connections), time.monotonic())
         return await super().on_tick(counter)
+
+    def close(self, *, drain_s: float) -> None:
+        """Accept no more. Requests in flight have ``drain_s``; two seconds are added to tell those who still wait."""
+        self.config.timeout_graceful_shutdown = round(drain_s) + 2
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
