@@ -150,7 +150,9 @@ def test_kill_9_of_the_broker(start_agent: Any, repository: str, rounds: int) ->
             load.goes_on()
             broker = start_broker(port=port)
             agent.until(lambda status: status["mqtt"]["link"]["connected"], limit_s=soon_s())
-            agent.until(lambda status: not status["mqtt"]["outbox"]["depth"], limit_s=soon_s())
+            agent.until(
+                lambda status: status["mqtt"]["outbox"]["depth"] <= 2, limit_s=soon_s()
+            )  # and ten come each second
     assert set(load.ended) == {"local"}, load.ended
     assert agent.log().count("lost the connection to") == agent.log().count("connected to mqtt") - 1 == rounds
     nothing_piled_up(agent, before)
