@@ -4,7 +4,7 @@
 # make proto                              compile open_inference.proto, after a change of it
 # make test-long                          the tests that take minutes: clean installs, every interpreter,
 #                                         the real neural-compressor, all test models of the ONNX backend,
-#                                         the real onnxruntime-gpu without a GPU (in .venv-gpu)
+#                                         the real onnxruntime-gpu without a GPU (in .venv-gpu), kill -9 in loops
 
 PYTHON ?= python3
 VENV := .venv

@@ -12,13 +12,25 @@ import resource
 from collections.abc import Callable
 from typing import Any
 
+from device_agent.listen import BACKLOG
 from device_agent.seldom import Seldom
 
 log = logging.getLogger("device_agent.http")
 
-#: Kept back from connections; at most half of what there is.
-RESERVE = 256
+#: What the process asks for, where it may.
+WANTED = 65536
+#: Kept back from connections, at most half of what there is: more than the kernel's queue of them, which is accepted in
+#: one go before the first is looked at.
+RESERVE = BACKLOG + 256
 _ACCEPT_FAILED = "socket.accept() out of system resource"  # asyncio's words
+
+
+def raise_limit() -> None:
+    """Have as many as this process may have without asking anybody."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED if hard == resource.RLIM_INFINITY else min(hard, WANTED)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def connection_limit() -> int:

@@ -13,15 +13,12 @@ from typing import cast
 
 import uvicorn
 
-from device_agent.descriptors import accept_errors
+from device_agent.descriptors import accept_errors, raise_limit
 from device_agent.http import App
 from device_agent.http_protocol import DoorProtocol
 from device_agent.listen import BACKLOG
 from device_agent.seldom import Seldom
 from device_agent.slow_clients import SlowClients
-
-#: In one turn of the loop, for each door; the next turns refuse what is too much (:mod:`device_agent.descriptors`).
-ACCEPTED_AT_ONCE = 32
 
 
 class HttpServer(uvicorn.Server):
@@ -43,7 +40,7 @@ class HttpServer(uvicorn.Server):
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            backlog=ACCEPTED_AT_ONCE,
+            backlog=BACKLOG,
             timeout_keep_alive=75,
         )
         super().__init__(config)
@@ -52,6 +49,7 @@ class HttpServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept."""
+        raise_limit()
         loop = asyncio.get_running_loop()
         seldom = Seldom(logging.getLogger("device_agent.http"))
         loop.set_exception_handler(accept_errors(seldom, loop.get_exception_handler()))
@@ -60,7 +58,6 @@ class HttpServer(uvicorn.Server):
             self.config.ssl = None if sock.family == socket.AF_UNIX else self._tls
             await super().startup(sockets=[sock])
             servers += self.servers
-            sock.listen(BACKLOG)  # asyncio has set it to what it accepts at once
         self.servers = servers
 
     async def on_tick(self, counter: int) -> bool:

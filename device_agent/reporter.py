@@ -197,13 +197,17 @@ class Reporter:
     async def _sample(self) -> None:
         loop = asyncio.get_running_loop()
         throttled: bool | None = None
+        failed = False
         while True:
             try:
                 reading = await loop.run_in_executor(self._sensors, self._meter.sample)
-            except Exception:
-                _log.exception("the power meter failed")
+            except Exception as error:
+                if not failed:  # at each sample it would fill the log
+                    _log.warning("the power meter failed: %s", error, exc_info=not isinstance(error, OSError))
+                failed = True
                 await asyncio.sleep(self._options.sample_s)
                 continue
+            failed = False
             self.last_reading = reading
             self._window.add(reading)
             self._on_reading(reading)

@@ -15,7 +15,7 @@ import pytest
 from hostile_models import REFUSED, SERVED, slow_to_load
 from identity_model import write_identity
 from raw_http import Door
-from steady_load import SteadyLoad
+from steady_load import SteadyLoad, soon_s
 
 from aios_edge.errors import BundleRefused
 from aios_edge.profile_files import load_profile
@@ -87,7 +87,7 @@ def test_a_model_that_does_harm_does_it_to_itself(start_agent: Any, tmp_path: Pa
         began = time.monotonic()
         agent.until(lambda status: status["state"] == "ready", limit_s=10)
         assert ask(agent, "divides", [4])[1]["data"] == [-(2**61)] and ask(agent, "loops", [2])[1]["data"] == [2]
-        assert time.monotonic() - began < 3.0
+        assert time.monotonic() - began < soon_s()
         load.goes_on()
     assert set(load.ended) == {"local"}, "nobody else felt it"
     crashes = [(crash["model"], crash["how"]) for crash in agent.events("worker_crashed")]

@@ -25,7 +25,7 @@ VALUES = itertools.count(1000)
 
 @pytest.fixture(scope="module")
 def doors(start_agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Door]]:
-    """TCP, Unix socket and TLS, of two agents."""
+    """TCP and Unix socket, TLS, and where there are tenants, of three agents."""
     folder = tmp_path_factory.mktemp("doors")
     write_identity(folder / "repository" / "id" / "1")
     repository = f'[repository]\npath = "{folder / "repository"}"'
@@ -47,15 +47,23 @@ def doors(start_agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     limit = f"max_body_bytes = {MAX_BODY_BYTES}\n"
     plain = start_agent(repository, http=f'{limit}unix_socket = "{path}"')
     secure = start_agent(repository, http=f'{limit}tls_cert = "{folder}/door.pem"\ntls_key = "{folder}/door.key"')
+    of_tenants = path.with_suffix(".tenants")
+    tenant = f'[[tenant]]\nid = "t"\nunix_uids = [{os.getuid()}]\nadmin = true\n'
+    shared = start_agent(repository + "\n" + tenant, http=f'{limit}unix_socket = "{of_tenants}"')
     context = ssl.create_default_context(cafile=str(folder / "door.pem"))
-    yield {"tcp": Door.of(plain.url), "unix": Door(unix=path), "tls": Door.of(secure.url, context)}
-    for agent in (plain, secure):
+    yield {
+        "tcp": Door.of(plain.url),
+        "unix": Door(unix=path),
+        "tls": Door.of(secure.url, context),
+        "tenants": Door(unix=of_tenants),
+    }
+    for agent in (plain, secure, shared):
         assert agent.process.poll() is None, agent.log()
         assert "Traceback" not in agent.log() and "ERROR" not in agent.log()
         assert agent.stop() == 0
 
 
-@pytest.fixture(params=["tcp", "unix", "tls"])
+@pytest.fixture(params=["tcp", "unix", "tls", "tenants"])
 def door(request: pytest.FixtureRequest, doors: dict[str, Door]) -> Door:
     return doors[request.param]
 
@@ -166,7 +174,7 @@ def test_a_head_is_read_with_the_connection_that_it_closes(door: Door) -> None:
         assert wire.rest() == []
 
 
-@pytest.mark.parametrize("name", ["tcp", "unix"])
+@pytest.mark.parametrize("name", ["tcp", "unix", "tenants"])
 def test_who_sends_no_more_still_reads_his_answers(doors: dict[str, Door], name: str) -> None:
     import socket
 

@@ -233,7 +233,9 @@ def test_a_disk_that_refuses_silences_neither_agent_nor_reports(tmp_path: Path) 
     running(scenario)
 
 
-def test_a_meter_or_gauge_that_breaks_does_not_end_the_reports(tmp_path: Path) -> None:
+def test_a_meter_or_gauge_that_breaks_does_not_end_the_reports(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     class Broken(Meter):
         def sample(self) -> PowerReading:
             raise RuntimeError("no bus")
@@ -245,6 +247,7 @@ def test_a_meter_or_gauge_that_breaks_does_not_end_the_reports(tmp_path: Path) -
         await it.stop("done")
 
     running(scenario)
+    assert caplog.text.count("the power meter failed") == 1, "not at every sample"
 
 
 def test_events_before_the_start_are_not_lost(tmp_path: Path) -> None:
