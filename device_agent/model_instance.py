@@ -31,6 +31,7 @@ class ModelInstance:
         self.report: ActivationReport | None = None
         self.restarts = 0
         self.running = Running()
+        self.ahead = Running()  # the batch that the worker has already, and takes next
         self.plan = RestartPlan()
         self.lost_at = 0.0
         self.worker = WorkerHandle(spec, on_stage=self._staged, on_lost=self._told_lost)
@@ -52,7 +53,7 @@ class ModelInstance:
         if not self.running.tickets:
             return now
         since = self.running.since
-        return max(since + self.running.expected_s, now + 0.1 * (now - since))
+        return max(since + self.running.expected_s, now + 0.1 * (now - since)) + self.ahead.expected_s
 
     async def activate(self) -> ActivationReport:
         """Start the worker and check the whole contract. Raises what refused it."""

@@ -30,6 +30,7 @@ from device_agent.service_time import ServiceTime
 _DEFAULT_RANK = 1 << 32
 LOOKAHEAD = 2  # batches: so far behind the first those are looked for who fit it
 TOLERANCE = 0.05  # so much more than alone a joiner may cost: lengths are estimates, and a batch more has a price too
+AHEAD_S = 0.005  # batches up to this length: the way to the worker and back takes up to half a millisecond
 QUICK_S = 0.003  # no request waits longer than that for one that it only travels with
 
 
@@ -126,6 +127,15 @@ def _in_a_row(queue: Sequence[Pending], start_at: float, model: ServiceTime) -> 
         if place and busy > min(room_s, QUICK_S):
             return list(range(place))
     return list(range(len(queue)))
+
+
+def goes_ahead(busy_s: float, running_s: float) -> bool:
+    """Whether the worker is given its next batch, of ``busy_s``, while it still has one of ``running_s``.
+
+    The gap between two short batches is worth avoiding; whoever comes during a long one should still be able to join
+    or overtake, and a batch much smaller than the one that runs gains more by growing.
+    """
+    return running_s <= AHEAD_S and 2.0 * busy_s >= running_s
 
 
 def forecast(

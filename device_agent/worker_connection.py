@@ -54,7 +54,7 @@ class Connection:
         self._where = f"worker of {spec.model}"
         self._generation = generation
         self._on_stage = on_stage
-        self._waiting: tuple[int | None, asyncio.Future[tuple[wire.Message, memoryview]]] | None = None
+        self._waiting: dict[int | None, asyncio.Future[tuple[wire.Message, memoryview]]] = {}  # by batch; None: Load
         self._ending: asyncio.Task[None] | None = None
         self._writable = asyncio.Event()
         self._sock, theirs = wire.pair()
@@ -75,9 +75,10 @@ class Connection:
         self.loop.add_reader(self._sock, self._on_readable)
 
     async def ask(self, message: wire.Load | wire.Run, payload: bytes = b"") -> tuple[wire.Message, memoryview]:
-        """Send a message and wait for the reply to it, or for the worker's death."""
+        """Send a message and wait for the reply to it, or for the worker's death. A second one may be sent meanwhile:
+        the worker takes it when it is done with the first."""
         reply: asyncio.Future[tuple[wire.Message, memoryview]] = self.loop.create_future()
-        self._waiting = (message.batch_id if isinstance(message, wire.Run) else None, reply)
+        self._waiting[message.batch_id if isinstance(message, wire.Run) else None] = reply
         if self.lost.done() or self._ending is not None or not await self._send(message, payload):
             raise WorkerLost(await asyncio.shield(self.lost), where=self._where)
         return await reply
@@ -130,10 +131,9 @@ class Connection:
             return  # a reply of an old generation
         if isinstance(message, wire.Loading):
             self._on_stage(message.stage)
-        elif self._waiting is not None:
-            batch_id, reply = self._waiting
-            answered = message.batch_id if isinstance(message, wire.Done) else None
-            if answered == batch_id and not reply.done():  # else its caller has gone
+        else:
+            reply = self._waiting.pop(message.batch_id if isinstance(message, wire.Done) else None, None)
+            if reply is not None and not reply.done():  # else its caller has gone
                 reply.set_result((message, payload))
 
     def _end(self, what: str) -> None:
@@ -150,9 +150,11 @@ class Connection:
             description = await exit_status(self.process, grace_s=EXIT_GRACE_S, else_what=what)
         if not self.lost.done():
             self.lost.set_result(description)
-        if self._waiting is not None and not self._waiting[1].done():
-            self._waiting[1].set_exception(WorkerLost(description, where=self._where))
-            self._waiting[1].exception()  # its caller may be gone: not an error of ours then
+        for reply in self._waiting.values():  # in the order they were asked
+            if not reply.done():
+                reply.set_exception(WorkerLost(description, where=self._where))
+                reply.exception()  # its caller may be gone: not an error of ours then
+        self._waiting.clear()
 
 
 def _spawn(spec: WorkerSpec, theirs: socket.socket) -> subprocess.Popen[bytes]:

@@ -51,7 +51,6 @@ class WorkerHandle:
         self._connection: Connection | None = None
         self._ready = False
         self._batch_id = 0
-        self._turn = asyncio.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -111,19 +110,19 @@ class WorkerHandle:
         return reply.report
 
     async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
-        """Run one batch; a second call waits its turn. :class:`WorkerLost` when the worker dies before answering."""
-        async with self._turn:
-            connection = self._connection
-            if connection is None or not self._ready:
-                raise WorkerLost("is not running", where=f"worker of {self.spec.model}")
-            self._batch_id += 1
-            message, payload = _batch(requests, self._batch_id, self.generation)
-            reply, content = await connection.ask(message, payload)
-            if not isinstance(reply, wire.Done):
-                raise WorkerLost("answered a batch with something else", where=f"worker of {self.spec.model}")
-            if connection.process is not None:  # a thread's resident set is the whole agent's
-                self.rss_bytes = reply.rss_bytes
-            return BatchResult(done=reply, payload=content)
+        """Run one batch; the worker runs several that are asked for one after the other. :class:`WorkerLost` when the
+        worker dies before answering."""
+        connection = self._connection
+        if connection is None or not self._ready:
+            raise WorkerLost("is not running", where=f"worker of {self.spec.model}")
+        self._batch_id += 1
+        message, payload = _batch(requests, self._batch_id, self.generation)
+        reply, content = await connection.ask(message, payload)
+        if not isinstance(reply, wire.Done):
+            raise WorkerLost("answered a batch with something else", where=f"worker of {self.spec.model}")
+        if connection.process is not None:  # a thread's resident set is the whole agent's
+            self.rss_bytes = reply.rss_bytes
+        return BatchResult(done=reply, payload=content)
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """End the worker: it finishes the batch in flight; after ``grace_s`` it is killed."""
