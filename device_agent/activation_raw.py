@@ -18,7 +18,7 @@ from aios_edge.tasks import Prediction
 from device_agent.activation import Activated, Record
 from device_agent.raw_model import digested, notes, raw_bundle, with_tensors
 from device_agent.runtime import open_runtime
-from device_agent.values import ActivationCheck
+from device_agent.values import ActivationCheck, Engines
 from device_agent.wire import RawModel
 
 
@@ -29,6 +29,7 @@ def activate_raw(
     *,
     alone: bool,
     state_dir: Path | None = None,
+    engines: Engines = "build",
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Activated:
     """Load the model in ``root``, the one with ``model.digest`` where that is known.
@@ -46,8 +47,9 @@ def activate_raw(
         record.add(ActivationCheck(name="contract", passed=True, skipped=True, detail=notes(bundle)))
         record.stage("load")
         started_at = time.perf_counter()
-        record.runtime = runtime = open_runtime(bundle, profile, state_dir=state_dir)
+        record.runtime = runtime = open_runtime(bundle, profile, state_dir=state_dir, engines=engines)
         record.load_s = time.perf_counter() - started_at
+        runtime.keep_engine()
         record.add(ActivationCheck(name="load", passed=True, detail=f"loaded on {', '.join(runtime.providers_active)}"))
     except (RuntimeUnavailable, OSError) as error:
         what = error.what if isinstance(error, RuntimeUnavailable) else f"can't be read ({error.strerror})"

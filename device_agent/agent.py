@@ -72,6 +72,7 @@ class Agent:
             energy=self._energy,
             strain=lambda: self._strain.reason,
             trace=self._trace.write if self._trace else None,
+            tenants=settings.tenant,
             device=lambda: (self._strain.state, self._strain.sampled_at),
         )
         self._deployment = Deployment(settings, self.profile, self._around)
@@ -170,7 +171,7 @@ class Agent:
     def _app(self) -> App:
         limit, tenants = self.settings.http.max_body_bytes, self.settings.tenant
         if not tenants:
-            return HttpApp(self._desk, max_body_bytes=limit, record=self._record)
+            return HttpApp(self._desk, max_body_bytes=limit, record=self._record, direct=self._desk)
         return TenantDoor(tenants, self._desk, self._deployment, self._audit, max_body_bytes=limit, record=self._record)
 
     def _make_reporter(self, meter: PowerMeter) -> Reporter:

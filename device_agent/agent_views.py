@@ -11,6 +11,7 @@ import msgspec
 from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import StatusBody
 from aios_edge.version import __version__
+from device_agent import event_loop
 from device_agent import status as st
 from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
@@ -60,11 +61,14 @@ def agent_status(
             machine=platform.machine(),
             kernel=platform.release(),
             python=platform.python_version(),
+            event_loop=event_loop.running_on(),
             cpu_count=os.cpu_count(),
         ),
         listen=listen,
         models={
-            name: model_status(host, deployment.entries[name], deployment.probations.get(name), now)
+            name: model_status(
+                host, deployment.entries[name], deployment.probations.get(name), deployment.builds.get(name), now
+            )
             for name, host in deployment.hosts.items()
         },
         refused=tuple(deployment.refused),
@@ -107,8 +111,10 @@ def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployme
 def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
     """What telemetry tells of this moment."""
     workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
+    limits = {name: host.room.limit for name, host in deployment.hosts.items()}
     return Gauges(
         queue_depth=sum(host.queued for host in deployment.hosts.values()),
+        waiting_limits={name: limit for name, limit in limits.items() if limit is not None},
         breakers={name: endpoint.breaker.state for name, endpoint in cloud.endpoints.items()},
         strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),

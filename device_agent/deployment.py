@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -20,14 +21,16 @@ from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import BundleStatus
 from device_agent.announcements import Announcements
 from device_agent.cloud_fit import ModelShape
+from device_agent.engine_builds import EngineBuilds, found_unfit
+from device_agent.engine_cache import forget_engines, model_digest
 from device_agent.hosting import entries_of, no_bundle, open_entry, other_name, same_name, worker_spec
 from device_agent.kept_bundles import forget_others
 from device_agent.model_host import ModelHost
-from device_agent.provider_chain import forget_engines
 from device_agent.raw_model import contract_of, digested, is_raw
 from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.succession import Probation, Succession
 from device_agent.surroundings import Surroundings
+from device_agent.values import EngineReport
 
 
 class Deployment:
@@ -42,6 +45,7 @@ class Deployment:
         self._entries: dict[str, BundleEntry] = {}
         self._away: dict[BundleEntry, BundleStatus] = {}
         self._succession = Succession(self._hosts, settings, around, self._in_background)
+        self.builds = EngineBuilds(around, self._change_over)
         self._started = False
         self._closing = False
         self._turn = asyncio.Lock()
@@ -124,12 +128,14 @@ class Deployment:
                     await self._activate(entry)
                 except AiosEdgeError as error:
                     last = error
-            forget_engines(self._settings.device.state_dir, self._ids())
+            models = {model_digest(host.bundle) for host in self._hosts.values()}
+            forget_engines(self._settings.device.state_dir, models)
             if not any(host.state == "ready" for host in self._hosts.values()):
                 raise last if last is not None else no_bundle()
             self._started = True
             for host in self._hosts.values():
                 await self._succession.keep(host)
+                self.builds.consider(host)
             await self._tidy()
 
     async def load(self, model: str) -> None:
@@ -155,6 +161,7 @@ class Deployment:
     async def stop(self) -> None:
         """Stop every model; requests that still wait are refused as draining."""
         self.give_up_changes()
+        await self.builds.stop()
         await asyncio.gather(*self._changes, return_exceptions=True)
         for model in list(self.probations):
             self._succession.end_probation(model)
@@ -191,17 +198,46 @@ class Deployment:
     async def _load(self, model: str) -> None:
         host = self._hosts.get(model)
         if host is None:
-            await self._succession.keep(await self._activate(self._entry_away(model), asked=model))
+            host = await self._activate(self._entry_away(model), asked=model)
+            await self._succession.keep(host)
+            self.builds.consider(host)
             return
         entry = self._entries[model]
         try:
             bundle = await self._lying_at(entry)
             if bundle.bundle_id == host.bundle.bundle_id and host.state == "ready":
                 return
-            await self._succession.swap(model, self._host(entry, bundle))
+            await self._swap(model, entry, bundle)
         except AiosEdgeError as error:
             self._tell.refused(entry, error)
             raise
+        self.builds.consider(self._hosts[model])
+
+    async def _swap(self, model: str, entry: BundleEntry, bundle: Bundle) -> None:
+        new = self._host(entry, bundle)
+        try:
+            await self._succession.swap(model, new)
+        except AiosEdgeError as error:
+            if not found_unfit(new, error, self._around.emit):
+                raise
+            await self._succession.swap(model, self._host(entry, bundle))
+
+    async def _change_over(self, model: str, host: ModelHost, engine: EngineReport) -> None:
+        """The engine of a model that serves without was built: a worker with it takes the place."""
+        while (probation := self.probations.get(model)) is not None:  # first its bundle has to keep its contract
+            await probation.over.wait()
+
+        async def change() -> None:
+            if self._hosts.get(model) is not host:  # swapped or unloaded meanwhile
+                return
+            new = self._host(self._entries[model], replace(host.bundle, path=host.instance.worker.spec.bundle_path))
+            try:
+                await self._succession.swap(model, new)
+            except AiosEdgeError as error:
+                if not found_unfit(new, error, self._around.emit):
+                    self._around.emit("engine_failed", model=model, reason=str(error))
+
+        await self._in_background(change)
 
     async def _lying_at(self, entry: BundleEntry) -> Bundle:
         bundle = open_entry(entry)
@@ -213,6 +249,7 @@ class Deployment:
             self._entry_away(model)
             return
         self._succession.end_probation(model)
+        self.builds.give_up(model)
         entry, manifest = self._entries.pop(model), host.bundle.manifest
         bundle_id, why = host.bundle.bundle_id, "unloading"
         status = BundleStatus(
@@ -254,9 +291,11 @@ class Deployment:
         self._tell.checking(host)
         try:
             report = await host.activate()
-        except BaseException:
+        except BaseException as error:
             del self._hosts[name], self._entries[name]
             await host.stop()
+            if isinstance(error, AiosEdgeError) and found_unfit(host, error, self._around.emit):
+                return await self._activated(entry, asked)
             raise
         self._tell.activated(host, report)
         return host

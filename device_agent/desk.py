@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable
@@ -97,10 +98,17 @@ class FrontDesk:
         """``GET /status``."""
         return msgspec.json.encode(self._agent_status())
 
-    async def infer(
-        self, model: str, version: str | None, body: bytes, json_length: int | None, tenant: Tenant | None = None
-    ) -> Reply:
-        """Answer one inference request; raises :class:`RequestError` for what can't be understood."""
+    def submit(
+        self,
+        model: str,
+        version: str | None,
+        body: bytes,
+        json_length: int | None,
+        on_reply: Callable[[Reply], None],
+        tenant: Tenant | None = None,
+    ) -> Callable[[], None]:
+        """Take in one inference request; ``on_reply`` is called once, maybe before this returns. What is returned is
+        called when the client goes away. Raises :class:`RequestError` for what can't be understood."""
         arrived_at = self._clock()
         host = self._deployment.host(model, version)
         envelope = parse_request(body, json_length)
@@ -112,16 +120,42 @@ class FrontDesk:
         )
         admission = admit(request, arrived_at, load)
         if isinstance(admission, Shed):
-            answer = shed_answer(admission)
-        else:
-            self.in_flight_bytes += len(body)
-            self.in_flight += 1
-            try:
-                answer = await host.infer(request)
-            finally:
-                self.in_flight_bytes -= len(body)
-                self.in_flight -= 1
-        return self._reply(host, request, answer)
+            on_reply(self._reply(host, request, shed_answer(admission)))
+            return _stay
+        self.in_flight_bytes += len(body)
+        self.in_flight += 1
+
+        def over() -> None:
+            self.in_flight_bytes -= len(body)
+            self.in_flight -= 1
+
+        def answered(answer: Answer) -> None:
+            over()
+            on_reply(self._reply(host, request, answer))
+
+        def leave() -> None:
+            if not ticket.answered:
+                over()
+                host.leave(ticket)
+
+        ticket = host.submit(request, answered)
+        return leave
+
+    async def infer(
+        self, model: str, version: str | None, body: bytes, json_length: int | None, tenant: Tenant | None = None
+    ) -> Reply:
+        """:meth:`submit`, awaited; cancelling it is going away."""
+        replied: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def reply(found: Reply) -> None:
+            if not replied.done():
+                replied.set_result(found)
+
+        leave = self.submit(model, version, body, json_length, reply, tenant)
+        try:
+            return await replied
+        finally:
+            leave()
 
     def _request(
         self,
@@ -154,6 +188,7 @@ class FrontDesk:
             arrived_at=arrived_at,
             cost_hint_bytes=envelope.cost_hint_bytes,
             natural=any(tensor.name not in host.tensors for tensor in envelope.inputs),
+            tenant="" if tenant is None else tenant.id,
             lowered=priority != envelope.priority,
         )
 
@@ -199,6 +234,10 @@ class FrontDesk:
             headers=((JSON_LENGTH_HEADER.lower().encode(), str(json_length).encode()),),
             completion=completion,
         )
+
+
+def _stay() -> None:
+    """There is nothing to leave."""
 
 
 def _parameters(answer: Answer) -> dict[str, Any]:

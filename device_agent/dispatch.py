@@ -8,6 +8,7 @@ may still overtake.
 from __future__ import annotations
 
 import asyncio
+import math
 
 import msgspec
 
@@ -17,18 +18,23 @@ from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.review import Review
-from device_agent.scheduler import goes_ahead
+from device_agent.room import Room
+from device_agent.scheduler import AHEAD_S, Forecast, goes_ahead
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running, Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.track_record import TrackRecord
-from device_agent.values import Local, Reason
-from device_agent.watched_run import run_watched
+from device_agent.values import Cloud, Local, Reason, Shed
+from device_agent.watched_run import Watchdog
 from device_agent.worker_pool import BatchResult
+
+LEARN_EVERY_S = 0.002  # of batches that take less, some teach as much as all; learning would be a part of their cost
 
 
 class Dispatch:
-    """One worker's loop; :meth:`serve` runs as a task until it is cancelled."""
+    """One worker's: :meth:`offer` for each request that is to run here. A batch begins the moment that there is one and
+    the worker is free, in the same turn of the event loop. :meth:`serve` brings the worker back, as a task that runs
+    until it is cancelled."""
 
     def __init__(
         self,
@@ -39,6 +45,8 @@ class Dispatch:
         learning: Learning,
         record: TrackRecord,
         around: Surroundings,
+        lost: asyncio.Event,
+        room: Room,
     ) -> None:
         self._instance = instance
         self._queue = queue
@@ -47,92 +55,111 @@ class Dispatch:
         self._learning = learning
         self._record = record
         self._around = around
-        self._flights: set[asyncio.Task[None]] = set()  # of batches that went ahead
-        self._landed = asyncio.Event()
+        self._room = room
+        self._watchdog = Watchdog()
+        self._learnt_at = -math.inf
+        self._lost_one = lost  # set when the worker may have died
+
+    def offer(self, ticket: Ticket) -> None:
+        """Run a ticket that was judged this moment, now or when its turn comes."""
+        if self._free and not self._queue:
+            now = ticket.taken_at = self._around.clock()
+            self._room.taken([(ticket.pending, ticket.request.arrived_at)], now)
+            self._begin([ticket], now, self._learning.alone_s(ticket.pending))
+        else:
+            self._queue.put(ticket)
+            self.next()
+
+    def next(self) -> None:
+        """Give the worker its next batch, when somebody waits and it is free; where batches are short, one ahead."""
+        while self._queue and self._open and (batch := self._take()):
+            self._begin(*batch)
+
+    @property
+    def _free(self) -> bool:
+        return self._instance.ready and not self._instance.running.tickets
+
+    @property
+    def _open(self) -> bool:
+        """Whether it may be given a batch. One that died with a worker has no company, neither before nor behind it."""
+        instance, running = self._instance, self._instance.running
+        if not running.tickets:
+            return instance.ready
+        alone = running.tickets[0].pending.alone or self._queue.order[0].alone
+        return instance.ready and not instance.ahead.tickets and running.expected_s <= AHEAD_S and not alone
 
     async def serve(self) -> None:
-        """Batch after batch; waits for requests, and for a worker that restarts."""
-        instance = self._instance
+        """Bring the worker back whenever it is lost."""
         try:
             while True:
-                if instance.running.tickets or instance.ahead.tickets:
-                    self._landed.clear()
-                    await self._landed.wait()
-                elif not instance.worker.ready:
-                    await self._bring_back()
-                elif batch := self._take():
-                    await self._run(batch)
+                self._lost_one.clear()
+                if self._instance.worker.ready or self._instance.running.tickets:
+                    self.next()
+                    await self._lost_one.wait()
                 else:
-                    self._queue.wake.clear()
-                    await self._queue.wake.wait()
+                    await self._bring_back()
         finally:
-            for flight in self._flights:
-                flight.cancel()
-            instance.running, instance.ahead = Running(), Running()
+            self._watchdog.close()
 
-    def go_ahead(self) -> None:
-        """Give the worker its next batch while it has one, where that pays; asked whenever somebody begins to wait."""
-        instance = self._instance
-        if instance.running.tickets and instance.worker.ready and (batch := self._take()):
-            flight = asyncio.get_running_loop().create_task(self._run(batch))
-            self._flights.add(flight)
-            flight.add_done_callback(self._flights.discard)
-
-    def _take(self) -> list[Ticket]:
-        """The next batch, after judging each member again: no work for the dead."""
-        instance = self._instance
-        while self._queue and not instance.ahead.tickets:
+    def _take(self) -> tuple[list[Ticket], float, float] | None:
+        """The next batch, after judging each member again (no work for the dead); now, and how long it will take."""
+        while self._queue:
             now = self._around.clock()
             batch, busy, forecast = self._judge.next_batch(now)
-            if running := instance.running.tickets:
-                alone = batch[0].pending.alone or running[0].pending.alone
-                if alone or not goes_ahead(busy, instance.running.expected_s):
-                    break
-            strained = self._around.strain() is not None  # else one without a deadline stays where it is
-            leaving = [
-                (ticket, decision)
-                for ticket in batch
-                if (strained or ticket.request.deadline_at is not None)
-                and not isinstance(decision := self._judge.decide(ticket, forecast), Local)
-            ]
-            for ticket, decision in leaving:
+            if self._instance.running.tickets and not goes_ahead(busy, self._instance.running.expected_s):
+                return None
+            if leaves := self._first_to_leave(batch, forecast):  # one at a time: without it the others may be in time
+                ticket, decision = leaves
                 self._queue.drop(ticket)
-                if not isinstance(decision, Local):
-                    ticket.resolve(decision)
-            if not leaving:
-                for ticket in batch:
-                    self._queue.drop(ticket)
-                    ticket.taken_at = now
-                if running:
-                    instance.ahead = Running(batch, now, busy)
-                else:
-                    instance.running = Running(batch, now, busy)
-                return batch
-        return []
-
-    async def _run(self, batch: list[Ticket]) -> None:
-        instance, requests = self._instance, [ticket.request for ticket in batch]
-        timeout_s, expected_s = self._around.policy.batch_timeout_s, instance.running.expected_s
-        self.go_ahead()  # with those who wait already; they are sent after these
-        try:
-            result = await run_watched(instance.worker, requests, timeout_s, expected_s + instance.ahead.expected_s)
-        except WorkerLost as lost:
-            if batch is instance.ahead.tickets:
-                self._untouched(batch)
+                ticket.resolve(decision)
             else:
+                self._room.taken([(ticket.pending, ticket.request.arrived_at) for ticket in batch], now)
+                for ticket in batch:
+                    self._queue.take(ticket)
+                    ticket.taken_at = now
+                return batch, now, busy
+        return None
+
+    def _first_to_leave(self, batch: list[Ticket], forecast: Forecast) -> tuple[Ticket, Cloud | Shed] | None:
+        strained = self._around.strain() is not None  # else one without a deadline stays where it is
+        for ticket in batch:
+            if strained or ticket.request.deadline_at is not None:
+                decision = self._judge.decide(ticket, forecast)
+                if not isinstance(decision, Local):
+                    return ticket, decision
+        return None
+
+    def _begin(self, batch: list[Ticket], now: float, expected_s: float) -> None:
+        instance = self._instance
+        if instance.running.tickets:
+            instance.ahead = Running(batch, now, expected_s)
+        else:
+            instance.running = Running(batch, now, expected_s)
+        requests = [ticket.request for ticket in batch]
+
+        def ended(end: BatchResult | WorkerLost) -> None:
+            if isinstance(end, WorkerLost):
+                if batch is instance.ahead.tickets:
+                    self._untouched(batch)
+                    return
                 instance.running = Running()
                 self._record.lost(len(batch))
-                self._lost(lost, batch)
-            return
-        finally:
-            self._landed.set()
-        now = self._around.clock()
-        seen_s = now - instance.running.since
-        self._next_runs(now)
-        instance.plan = instance.plan.served()
-        self._answer(batch, result)
-        self._record.answered(requests, result)
-        self._learning.learn(requests, result, seen_s)
+                self._lost(end, batch)
+                self._lost_one.set()
+                return
+            began, now = instance.running.since, self._around.clock()
+            seen_s = now - began
+            self._next_runs(now)
+            instance.plan = instance.plan.served()
+            self.next()  # the worker needn't wait for the answers to be written, nor clients for the rest
+            self._answer(batch, end)
+            self._record.answered(requests, end, expected_s)
+            if now - self._learnt_at >= LEARN_EVERY_S:
+                self._learnt_at = now
+                self._learning.learn(requests, end, seen_s)
+
+        timeout_s = self._around.policy.batch_timeout_s
+        self._watchdog.run(instance.worker, requests, ended, timeout_s=timeout_s, predicted_s=expected_s)
 
     def _next_runs(self, now: float) -> None:
         """The batch that went ahead is the one that runs now, if there is one."""
@@ -140,13 +167,12 @@ class Dispatch:
         for ticket in ahead.tickets:
             ticket.taken_at = now
         self._instance.running, self._instance.ahead = Running(ahead.tickets, now, ahead.expected_s), Running()
-        self.go_ahead()
 
     def _untouched(self, batch: list[Ticket]) -> None:
         """The worker died before it came to this batch: it waits again, as before."""
         self._instance.ahead = Running()
         for ticket in batch:
-            if not ticket.verdict.done():
+            if ticket.waits:
                 self._queue.put(ticket)
         self._review.run()
 
@@ -167,7 +193,7 @@ class Dispatch:
         """Each request of the dead batch: once more, alone, where its deadline allows; else the cloud; else 503."""
         now = self._instance.lost(lost.what, in_flight=len(batch), queued=len(self._queue))
         for ticket in batch:
-            if ticket.verdict.done():
+            if not ticket.waits:
                 continue
             if not ticket.pending.alone:
                 again = msgspec.structs.replace(ticket.pending, alone=True)

@@ -16,10 +16,12 @@ import struct
 from collections.abc import Callable
 from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aios_edge.oip.envelope import error_body
-from device_agent.http import ON_GONE, Scope
+from device_agent.http import ON_GONE, HttpApp, Scope
+from device_agent.http_direct import DirectCycle, Headers
 
 log = logging.getLogger("device_agent.http")
 
@@ -46,6 +48,10 @@ class DoorProtocol(HttpToolsProtocol):
     _owed: tuple[bytes, str] | None = None  # a refusal that waits for the answers to whole requests before it
     _on_gone: set[Callable[[], None]] | None = None  # who wait for an answer that only this client wants
     _peer_uid: int | None = None
+    _direct: DirectCycle | None = None  # the request whose body is being read, where it goes the short way
+    cycle: RequestResponseCycle | DirectCycle  # type: ignore[assignment]
+    _answered_at = 0.0
+    _quiet: asyncio.TimerHandle | None = None  # ends a connection that nobody uses
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
@@ -62,7 +68,12 @@ class DoorProtocol(HttpToolsProtocol):
         if self._owed is not None:
             return
         self._turned = False
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse(b"400 Bad Request", "this is not HTTP/1.1, or its body doesn't follow its headers")
+        except httptools.HttpParserUpgrade:
+            log.debug("a client asked for another protocol, and is answered in HTTP/1.1")
         if self._turned or not self._in_head or self.lingers or self._owed is not None:
             return
         self._head_bytes += len(data)
@@ -71,35 +82,96 @@ class DoorProtocol(HttpToolsProtocol):
             text = f"request line and headers are longer than {MAX_HEAD_BYTES} bytes"
             self._refuse(b"431 Request Header Fields Too Large", text)
 
+    def on_message_begin(self) -> None:
+        """A request begins. What ASGI wants to know of it is gathered when it is clear that ASGI will be asked."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+
     def on_headers_complete(self) -> None:
         """The head is whole; what follows is its body."""
         self._in_head, self._turned = False, True
         self._head_bytes = 0
+        if (direct := self._straight()) is not None:
+            self._direct = self.cycle = direct
+            return
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
         self.scope["state"][PEER_UID] = self._peer_uid
         super().on_headers_complete()
+        assert isinstance(self.cycle, RequestResponseCycle)
         self.cycle.transport = _AnswerTransport(self)  # its task begins later
         if self._on_gone is None:
             self._on_gone = set()
         cast(Scope, self.cycle.scope)[ON_GONE] = self._on_gone
 
+    def _straight(self) -> DirectCycle | None:
+        """The request whose head is whole, where it is one for the short way and nothing is owed before it."""
+        app, parser = self.app, self.parser
+        if not isinstance(app, HttpApp) or app.direct is None or parser.get_method() != b"POST":
+            return None
+        if parser.get_http_version() != "1.1" or not (self.cycle is None or self.cycle.response_complete):
+            return None
+        if self.flow.write_paused or self.transport.is_closing():  # the long way waits for a client that doesn't read
+            return None
+        headers = dict(self.headers)
+        asked = DirectCycle.takes(self.url, headers, app.max_body_bytes)
+        if asked is None or parser.should_upgrade():
+            return None
+        keep_alive = parser.should_keep_alive()
+        return DirectCycle(self, app.direct, app.record, asked, headers, keep_alive=keep_alive)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        if self._direct is not None:
+            self._direct.feed(body)
+        else:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         """The body is whole; what follows is the next head."""
         self._in_head, self._turned = True, True
-        super().on_message_complete()
+        if self._direct is not None:
+            direct, self._direct = self._direct, None
+            direct.run()
+        else:
+            super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """What the parser couldn't read."""
-        self._refuse(b"400 Bad Request", "this is not HTTP/1.1, or its body doesn't follow its headers")
+    def common_headers(self) -> Headers:
+        """Those of every answer, as uvicorn keeps them: the date."""
+        return self.server_state.default_headers
 
     def on_response_complete(self) -> None:
         """A request is answered, and the next one of the pipeline begins."""
         was_last = not self.pipeline
         self.flush()
-        super().on_response_complete()
+        self._go_on()
         if was_last and self._owed is not None:
             self._send_refusal(*self._owed)
-        if self.lingers:
-            self._unset_keepalive_if_required()  # what ends it is the cut-off, however long a connection is kept
+
+    def _go_on(self) -> None:
+        """With the next request of the pipeline, or with waiting for one. A timer that is set and taken back with each
+        request would be a part of what one costs: ours looks again when it finds the connection in use."""
+        if self.pipeline:
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        self._answered_at = self.loop.time()
+        if self._quiet is None:
+            self._quiet = self.loop.call_later(self.timeout_keep_alive, self._end_when_quiet)
+
+    def _end_when_quiet(self) -> None:
+        self._quiet = None
+        left_s = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if self.transport.is_closing() or self.lingers:
+            return
+        if left_s > 0 or not self.cycle.response_complete or not self._in_head or self._head_bytes:
+            self._quiet = self.loop.call_later(max(left_s, 1.0), self._end_when_quiet)
+        else:
+            self.transport.close()
 
     @property
     def lingers(self) -> bool:
@@ -138,8 +210,9 @@ class DoorProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by whomever."""
-        if self._cut_off is not None:
-            self._cut_off.cancel()
+        for timer in (self._cut_off, self._quiet):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
         self._leave()
 
@@ -162,6 +235,8 @@ class DoorProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _leave(self) -> None:
+        if isinstance(self.cycle, DirectCycle):
+            self.cycle.leave()
         for leave in tuple(self._on_gone or ()):
             leave()
 

@@ -9,15 +9,19 @@ import msgspec
 from aios_edge.manifest import Manifest
 from device_agent import scheduler
 from device_agent.cloud_choice import Wanted
+from device_agent.fairness import NO_RESERVE
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
+from device_agent.room import Room
 from device_agent.router import (
     Here,
     Question,
+    Stage,
     There,
     after_worker_lost,
     next_review_at,
     or_for_budget,
+    route,
     second_opinion,
 )
 from device_agent.scheduler import Forecast, Pending
@@ -38,45 +42,60 @@ class Judge:
         queue: TicketQueue,
         instance: ModelInstance,
         learning: Learning,
+        room: Room,
     ) -> None:
         self._manifest = manifest
         self._around = around
         self._queue = queue
         self._instance = instance
         self._learning = learning
+        self._room = room
 
     def decide(self, ticket: Ticket, forecast: Forecast | None = None) -> Decision:
         """Ask the router about a ticket, waiting or not yet; ``forecast`` where more is known than the queue tells."""
+        request, here = ticket.request, self._here(ticket, forecast)
+        if here.knows_enough(request.deadline_at):
+            return route(now=0.0, deadline_at=None, local_only=request.local_only, here=here, there=None)
         return self.question(ticket, forecast).decide()
 
     def question(self, ticket: Ticket, forecast: Forecast | None = None) -> Question:
         """What the router would be asked now."""
-        now = self._around.clock()
-        waiting = ticket in self._queue
-        request = ticket.request
-        here = Here(
-            forecast=forecast,
-            worker_ready=self._instance.ready,
-            queue_full=not waiting and len(self._queue) >= self._around.policy.queue_limit,
-            strain=self._around.strain(),
-        )
+        now, request = self._around.clock(), ticket.request
+        here = self._here(ticket, forecast)
         there = dear = None
         if self._around.trace is not None or not here.knows_enough(request.deadline_at):  # a trace has all of it
             there, dear = self.there(ticket, now), self._dear(ticket, now)
             if forecast is None:
+                waiting = ticket in self._queue
                 here = msgspec.structs.replace(here, forecast=self.forecast(ticket.pending, now, waiting=waiting))
         return Question(
             now=now,
             deadline_at=request.deadline_at,
             local_only=request.local_only,
             queued=len(self._queue),
+            crowded=here.stage is Stage.NEW and self._room.crowded(ticket.pending),
             here=here,
             there=there,
             dear=dear,
         )
 
+    def _here(self, ticket: Ticket, forecast: Forecast | None) -> Here:
+        stage = Stage.WAITING if ticket in self._queue else Stage.NEW
+        full = stage is Stage.NEW and (
+            len(self._queue) >= self._around.policy.queue_limit or self._room.crowded(ticket.pending)
+        )
+        return Here(
+            stage=stage if forecast is None else Stage.NEXT,
+            forecast=forecast,
+            worker_ready=self._instance.ready,
+            queue_full=full,
+            strain=self._around.strain(),
+        )
+
     def second_opinion(self, ticket: Ticket, confidence: float | None) -> Cloud | None:
         """Ask the router about a ticket that was answered here."""
+        if self._around.policy.min_confidence is None and self._around.trace is None:
+            return None
         now, request = self._around.clock(), ticket.request
         there = self.there(ticket, now)
         if confidence is not None:
@@ -119,12 +138,14 @@ class Judge:
             model=self._learning.service,
             max_batch_size=self._manifest.max_batch_size,
             length_bucketing=self._around.policy.length_bucketing,
+            newcomer=not waiting,
+            reserve=NO_RESERVE if waiting or pending.deadline_at is None else self._room.reserve(pending, now),
         )
 
     def next_batch(self, now: float) -> tuple[list[Ticket], float, Forecast]:
         """Who would run together when the worker is free, how long that takes, and when they would be answered."""
-        service, at = self._learning.service, self._instance.free_at(now)
-        order, bucketing = self._queue.order, self._around.policy.length_bucketing
+        service, order, at = self._learning.service, self._queue.order, self._instance.free_at(now)
+        bucketing = self._around.policy.length_bucketing
         places = scheduler.next_batch(order, at, service, self._manifest.max_batch_size, length_bucketing=bucketing)
         batch = [order[place] for place in places]
         busy = service.batch_s([pending.cost_bytes for pending in batch])

@@ -99,6 +99,10 @@ class Metrics:
         models = status.models.values()
         one = ("model",)
         page.family("aios_queue_depth", "gauge", "Requests waiting.", [((m.model,), m.queued) for m in models], one)
+        limited: list[tuple[tuple[str, ...], float]] = [
+            ((m.model,), m.waiting_limit) for m in models if m.waiting_limit is not None
+        ]
+        page.family("aios_waiting_limit", "gauge", "How many without a deadline may wait.", limited, one)
         page.family(
             "aios_running", "gauge", "Requests in the worker's batch.", [((m.model,), m.running) for m in models], one
         )

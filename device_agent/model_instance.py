@@ -9,6 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+import msgspec
+
 from aios_edge.errors import AiosEdgeError, BundleRefused
 from device_agent.restart import RestartPlan
 from device_agent.surroundings import Surroundings
@@ -71,12 +73,23 @@ class ModelInstance:
         Raises what refused it."""
         started = self._around.clock()
         try:
-            await self.worker.start("quick")
+            self._reopened(await self.worker.start("quick"))
         except AiosEdgeError as error:
             self.detail = str(error)
             raise
         self.plan = RestartPlan().started(self._around.clock() - started)
         self.open()
+
+    def _reopened(self, found: ActivationReport) -> None:
+        """A quick check measures nothing, but the model may be on other providers now."""
+        if self.report is not None:
+            self.report = msgspec.structs.replace(
+                self.report,
+                providers_active=found.providers_active,
+                provider_reason=found.provider_reason,
+                provider_steps=found.provider_steps,
+                engine=found.engine,
+            )
 
     def open(self) -> None:
         """Batches may come."""
@@ -102,7 +115,7 @@ class ModelInstance:
         await self.worker.stop(grace_s=0.0)
         started = self._around.clock()
         try:
-            await self.worker.start("quick")
+            self._reopened(await self.worker.start("quick"))
         except Exception as error:  # no descriptors left, say: whatever it is, it is tried again
             self.plan = self.plan.crashed()
             self.detail = str(error)

@@ -9,7 +9,7 @@ from device_agent.deployment import Deployment
 from device_agent.model_host import ModelHost
 from device_agent.raw_model import is_raw
 from device_agent.settings import BundleEntry
-from device_agent.status import ModelStatus, ProbationStatus
+from device_agent.status import EngineBuild, ModelStatus, ProbationStatus
 from device_agent.succession import Probation
 
 
@@ -25,11 +25,14 @@ def bundle_status(host: ModelHost) -> BundleStatus:
         providers_requested=report.providers_requested if report else (),
         providers_active=report.providers_active if report else (),
         providers_reason=report.provider_reason if report else None,
+        provider_steps=report.provider_steps if report else (),
         detail=host.detail if host.state != "loading" else None,  # stages are for /status, not for the broker
     )
 
 
-def model_status(host: ModelHost, entry: BundleEntry, probation: Probation | None, now: float) -> ModelStatus:
+def model_status(
+    host: ModelHost, entry: BundleEntry, probation: Probation | None, build: EngineBuild | None, now: float
+) -> ModelStatus:
     """A model for ``/status``, ``now``."""
     return ModelStatus(
         model=host.name,
@@ -45,12 +48,14 @@ def model_status(host: ModelHost, entry: BundleEntry, probation: Probation | Non
         worker_rss_bytes=host.instance.worker.rss_bytes,
         restarts=host.instance.restarts,
         queued=host.queued,
+        waiting_limit=host.room.limit,
         running=host.running,
         max_batch_size=host.bundle.manifest.max_batch_size,
         service_base_s=host.service.base_s,
         service_per_unit_s=host.service.per_unit_s,
         spread=host.service.spread,
         activation=host.instance.report,
+        engine_build=build,
         probation=None if probation is None else _probation_status(host, probation, now),
     )
 

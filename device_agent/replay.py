@@ -104,7 +104,7 @@ def _again(line: Traced, policy: Policy, triggers: tuple[Trigger, ...]) -> Decis
         here=Here(
             forecast=line.forecast,
             worker_ready=line.worker_ready,
-            queue_full=line.queued >= policy.queue_limit,
+            queue_full=line.crowded or line.queued >= policy.queue_limit,
             strain=triggers[0].reason if triggers else None,
         ),
     )

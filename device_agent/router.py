@@ -1,14 +1,18 @@
 """Where a request runs: pure, from values, always with a reason.
 
 A request without a deadline stays here. One with a deadline stays while its predicted completion, margin included, is
-in time; else it goes to the cloud if the cloud is predicted to be in time, or at least sooner than this device. When
-there is no usable cloud it stays if the expected completion (without the margin) still meets the deadline, and is
-refused otherwise. A device that is to be spared (hot, throttled, on its last charge, short of memory) keeps only what
-the cloud can't surely answer in time. The same function decides again just before execution.
+in time, and it takes nobody's place who waits already; else it goes to the cloud if the cloud is predicted to be in
+time, or at least sooner than this device. Without a usable cloud it is refused, unless the worker is idle and expected
+to make it: trying costs nobody anything then. A device that is to be spared (hot, throttled, on its last charge, short
+of memory) keeps only what the cloud can't surely answer in time.
+
+The same function decides again. One that waits keeps its place until its turn, whatever is predicted, unless a cloud
+makes it; at its turn it runs if it is expected in time.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -21,10 +25,19 @@ LEAST_RETRY_S = 0.05
 KEPT_ANSWER_S = 0.01  # before a deadline: what it takes to give the answer that was kept
 
 
+class Stage(str, enum.Enum):
+    """How far a request has come here: it was let in or not, and the worker would take it now."""
+
+    NEW = "new"
+    WAITING = "waiting"
+    NEXT = "next"
+
+
 class Here(msgspec.Struct, frozen=True, kw_only=True):
     """This device's side. ``forecast`` None: the model's worker is down and nobody knows for how long. ``strain``: why
     the device is to be spared, None when it isn't."""
 
+    stage: Stage = Stage.NEW
     forecast: Forecast | None
     worker_ready: bool
     queue_full: bool = False
@@ -44,8 +57,8 @@ class There(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """All that :func:`route` decides by. ``queued``: how many waited, which ``here.queue_full`` comes from. ``dear``:
-    the endpoint that could be asked if its budget weren't spent."""
+    """All that :func:`route` decides by. ``queued``: how many waited, and ``crowded``: that was too many for this one;
+    ``here.queue_full`` comes from both. ``dear``: the endpoint that could be asked if its budget weren't spent."""
 
     now: float
     deadline_at: float | None
@@ -53,10 +66,19 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     here: Here
     there: There | None
     queued: int = 0
+    crowded: bool = False
     dear: There | None = None
 
     def decide(self) -> Decision:
         """What the router says to it."""
+        if self.dear is None:
+            return route(
+                now=self.now,
+                deadline_at=self.deadline_at,
+                local_only=self.local_only,
+                here=self.here,
+                there=self.there,
+            )
         ask = partial(route, now=self.now, deadline_at=self.deadline_at, local_only=self.local_only, here=self.here)
         return or_for_budget(ask, there=self.there, dear=self.dear)
 
@@ -80,10 +102,10 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
         return Local(Reason.LOCAL_ONLY if local_only else Reason.NO_DEADLINE)
     if forecast is None:
         return _without_worker(now, deadline_at, local_only, forecast, there)
-    if forecast.safe_at <= deadline_at:
+    if forecast.safe_at <= deadline_at and not forecast.delays:
         in_time = Reason.IDLE if forecast.idle else Reason.IN_TIME
         return Local(Reason.LOCAL_ONLY if local_only else in_time)
-    here_makes_it = forecast.expected_at <= deadline_at
+    here_makes_it = forecast.expected_at <= deadline_at and not forecast.delays
     if there is not None and now + there.expected_s <= deadline_at:
         if now + there.safe_s <= deadline_at or not here_makes_it:
             return Cloud(Reason.PREDICTED_LATE, there.endpoint)
@@ -91,9 +113,9 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
         if now + there.expected_s < forecast.expected_at:
             return Cloud(Reason.PREDICTED_LATE, there.endpoint)
         return Local(Reason.IN_TIME)
-    if here_makes_it:
+    if here.stage is Stage.WAITING or (here_makes_it and (here.stage is Stage.NEXT or forecast.idle)):
         return Local(Reason.LOCAL_ONLY if local_only else Reason.CLOUD_UNAVAILABLE)
-    late_s = forecast.expected_at - deadline_at
+    late_s = forecast.safe_at - deadline_at
     return Shed(Reason.LOCAL_ONLY if local_only else Reason.CLOUD_UNAVAILABLE, max(late_s, LEAST_RETRY_S))
 
 

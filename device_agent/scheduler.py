@@ -3,10 +3,12 @@
 Natural batching: a batch is what waited while the worker was busy, at most ``max_batch_size``, and never so much that
 a member would miss its deadline because of the others (everyone in a batch is answered when all of it is done).
 
-Order: priority, then arrival. Priority 1 is the highest; 0 is Triton's "default priority", which here is the lowest,
-so that a client which names a priority goes before those that don't. A request of higher priority may overtake one
-that was promised to be in time; the overtaken is judged again before execution and goes to the cloud while that can
-still make it.
+Order: priority, then deadline, the earliest first. Who has none comes after those that have one, by turns of the
+tenants, but while both kinds wait every fourth is one without, so that neither kind can shut out the other. Priority 1
+is the highest; 0 is Triton's "default priority", which here is the lowest, so that a client which names a priority goes
+before those that don't. Nobody is let in who would make one late that waits already, but for one of higher priority: it
+may overtake one that was promised to be in time, and the overtaken is judged again before execution and goes to the
+cloud while that can still make it.
 
 A model that runs one request at a time is given several in a row, as long as that takes a few milliseconds: what a
 quick one takes is no more than the way to the worker and back, and nobody is kept waiting where it is slow.
@@ -20,13 +22,17 @@ passed over by nobody of a lower priority, nor by anybody who could make it late
 from __future__ import annotations
 
 import bisect
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import msgspec
 
-from device_agent.service_time import ServiceTime
+from device_agent.fairness import NO_RESERVE, Reserve
+from device_agent.service_time import CUT_SPREADS, ServiceTime
 
+PATIENT_EVERY = 4  # of a mixed queue, one in so many has no deadline
 _DEFAULT_RANK = 1 << 32
 LOOKAHEAD = 2  # batches: so far behind the first those are looked for who fit it
 TOLERANCE = 0.05  # so much more than alone a joiner may cost: lengths are estimates, and a batch more has a price too
@@ -42,16 +48,18 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: float | None
     cost_bytes: int
     alone: bool = False
+    tenant: str = ""
+    turn: float = 0.0  # among those without a deadline, see fairness.Turns
 
     @property
     def rank(self) -> int:
-        """Lower goes first."""
+        """Who has a lower one goes first."""
         return self.priority if self.priority > 0 else _DEFAULT_RANK
 
     @property
-    def order(self) -> tuple[int, int]:
+    def order(self) -> tuple[int, float, float, int]:
         """The queue's sort key: request ids rise with arrival."""
-        return self.rank, self.request_id
+        return (self.rank, math.inf if self.deadline_at is None else self.deadline_at, self.turn, self.request_id)
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,11 +68,32 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
     expected_at: float
     safe_at: float
     idle: bool  # the worker is free and nobody waits
+    delays: bool = False  # one that waits already would no longer be safe because of it
 
 
 def insert(queue: list[Pending], item: Pending) -> None:
     """Put a request at its place."""
     bisect.insort(queue, item, key=lambda pending: pending.order)
+
+
+def interleaved(queue: Sequence[Pending], hurried: int) -> Sequence[Pending]:
+    """The order in which a sorted queue runs. ``hurried``: how many with a deadline ran since one without."""
+    patient = sum(item.deadline_at is None for item in queue)
+    if patient in (0, len(queue)):
+        return queue
+    order: list[Pending] = []
+    for _, group in itertools.groupby(queue, key=lambda item: item.rank):
+        ranked = list(group)
+        dated = [item for item in ranked if item.deadline_at is not None]
+        others = ranked[len(dated) :]  # they are behind
+        at = 0
+        for item in others:
+            before = max(PATIENT_EVERY - 1 - hurried, 0)
+            order += [*dated[at : at + before], item]
+            at, hurried = at + before, 0
+        order += dated[at:]
+        hurried += max(len(dated) - at, 0)
+    return order
 
 
 def next_batch(
@@ -85,7 +114,7 @@ def next_batch(
     busy = model.busy_s(longest)
     room_s = math.inf  # no longer may the batch take
     if first.deadline_at is not None:
-        room_s = model.room_s(first.deadline_at - start_at)
+        room_s = model.room_s(first.deadline_at - start_at, CUT_SPREADS)
     passed: Pending | None = None  # one who was passed over
     passed_s = 0.0  # what all of those take at most
     for place in range(1, min(len(queue), LOOKAHEAD * max_batch_size if length_bucketing else max_batch_size)):
@@ -98,15 +127,16 @@ def next_batch(
         padded = max(longest, units)
         together = base_s + unit_s * (len(chosen) + 1) * padded
         alone = (base_s + unit_s * units) * (1.0 + TOLERANCE)
-        left_s = math.inf if item.deadline_at is None else model.room_s(item.deadline_at - start_at)
-        in_time = together <= room_s and together <= left_s
+        left_s = math.inf if item.deadline_at is None else item.deadline_at - start_at
+        own_room_s = model.room_s(left_s, CUT_SPREADS)
+        in_time = together <= min(room_s, own_room_s)
         if in_time and (together <= busy + alone or not length_bucketing):
             chosen.append(place)
-            longest, busy, room_s = padded, together, min(room_s, left_s)
+            longest, busy, room_s = padded, together, min(room_s, own_room_s)
         elif length_bucketing:
             passed = item
             passed_s += alone
-            room_s = min(room_s, left_s - passed_s)
+            room_s = min(room_s, model.room_s(left_s) - passed_s)
         else:
             # If the shorter batch would break the promise as well, staying short helps no one in it, but those behind
             # still win time.
@@ -147,23 +177,69 @@ def forecast(
     model: ServiceTime,
     max_batch_size: int,
     length_bucketing: bool = True,
+    newcomer: bool = False,
+    reserve: Reserve = NO_RESERVE,
 ) -> Forecast:
     """When the request of that id, which is in ``queue``, would be answered if nothing else came.
 
     ``free_at`` is when the worker is expected to take the next batch: the end of the running one, or the end of a
-    restart. A running batch that overran its prediction is expected to end now.
+    restart. A running batch that overran its prediction is expected to end now. Only of a ``newcomer`` that would be
+    in time itself it is told whether it ``delays`` another. ``reserve`` is what it must leave, on top of the margin,
+    for those that come after it.
     """
-    at = max(now, free_at)
-    busy_total = at - now
-    waiting = list(queue)
+    start_at = max(now, free_at)
+    expected_at = safe_at = start_at
+    own: Pending | None = None
+    unsafe: list[tuple[Pending, float]] = []
+    batches = partial(
+        _batches, start_at=start_at, model=model, max_batch_size=max_batch_size, length_bucketing=length_bucketing
+    )
+    for end_at, batch in batches(queue):
+        margin_s = model.margin_s(end_at - now) + reserve.of(end_at - now)
+        if own is None:
+            own = next((member for member in batch if member.request_id == request_id), None)
+            if own is None:
+                continue
+            expected_at, safe_at = end_at, end_at + margin_s
+            if not newcomer or own.deadline_at is None or safe_at > own.deadline_at:
+                break
+        unsafe += [(member, end_at) for member in batch if _too_late(member, own, end_at + margin_s)]
+    return Forecast(
+        expected_at=expected_at,
+        safe_at=safe_at,
+        idle=free_at <= now and len(queue) == 1,
+        delays=bool(unsafe) and _ended_sooner(unsafe, queue, request_id, batches),
+    )
+
+
+def _batches(
+    queue: Sequence[Pending], start_at: float, model: ServiceTime, max_batch_size: int, length_bucketing: bool
+) -> Iterator[tuple[float, Sequence[Pending]]]:
+    """The batches of a queue that nobody else joins, each with its end."""
+    at, waiting = start_at, list(queue)
     while waiting:
         places = next_batch(waiting, at, model, max_batch_size, length_bucketing=length_bucketing)
         batch = [waiting[place] for place in places]
-        busy = model.batch_s([item.cost_bytes for item in batch])
-        at += busy
-        busy_total += busy
-        if any(item.request_id == request_id for item in batch):
-            break
+        at += model.batch_s([item.cost_bytes for item in batch])
+        yield at, batch
         for place in reversed(places):
             del waiting[place]
-    return Forecast(expected_at=at, safe_at=at + model.margin_s(busy_total), idle=free_at <= now and len(queue) == 1)
+
+
+def _too_late(member: Pending, newcomer: Pending, safe_at: float) -> bool:
+    """Whether one that the newcomer must not delay isn't safe: all but those that it may overtake."""
+    overtaken = member is newcomer or member.rank > newcomer.rank
+    return not overtaken and member.deadline_at is not None and safe_at > member.deadline_at
+
+
+def _ended_sooner(
+    unsafe: Sequence[tuple[Pending, float]],
+    queue: Sequence[Pending],
+    newcomer_id: int,
+    batches: Callable[[Sequence[Pending]], Iterator[tuple[float, Sequence[Pending]]]],
+) -> bool:
+    """Whether any of these would end sooner without the newcomer. One that is late anyway counts as well: whoever
+    overtakes those that a stall has made late makes the next ones late too, and nobody ever catches up."""
+    others = [item for item in queue if item.request_id != newcomer_id]
+    before = {member.request_id: end_at for end_at, batch in batches(others) for member in batch}
+    return any(end_at > before[member.request_id] + 1e-9 for member, end_at in unsafe)

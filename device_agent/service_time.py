@@ -3,11 +3,10 @@
 Model: ``busy_s = base_s + per_unit_s * units``, where units are the batch's padded tokens (number of requests x the
 longest of them), estimated from bytes until the worker has counted them. Of a model that runs one request at a time
 (``one_by_one``) several may travel together; nothing is padded then, and each costs what it would alone. The two
-coefficients are a least-squares
-fit with exponential forgetting, held up by a prior from the activation's own latency measurement, so that the very
-first request is predicted too. ``spread`` is the exponentially weighted root mean square of the relative error; a
-prediction is called safe with ``MARGIN_SPREADS`` of them on top, plus a fixed overhead for everything around the
-worker (HTTP, event loop, socketpair), which is learnt as well.
+coefficients are a least-squares fit with exponential forgetting, held up by a prior from the activation's own latency
+measurement, so that the very first request is predicted too. ``spread`` is the exponentially weighted root mean square
+of the relative error; a prediction is called safe with ``MARGIN_SPREADS`` of them on top, plus a fixed overhead for
+everything around the worker (HTTP, event loop, socketpair), which is learnt as well.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ import msgspec
 MEMORY = 0.97  # weight of the past per batch: about the last 30 batches count
 PRIOR_WEIGHT = 2.0
 BASE_SHARE = 0.2  # of the prior latency: what a batch costs before its first token
-MARGIN_SPREADS = 3.0
+MARGIN_SPREADS = 2.5  # of a promise
+CUT_SPREADS = 2.0  # of a batch's end: a batch that is cut costs everybody behind it
 LEAST_SPREAD = 0.05
 FIRST_SPREAD = 0.25
 FIRST_OVERHEAD_S = 0.002
@@ -75,14 +75,14 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
             return sum(self.busy_s(self.units(cost)) for cost in costs_bytes)
         return self.busy_s(len(costs_bytes) * self.units(max(costs_bytes, default=0.0)))
 
-    def margin_s(self, expected_s: float) -> float:
+    def margin_s(self, expected_s: float, spreads: float = MARGIN_SPREADS) -> float:
         """What to add to an expected completion before calling it safe."""
-        return MARGIN_SPREADS * self.spread * expected_s + self.overhead_s
+        return spreads * self.spread * expected_s + self.overhead_s
 
-    def room_s(self, left_s: float) -> float:
+    def room_s(self, left_s: float, spreads: float = MARGIN_SPREADS) -> float:
         """How long something may be expected to take whose end is to be safe within ``left_s``; the inverse of adding
         :meth:`margin_s`."""
-        return (left_s - self.overhead_s) / (1.0 + MARGIN_SPREADS * self.spread)
+        return (left_s - self.overhead_s) / (1.0 + spreads * self.spread)
 
     def observed(self, costs_bytes: Sequence[int], lengths: Sequence[int], busy_s: float) -> ServiceTime:
         """A batch was done: its requests' input sizes, their true lengths (0: unknown), and the time it took."""

@@ -18,6 +18,7 @@ import msgspec
 
 from aios_edge.errors import SettingsError
 from aios_edge.mqtt_options import MqttOptions
+from device_agent import event_loop
 from device_agent.cloud_settings import CloudEndpoint, check_endpoints
 from device_agent.tenants import Tenant, check_tenants
 
@@ -31,7 +32,7 @@ NOT_AVAILABLE = {
     ("mqtt", "home_assistant"),
     ("commands", "*"),
 }
-_OFF = {"probation_s": (0,)}  # limits that 0 takes away
+_OFF = {"probation_s": (0,), "queue_delay_s": (0,)}  # limits that 0 takes away
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -42,6 +43,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     profile: str  # a shipped profile's name, or a file
     group: str = "default"  # the {group} level
     state_dir: Path = Path("state")  # the outbox and everything else that outlives the process
+    event_loop: event_loop.Wanted = "auto"  # auto: uvloop where it is installed
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,6 +89,7 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
 
     path: Path
     pinned: bool = False  # never unloaded to make room; nothing is in this version
+    weight: float = 1.0  # its share of the cores, beside the other models'; of worker processes
     never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
 
@@ -100,6 +103,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """``[policy]``: limits and habits of admission and routing."""
 
     queue_limit: int = 256  # requests waiting per model; beyond it: cloud, else 503
+    queue_delay_s: float = 10.0  # fewer wait, if those without a deadline would wait longer; 0: as many as that anyway
     max_rows: int = 4096  # of one request; more would keep everyone else waiting
     in_flight_bytes: int = 128 * 1024 * 1024  # request bodies in memory, all models and routes together
     default_deadline_s: float | None = None  # for requests without a timeout; none: they may wait
@@ -279,6 +283,7 @@ def _check_values(settings: Settings, where: str) -> None:
     positive: tuple[tuple[str, float], ...] = (
         ("http.max_body_bytes", settings.http.max_body_bytes),
         ("emulate.slowdown", settings.emulate.slowdown),
+        *((f"bundle[{index}].weight", entry.weight) for index, entry in enumerate(settings.bundle)),
         *(
             (f"policy.{name}", value)
             for name in Policy.__struct_fields__

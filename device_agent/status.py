@@ -27,9 +27,19 @@ class ProbationStatus(msgspec.Struct, frozen=True, kw_only=True):
     expected_p95_s: float | None
 
 
+class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build that goes on: its worker's stage, how long it is at it, and what lies in the cache by now."""
+
+    stage: str
+    elapsed_s: float
+    size_bytes: int
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
-    ``spread`` of it (one standard deviation). ``contract`` ``none`` is a raw model's, which has no ``bundle_id``."""
+    ``spread`` of it (one standard deviation). ``waiting_limit``: how many without a deadline may wait at the moment,
+    None before the first of them, or when ``queue_delay_s`` is off. ``contract`` ``none`` is a raw model's, which has
+    no ``bundle_id``. ``engine_build``: TensorRT's engine, while it is built beside."""
 
     model: str
     version: str
@@ -44,12 +54,14 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     worker_rss_bytes: int | None
     restarts: int
     queued: int
+    waiting_limit: int | None
     running: int
     max_batch_size: int
     service_base_s: float
     service_per_unit_s: float
     spread: float
     activation: ActivationReport | None
+    engine_build: EngineBuild | None
     probation: ProbationStatus | None
 
 
@@ -106,6 +118,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     kernel: str
     python: str
+    event_loop: str  # uvloop, asyncio
     cpu_count: int | None
 
 

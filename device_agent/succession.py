@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from aios_edge.errors import AiosEdgeError
+from aios_edge.errors import AiosEdgeError, BundleRefused
 from device_agent.cloud_fit import ModelShape
+from device_agent.engine_builds import found_unfit
 from device_agent.hosting import other_name
 from device_agent.kept_bundles import keep
 from device_agent.model_host import ModelHost
@@ -39,6 +40,7 @@ class Probation:
     ends_at: float
     timer: asyncio.TimerHandle = field(repr=False)
     broken: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
 
 class Succession:
@@ -103,6 +105,7 @@ class Succession:
         if probation := self._probations.pop(model, None):
             probation.timer.cancel()
             probation.current.record.unwatch()
+            probation.over.set()
 
     def _switch(self, model: str, old: ModelHost, new: ModelHost) -> None:
         """From here on requests go to the new one."""
@@ -144,6 +147,8 @@ class Succession:
             return
         began, bad, good = self._around.clock(), probation.current, probation.previous
         self.end_probation(model)
+        if bad.bundle.bundle_id == good.bundle.bundle_id:  # only its engine was new
+            found_unfit(bad, BundleRefused("live", reason), self._around.emit)
         try:
             await good.come_back()
         except Exception as error:  # no descriptors left, say: the bundle that is here serves on

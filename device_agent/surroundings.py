@@ -10,6 +10,7 @@ from device_agent.answer import Energy
 from device_agent.cloud import CloudPool
 from device_agent.device_state import DeviceState
 from device_agent.settings import Policy
+from device_agent.tenants import Tenant
 from device_agent.trace import Traced
 from device_agent.values import Reason
 
@@ -18,8 +19,8 @@ Emit = Callable[..., None]  # emit(kind, **detail)
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """Rules, the way out, who hears of events, what energy costs, why the device is to be spared, who takes traces, how
-    the device was when it was sampled last, and the time; the same for every model."""
+    """Rules, the way out, who hears of events, what energy costs, why the device is to be spared, who takes traces, who
+    may ask, how the device was when it was sampled last, and the time; the same for every model."""
 
     policy: Policy
     cloud: CloudPool
@@ -27,5 +28,6 @@ class Surroundings:
     energy: Callable[[float, int], Energy]  # (compute_s, batch_size) -> energy of one request
     strain: Callable[[], Reason | None] = lambda: None
     trace: Callable[[Traced], None] | None = None
+    tenants: tuple[Tenant, ...] = ()
     device: Callable[[], tuple[DeviceState, float | None]] = lambda: (DeviceState(), None)
     clock: Callable[[], float] = time.monotonic

@@ -32,6 +32,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_s: float | None = None  # whatever they ask; none: no limit
     burst: int | None = None  # at once, after a pause; none: a second's worth
     bytes_per_day: int | None = None  # of request bodies, in any 24 hours; none: no limit
+    weight: float = 1.0  # its share of a model, beside the other tenants'
     priority_ceiling: int | None = None  # the highest it may claim: 1 is the highest of all, 0 the lowest
     admin: bool = False  # sees every model, all metrics and the whole status
     audit_bytes: int = 10_000_000  # of its audit on disk, the older half of it in a second file
@@ -89,7 +90,7 @@ def _problem(tenant: Tenant, before: Sequence[Tenant], *, unix_socket: bool) -> 
     """Key, what is wrong with it, and the remedy."""
     others = [other.id.lower() for other in before]  # some file systems take A and a for one
     uids = {uid for other in before for uid in other.unix_uids}
-    limits = {"requests_per_s", "burst", "bytes_per_day", "audit_bytes"}
+    limits = {"requests_per_s", "burst", "bytes_per_day", "audit_bytes", "weight"}
     not_positive = [name for name in sorted(limits) if (value := getattr(tenant, name)) is not None and not value > 0]
     if not _ID.fullmatch(tenant.id):
         return "id", f"{tenant.id!r} can't name a file", "Use up to 64 letters, digits, - _ ."
@@ -107,6 +108,8 @@ def _problem(tenant: Tenant, before: Sequence[Tenant], *, unix_socket: bool) -> 
         return "unix_uids", "is negative or another tenant's", "Give each user id to one tenant"
     if not_positive:
         return not_positive[0], "must be greater than 0", "Correct the value, or leave it out for no limit"
+    if tenant.weight == float("inf"):
+        return "weight", "is not a finite number", "Give the other tenants less"
     if tenant.requests_per_s == float("inf"):
         return "requests_per_s", "is not a finite number", "Leave it out for no limit"
     if tenant.burst is not None and tenant.requests_per_s is None:

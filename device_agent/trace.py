@@ -42,10 +42,10 @@ class Opinion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Traced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag="request"):
     """One request that was answered or refused.
 
-    ``at`` is when it came to the router, ``queued`` how many waited then; ``forecast``, ``there``, ``dear`` (its budget
-    was spent) and ``device`` (as sampled at ``sampled_at``) what the router saw. ``decided`` is what it said then, or
-    when this device had answered and wasn't sure. ``outcome``, ``status`` and ``latency_s``, from ``at``, are what
-    became of it.
+    ``at`` is when it came to the router, ``queued`` how many waited then, ``crowded`` whether that was too many for it;
+    ``forecast``, ``there``, ``dear`` (its budget was spent) and ``device`` (as sampled at ``sampled_at``) what the
+    router saw. ``decided`` is what it said then, or when this device had answered and wasn't sure. ``outcome``,
+    ``status`` and ``latency_s``, from ``at``, are what became of it.
     """
 
     model: str
@@ -53,6 +53,7 @@ class Traced(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag=
     deadline_at: float | None = None
     local_only: bool = False
     queued: int = 0
+    crowded: bool = False
     worker_ready: bool = True
     forecast: Forecast | None = None
     there: There | None = None
@@ -95,6 +96,7 @@ def traced(
         deadline_at=question.deadline_at,
         local_only=question.local_only,
         queued=question.queued,
+        crowded=question.crowded,
         worker_ready=here.worker_ready,
         forecast=here.forecast,
         there=question.there,

@@ -39,17 +39,16 @@ class TrackRecord:
         """Nobody needs to be told any more."""
         self._expected, self._on_bad = (), None
 
-    def answered(self, requests: Sequence[InferenceRequest], result: BatchResult) -> None:
-        """A batch came back; before its time is learnt from."""
-        costs = [request.cost_hint_bytes for request in requests]
-        self._add(
-            Batch(
-                answers=len(requests),
-                failures=sum(item.status in FAILURES for item in result.done.items),
-                busy_s=result.done.busy_s,
-                expected_s=self._expected_s(costs),
-            )
-        )
+    def answered(self, requests: Sequence[InferenceRequest], result: BatchResult, predicted_s: float) -> None:
+        """A batch came back that was predicted to take so long."""
+        expected_s = predicted_s
+        if self._expected:
+            expected_s = self._expected_s([request.cost_hint_bytes for request in requests])
+        failures = 0
+        for item in result.done.items:
+            failures += item.status in FAILURES
+        busy_s = result.done.busy_s
+        self._add(Batch(answers=len(requests), failures=failures, busy_s=busy_s, expected_s=expected_s))
 
     def turned_away(self, request: InferenceRequest, now: float) -> None:
         """An idle device didn't take it. While watched, that is as bad as a slow batch where what was learnt makes

@@ -8,12 +8,14 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from aios_edge.errors import AiosEdgeError, PromiseBroken
 from aios_edge.manifest import TensorSpec
 from aios_edge.oip.envelope import Parameters
+from aios_edge.telemetry import ProviderStep
 
 
 class Reason(str, enum.Enum):
@@ -58,6 +60,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     arrived_at: float
     cost_hint_bytes: int
     natural: bool = False  # asks with the task's natural input, which a foreign server may not know
+    tenant: str = ""  # who asks, where there are tenants
     lowered: bool = False  # claimed a higher priority than its tenant may
 
     @property
@@ -123,6 +126,22 @@ class ActivationCheck(msgspec.Struct, frozen=True, kw_only=True):
     skipped: bool = False
 
 
+#: When a worker uses TensorRT: always, and builds the engine as it loads; where the engine is there; not at all.
+Engines = Literal["build", "cached", "off"]
+
+
+class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
+    """TensorRT's engine for a model on this device: ``cached``, ``built`` just now, ``missing`` (it can be built),
+    ``unfit`` (it was built and must not serve), ``failed`` to be built, or ``nothing`` to build here; ``reason`` of the
+    last three. ``took_s``: to build it, when that was."""
+
+    state: Literal["cached", "built", "missing", "unfit", "failed", "nothing"]
+    reason: str | None = None
+    folder: str | None = None
+    size_bytes: int | None = None
+    took_s: float | None = None
+
+
 class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker found when it loaded a bundle and checked its contract on this device.
 
@@ -140,6 +159,8 @@ class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
     latency_p95_s: float | None  # this device's own first measurement: its live baseline
     rss_bytes: int | None
     load_s: float
+    provider_steps: tuple[ProviderStep, ...] = ()  # the chain, provider by provider
+    engine: EngineReport | None = None  # None: no TensorRT in the chain, or its engines aren't kept
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
     intra_op_threads: int | None = None

@@ -35,6 +35,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent knows at the moment a window closes."""
 
     queue_depth: int | None = None
+    waiting_limits: dict[str, int] = {}
     breakers: dict[str, str] = {}
     strained: tuple[str, ...] = ()
     agent_rss_bytes: int | None = None
@@ -117,6 +118,7 @@ class TelemetryWindow:
             queue=QueueFigures(
                 depth=gauges.queue_depth,
                 depth_reason="not known to the agent" if gauges.queue_depth is None else None,
+                waiting_limits=gauges.waiting_limits,
                 wait_p50_s=self._wait.quantile(0.5),
                 wait_p95_s=self._wait.quantile(0.95),
                 wait_reason=None if self._wait.count else "no local request in this window",

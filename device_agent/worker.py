@@ -18,8 +18,9 @@ from pathlib import Path
 
 from aios_edge.errors import AiosEdgeError, MissingExtra, PromiseBroken, UsageError
 from aios_edge.profile_files import load_profile
-from device_agent import wire
+from device_agent import core_share, wire
 from device_agent.activation import Activated, ActivationRefused, activate
+from device_agent.activation_engine import build_engine
 from device_agent.activation_raw import activate_raw
 from device_agent.affinity import pin
 from device_agent.worker_batch import Job, answer_batch
@@ -27,6 +28,7 @@ from device_agent.worker_memory import resident_bytes
 from device_agent.worker_natural import Runner
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_BUILDERS_NICE = 10  # building keeps the processor busy for minutes, on which others serve
 
 
 def serve(sock: socket.socket, *, alone: bool = False) -> None:
@@ -74,8 +76,16 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
     try:
         profile = load_profile(load.profile)
         pin(profile)
-        if load.raw is not None:
-            activated = activate_raw(path, load.raw, profile, alone=alone, state_dir=state_dir, on_stage=staged)
+        if load.check == "engine":
+            if alone:
+                os.nice(_BUILDERS_NICE)
+            activated = build_engine(
+                path, load.raw, profile, state_dir=state_dir, bundle_id=load.bundle_id, on_stage=staged
+            )
+        elif load.raw is not None:
+            activated = activate_raw(
+                path, load.raw, profile, alone=alone, state_dir=state_dir, engines=load.engines, on_stage=staged
+            )
         else:
             activated = activate(
                 path,
@@ -84,6 +94,7 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
                 alone=alone,
                 state_dir=state_dir,
                 bundle_id=load.bundle_id,
+                engines=load.engines,
                 on_stage=staged,
             )
     except PromiseBroken as error:
@@ -171,8 +182,11 @@ def main(arguments: list[str] | None = None) -> int:
     """The worker process: ``--fd`` is its inherited end of the socketpair."""
     parser = argparse.ArgumentParser(prog="device_agent.worker", description=main.__doc__)
     parser.add_argument("--fd", type=int, required=True)
-    fd: int = parser.parse_args(arguments).fd
+    parser.add_argument("--nice", type=int, default=0)
+    options = parser.parse_args(arguments)
+    fd: int = options.fd
     _become_worker()
+    core_share.take(options.nice)
     os.set_inheritable(fd, False)
     with socket.socket(fileno=fd) as sock:
         serve(sock, alone=True)

@@ -83,7 +83,8 @@ def answer_batch(
         if work.tensors is None:
             natural.append(work)
         else:
-            grouped.setdefault(object() if activated.raw else _signature(work.tensors), []).append(work)
+            alone = activated.raw or len(jobs) == 1
+            grouped.setdefault(object() if alone else _signature(work.tensors), []).append(work)
 
     runs: list[tuple[list[_Work], Callable[[list[_Work]], list[Answer]]]] = [
         (group, lambda works: _run_tensors(activated, works))
@@ -125,8 +126,7 @@ def _decoded(activated: Activated, job: Job) -> _Work:
     raw = task.raw_tensors(request.inputs)
     if raw is not None:
         return _Work(request_id=job.request_id, request=request, raw=raw)
-    datatypes = {spec.name: spec.datatype for spec in specs}
-    declared_empty = {spec.name for spec in specs if 0 in spec.shape}
+    datatypes, declared_empty = activated.runtime.datatypes, activated.runtime.declared_empty
     if unknown := [name for name in request.inputs if name not in datatypes]:
         natural = f"{' and '.join(task.natural_names)}, or " if task.natural_names else ""
         raise RequestError(
@@ -183,7 +183,7 @@ def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
         joined = {name: np.concatenate([each[name] for each in tensors]) for name in tensors[0]}
         outputs = _split(activated.runtime.run(joined), [_rows(work) for work in works])
     compute_s = time.perf_counter() - started_at
-    datatypes = {spec.name: spec.datatype for spec in activated.runtime.outputs}
+    datatypes = activated.runtime.output_datatypes
     return [
         _encoded(
             work,
@@ -202,8 +202,9 @@ def _run_rows(activated: Activated, tensors: Tensors) -> dict[str, NDArray[np.ge
     manifest = activated.bundle.manifest
     step = manifest.max_batch_size
     rows = {array.shape[0] if array.ndim else 0 for array in tensors.values()}
-    free = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
-    if activated.raw or not free or len(rows) != 1 or max(rows) <= step:
+    if activated.raw or len(rows) != 1 or max(rows) <= step:
+        return dict(activated.runtime.run(tensors))
+    if not all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs)):
         return dict(activated.runtime.run(tensors))
     parts = [
         activated.runtime.run({name: array[start : start + step] for name, array in tensors.items()})

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,12 @@ from pathlib import Path
 from aios_edge.errors import RuntimeUnavailable, WorkerLost
 from aios_edge.profile import Isolation
 from device_agent import wire
+from device_agent.values import Engines
 from device_agent.worker_exit import exit_status, log_lines
 
 EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that lingers longer is killed
+
+Reply = tuple[wire.Message, memoryview]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +35,8 @@ class WorkerSpec:
     """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` those of the
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
     ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
-    at ``bundle_path``, None: any bundle."""
+    at ``bundle_path``, None: any bundle. ``engines``: when TensorRT is used. ``nice``: its share of the cores, of a
+    process only."""
 
     model: str
     bundle_path: Path
@@ -42,6 +47,8 @@ class WorkerSpec:
     state_dir: Path | None = None
     raw_version: str | None = None
     bundle_id: str | None = None
+    engines: Engines = "build"
+    nice: int = 0
 
 
 class Connection:
@@ -54,9 +61,9 @@ class Connection:
         self._where = f"worker of {spec.model}"
         self._generation = generation
         self._on_stage = on_stage
-        self._waiting: dict[int | None, asyncio.Future[tuple[wire.Message, memoryview]]] = {}  # by batch; None: Load
+        self._waiting: dict[int | None, Callable[[Reply | WorkerLost], None]] = {}  # by batch; None: Load
         self._ending: asyncio.Task[None] | None = None
-        self._writable = asyncio.Event()
+        self._unsent: deque[tuple[wire.Message, bytes]] = deque()
         self._sock, theirs = wire.pair()
         try:
             if spec.isolation == "process":
@@ -74,19 +81,30 @@ class Connection:
             log_lines(self.loop, self.process.stdout, f"worker of {spec.model} [{self.process.pid}]")
         self.loop.add_reader(self._sock, self._on_readable)
 
-    async def ask(self, message: wire.Load | wire.Run, payload: bytes = b"") -> tuple[wire.Message, memoryview]:
-        """Send a message and wait for the reply to it, or for the worker's death. A second one may be sent meanwhile:
-        the worker takes it when it is done with the first."""
-        reply: asyncio.Future[tuple[wire.Message, memoryview]] = self.loop.create_future()
-        self._waiting[message.batch_id if isinstance(message, wire.Run) else None] = reply
-        if self.lost.done() or self._ending is not None or not await self._send(message, payload):
-            raise WorkerLost(await asyncio.shield(self.lost), where=self._where)
-        return await reply
+    def begin(
+        self, message: wire.Load | wire.Run, payload: bytes, on_reply: Callable[[Reply | WorkerLost], None]
+    ) -> None:
+        """Send a message; ``on_reply`` is called with the reply to it, or with the worker's death, later and once. A
+        second may be sent before the first is answered: the worker takes one after the other."""
+        self._waiting[message.batch_id if isinstance(message, wire.Run) else None] = on_reply
+        if self.lost.done():
+            self.loop.call_soon(self._tell_all, self.lost.result())
+        elif self._ending is None:
+            self._send(message, payload)
+
+    async def ask(self, message: wire.Load | wire.Run, payload: bytes = b"") -> Reply:
+        """Send a message and wait for the reply to it. Raises :class:`WorkerLost` when the worker dies instead."""
+        answered: asyncio.Future[Reply | WorkerLost] = self.loop.create_future()
+        self.begin(message, payload, lambda reply: None if answered.done() else answered.set_result(reply))
+        reply = await answered
+        if isinstance(reply, WorkerLost):
+            raise reply
+        return reply
 
     async def finish(self) -> None:
         """Ask the worker to end and wait until it has."""
         if self._ending is None:
-            await self._send(wire.Stop())
+            self._send(wire.Stop())
         await asyncio.shield(self.lost)
 
     def kill(self) -> None:
@@ -96,22 +114,27 @@ class Connection:
         if self.process is None:
             self._end("was told to end")
 
-    async def _send(self, message: wire.Message, payload: bytes = b"") -> bool:
-        while True:
+    def _send(self, message: wire.Message, payload: bytes = b"") -> None:
+        """Now, or as soon as there is room; a worker that is gone is noticed here too."""
+        self._unsent.append((message, payload))
+        if len(self._unsent) == 1:
+            self._send_more()
+
+    def _send_more(self) -> None:
+        while self._unsent:
             try:
-                wire.send(self._sock, message, payload)
-                return True
+                wire.send(self._sock, *self._unsent[0])
             except BlockingIOError:
-                self._writable.clear()
                 self.loop.add_writer(self._sock, self._on_writable)
-                await self._writable.wait()
+                return
             except OSError:  # it is gone; the end-of-file tells how
                 self._end("closed its connection")
-                return False
+                return
+            self._unsent.popleft()
 
     def _on_writable(self) -> None:
         self.loop.remove_writer(self._sock)
-        self._writable.set()
+        self._send_more()
 
     def _on_readable(self) -> None:
         try:
@@ -126,20 +149,21 @@ class Connection:
         if received is None:
             self._end("closed its connection")
             return
-        message, payload = received
+        message = received[0]
         if isinstance(message, (wire.Load, wire.Run, wire.Stop)) or message.generation != self._generation:
             return  # a reply of an old generation
         if isinstance(message, wire.Loading):
             self._on_stage(message.stage)
         else:
-            reply = self._waiting.pop(message.batch_id if isinstance(message, wire.Done) else None, None)
-            if reply is not None and not reply.done():  # else its caller has gone
-                reply.set_result((message, payload))
+            on_reply = self._waiting.pop(message.batch_id if isinstance(message, wire.Done) else None, None)
+            if on_reply is not None:
+                on_reply(received)
 
     def _end(self, what: str) -> None:
         if self._ending is None:
             self.loop.remove_reader(self._sock)
-            self._on_writable()  # whoever waits to send finds the socket closed
+            self.loop.remove_writer(self._sock)
+            self._unsent.clear()
             self._sock.close()
             self._ending = self.loop.create_task(self._reap(what))
 
@@ -150,11 +174,12 @@ class Connection:
             description = await exit_status(self.process, grace_s=EXIT_GRACE_S, else_what=what)
         if not self.lost.done():
             self.lost.set_result(description)
-        for reply in self._waiting.values():  # in the order they were asked
-            if not reply.done():
-                reply.set_exception(WorkerLost(description, where=self._where))
-                reply.exception()  # its caller may be gone: not an error of ours then
-        self._waiting.clear()
+        self._tell_all(description)
+
+    def _tell_all(self, how: str) -> None:
+        waiting, self._waiting = self._waiting, {}
+        for on_reply in waiting.values():  # in the order in which they were asked
+            on_reply(WorkerLost(how, where=self._where))
 
 
 def _spawn(spec: WorkerSpec, theirs: socket.socket) -> subprocess.Popen[bytes]:
@@ -168,7 +193,7 @@ def _spawn(spec: WorkerSpec, theirs: socket.socket) -> subprocess.Popen[bytes]:
         "PYTHONFAULTHANDLER": "1",  # a native crash leaves its stack in our log
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "device_agent.worker", "--fd", str(theirs.fileno())],
+        [sys.executable, "-m", "device_agent.worker", "--fd", str(theirs.fileno()), "--nice", str(spec.nice)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -9,18 +9,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from aios_edge.errors import AiosEdgeError, BundleRefused, RuntimeUnavailable, SettingsError, WorkerLost
 from device_agent import wire
 from device_agent.values import ActivationReport, InferenceRequest
-from device_agent.worker_connection import Connection, WorkerSpec
+from device_agent.worker_connection import Connection, Reply, WorkerSpec
 
 log = logging.getLogger("device_agent.worker")
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchResult:
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     """An answered batch: the worker's account of it, and the payload that its items' regions point into."""
 
     done: wire.Done
@@ -45,12 +45,13 @@ class WorkerHandle:
         self.generation = 0
         self.rss_bytes: int | None = None  # after the latest batch; None before the first, and in a thread
         self.report: ActivationReport | None = None  # of the latest activation, refused ones included
-        self._digest: str | None = None  # of the model that went live: clients know that one's tensors
+        self._digest = spec.bundle_id  # of the model that went live: clients know that one's tensors
         self._on_stage = on_stage
         self._on_lost = on_lost
         self._connection: Connection | None = None
         self._ready = False
         self._batch_id = 0
+        self._turn = asyncio.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -66,9 +67,9 @@ class WorkerHandle:
     async def start(self, check: str = "full", *, timeout_s: float = 600.0) -> ActivationReport:
         """Start a worker and return what its activation found.
 
-        ``check`` is ``full``, or ``quick`` after a crash. Raises :class:`BundleRefused` named after the check that
-        failed (``timeout`` when it never ended; building a TensorRT engine takes minutes), :class:`WorkerLost` when
-        the worker died meanwhile, :class:`RuntimeUnavailable` or :class:`SettingsError`.
+        ``check`` is ``full``, ``quick`` after a crash, or ``engine`` to build one. Raises :class:`BundleRefused` named
+        after the check that failed (``timeout`` when it never ended; building a TensorRT engine takes minutes),
+        :class:`WorkerLost` when the worker died meanwhile, :class:`RuntimeUnavailable` or :class:`SettingsError`.
         """
         if self._connection is not None:
             raise AiosEdgeError("already started", where=f"worker of {self.spec.model}", remedy="Stop it first")
@@ -86,6 +87,7 @@ class WorkerHandle:
             slowdown=self.spec.slowdown,
             state_dir=str(self.spec.state_dir.absolute()) if self.spec.state_dir else None,
             bundle_id=self.spec.bundle_id,
+            engines=self.spec.engines,
         )
         try:
             reply, _ = await asyncio.wait_for(connection.ask(load), timeout_s)
@@ -109,20 +111,38 @@ class WorkerHandle:
         connection.lost.add_done_callback(lambda future: self._gone(connection, future.result()))
         return reply.report
 
-    async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
-        """Run one batch; the worker runs several that are asked for one after the other. :class:`WorkerLost` when the
-        worker dies before answering."""
+    def begin(self, requests: Sequence[InferenceRequest], on_end: Callable[[BatchResult | WorkerLost], None]) -> None:
+        """Give it a batch; it runs one after the other. ``on_end`` is called later and once, with :class:`WorkerLost`
+        when the worker dies before answering. Raises it when there is no worker."""
         connection = self._connection
         if connection is None or not self._ready:
             raise WorkerLost("is not running", where=f"worker of {self.spec.model}")
+
+        def ended(reply: Reply | WorkerLost) -> None:
+            if isinstance(reply, WorkerLost):
+                on_end(reply)
+                return
+            done, content = reply
+            if not isinstance(done, wire.Done):
+                on_end(WorkerLost("answered a batch with something else", where=f"worker of {self.spec.model}"))
+                return
+            if connection.process is not None:  # a thread's resident set is the whole agent's
+                self.rss_bytes = done.rss_bytes
+            on_end(BatchResult(done=done, payload=content))
+
         self._batch_id += 1
         message, payload = _batch(requests, self._batch_id, self.generation)
-        reply, content = await connection.ask(message, payload)
-        if not isinstance(reply, wire.Done):
-            raise WorkerLost("answered a batch with something else", where=f"worker of {self.spec.model}")
-        if connection.process is not None:  # a thread's resident set is the whole agent's
-            self.rss_bytes = reply.rss_bytes
-        return BatchResult(done=reply, payload=content)
+        connection.begin(message, payload, ended)
+
+    async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
+        """:meth:`begin`, awaited; a second call waits its turn."""
+        async with self._turn:
+            answered: asyncio.Future[BatchResult | WorkerLost] = asyncio.get_running_loop().create_future()
+            self.begin(requests, lambda end: None if answered.done() else answered.set_result(end))
+            end = await answered
+        if isinstance(end, WorkerLost):
+            raise end
+        return end
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """End the worker: it finishes the batch in flight; after ``grace_s`` it is killed."""

@@ -94,11 +94,12 @@ def agent_toml(tiny_bundle: Any) -> Callable[..., str]:
         *,
         bundle: Path | None = None,
         bind: str = "127.0.0.1:0",
+        device: str = "",
         http: str = "",
         profile: Path | str = "x86-gateway",
     ) -> str:
         return (
-            f'[device]\nid = "dev"\nprofile = "{profile}"\nstate_dir = "state"\n'
+            f'[device]\nid = "dev"\nprofile = "{profile}"\nstate_dir = "state"\n{device}\n'
             f'[http]\nbind = "{bind}"\n{http}\n[[bundle]]\npath = "{bundle or tiny_bundle.path}"\n{more}\n'
         )
 

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_worker import REPORT
+from scripted_worker import REPORT, Batches
 
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import BundleRefused, RequestError, RuntimeUnavailable
@@ -32,7 +32,7 @@ from device_agent.worker_pool import BatchResult, WorkerSpec
 Scenario = Callable[["Place"], Awaitable[None]]
 
 
-class Worker:
+class Worker(Batches):
     """Stands for the handle of a worker; answers with the id of the bundle it was started with."""
 
     alive: set[Worker] = set()  # noqa: RUF012 - emptied by each device

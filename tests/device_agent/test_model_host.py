@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from scripted_worker import REPORT
+from scripted_worker import REPORT, Batches
 
 from aios_edge.errors import BundleRefused, WorkerLost
 from device_agent import wire
@@ -26,7 +26,7 @@ from device_agent.worker_pool import BatchResult, WorkerSpec
 Run = Callable[[Sequence[InferenceRequest]], Awaitable[BatchResult]]
 
 
-class Worker:
+class Worker(Batches):
     """Stands for the handle: ``on_run`` answers batches, ``on_start`` may raise."""
 
     def __init__(self) -> None:
@@ -39,6 +39,7 @@ class Worker:
         self.busy_s = 0.01
         self.on_run: Run = self.answered
         self.on_start: Callable[[str], None] = lambda check: None
+        self.on_begin: Callable[[], None] = lambda: None
 
     async def start(self, check: str = "full") -> ActivationReport:
         await asyncio.sleep(0)
@@ -50,6 +51,10 @@ class Worker:
 
     async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
         return await self.on_run(requests)
+
+    def begin(self, requests: Sequence[InferenceRequest], on_end: Callable[[BatchResult | WorkerLost], None]) -> None:
+        self.on_begin()
+        super().begin(requests, on_end)
 
     async def stop(self, grace_s: float = 5.0) -> None:
         self.ready = False
@@ -170,14 +175,18 @@ def test_a_request_that_hangs_every_worker_is_answered_too(tiny_bundle: Any) -> 
 def test_no_fault_of_one_batch_ends_the_serving(tiny_bundle: Any, fault: str) -> None:
     async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
         async def faulty(requests: Sequence[InferenceRequest]) -> BatchResult:
-            if fault.startswith("an exception"):
-                raise OSError("too many open files")
             return await worker.answered(requests, outputs=wire.Region(0, 1000))
 
-        worker.on_run = faulty
+        def refuse() -> None:
+            raise OSError("too many open files")
+
+        if fault.startswith("an exception"):
+            worker.on_begin = refuse
+        else:
+            worker.on_run = faulty
         answer = await host.infer(request(1))
         assert answer.status == 503
-        worker.on_run = worker.answered
+        worker.on_run, worker.on_begin = worker.answered, lambda: None
         assert (await host.infer(request(2))).status == 200
 
     drive(tiny_bundle, scenario)
@@ -191,7 +200,7 @@ def test_a_restart_that_fails_in_an_unknown_way_is_tried_again(tiny_bundle: Any)
 
         worker.on_start = once
         worker.kill()
-        host._queue.wake.set()
+        host._dispatch._lost_one.set()
         answer = await host.infer(request(1))
         assert answer.status in (200, 503)
         while host.state != "ready":  # noqa: ASYNC110 - a condition in the code under test
@@ -208,7 +217,7 @@ def test_who_has_no_deadline_hears_that_the_worker_does_not_come_back(tiny_bundl
 
         worker.on_start = refuse
         worker.kill()
-        host._queue.wake.set()
+        host._dispatch._lost_one.set()
         answer: Answer = await host.infer(request(1))
         assert answer.status == 503 and answer.retry_after_s
         assert any(kind == "contract_broken" for kind, _ in events)
@@ -249,7 +258,7 @@ def test_a_start_that_swallows_its_cancellation_does_not_keep_the_host_from_stop
 
         worker.start = start  # type: ignore[method-assign]
         worker.kill()
-        host._queue.wake.set()
+        host._dispatch._lost_one.set()
         await starting.wait()
         await asyncio.wait_for(host.stop(), 5)
         assert swallowed
@@ -405,6 +414,5 @@ def test_when_the_host_stops_the_batch_that_went_ahead_is_told_too(tiny_bundle: 
             await until(lambda: len(held.batches) == len(asked))
         await host.stop()
         assert [answer.reason.value for answer in await asyncio.gather(*asked)] == ["draining", "draining"]
-        assert host.running == 0
 
     drive(tiny_bundle, scenario, busy_s=0.001)
