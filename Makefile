@@ -1,6 +1,7 @@
 # make demo | make test | make check      each creates what it needs in a fresh clone
 # make demo FAST=1                        the demo's short form
 # make demo STRUCTURED=1                  the demo with a pruned network for this machine
+# make proto                              compile open_inference.proto, after a change of it
 # make test-long                          the tests that take minutes: clean installs, every interpreter,
 #                                         the real neural-compressor, all test models of the ONNX backend,
 #                                         the real onnxruntime-gpu without a GPU (in .venv-gpu)
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 INPUTS := pyproject.toml constraints.txt constraints-cpu.txt
 OUT ?= demo-out
 
-.PHONY: help demo test test-long check format clean
+.PHONY: help demo test test-long check format proto clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -63,6 +64,10 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+proto: $(VENV)/.dev
+	@cd device_agent/grpc_door && $(CURDIR)/$(BIN)/python -m grpc_tools.protoc -I. \
+	  --descriptor_set_out=open_inference.binpb open_inference.proto
 
 clean:
 	rm -rf $(VENV) $(GPU_VENV) $(OUT) build dist

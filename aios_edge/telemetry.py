@@ -162,6 +162,28 @@ class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True):
     pressure_reason: str | None = None
 
 
+class PolicyFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The routing policy in force: what tells it from others, and since when (RFC 3339)."""
+
+    digest: str
+    since: str
+
+
+class MqttInferFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Inference asked for over MQTT, since the start. Of ``asked`` ``answered`` have their answer at the broker
+    (refusals are answers), ``shed`` were refused by the door for being too many at once, ``lost`` answers never got
+    there. ``ignored``: retained messages. ``waiting``: answers that the broker hasn't acknowledged."""
+
+    asked: int = 0
+    answered: int = 0
+    shed: int = 0
+    ignored: int = 0
+    lost: int = 0
+    lost_reason: str | None = None  # of the last one
+    in_flight: int = 0
+    waiting: int = 0
+
+
 class OutboxFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that wait for the broker, and those the byte bound cost since the outbox was made."""
 
@@ -204,6 +226,8 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     cpu_utilisation_reason: str | None = None
     memory: MemoryFigures = MemoryFigures()
     outbox: OutboxFigures = OutboxFigures()
+    mqtt_infer: MqttInferFigures | None = None  # None: it isn't answered here
+    policy: PolicyFigures | None = None  # None: of an agent that has none
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

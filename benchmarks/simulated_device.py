@@ -15,6 +15,7 @@ import msgspec
 from open_loop import Outcome
 
 from device_agent.learning import Learning
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.room import Room
 from device_agent.router import Here, Question, Stage
 from device_agent.scheduler import Forecast, Pending, forecast, next_batch
@@ -88,7 +89,7 @@ class Device:
             size = self._chance.randint(1, worker.max_batch_size)
             self._learn(size, worker.took_s(size, self._chance))
         self._queue = TicketQueue(weights or {}, self._learning.alone_s)
-        self.room = Room(self._queue, self._learning, self._policy, weights or {}, worker.max_batch_size)
+        self.room = Room(self._queue, self._learning, PolicyInForce(self._policy), weights or {}, worker.max_batch_size)
         self._running: tuple[float, float] | None = None  # when the batch began, and its prediction
         self._reasons: dict[int, str] = {}
         self._outcomes: dict[int, Outcome] = {}

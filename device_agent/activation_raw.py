@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from aios_edge.bundle.read import Bundle
 from aios_edge.errors import BundleRefused, RuntimeUnavailable
 from aios_edge.golden import RawInput
 from aios_edge.manifest import TensorSpec
@@ -40,7 +41,7 @@ def activate_raw(
     record.bundle = bundle = raw_bundle(root, model.name, model.version)
     try:
         record.stage("digest")
-        record.bundle = bundle = digested(bundle)
+        record.bundle = bundle = _digested(record, bundle)
         if model.digest not in (None, bundle.bundle_id):
             what, remedy = "was written over while it served", "Load it again, and put a new model in a new version"
             raise record.refused(BundleRefused("digest", what, where=str(root), remedy=remedy))
@@ -65,6 +66,13 @@ def activate_raw(
         raw=True,
         takes_empty=alone,
     )
+
+
+def _digested(record: Record, bundle: Bundle) -> Bundle:
+    try:
+        return digested(bundle)
+    except BundleRefused as error:
+        raise record.refused(error) from error
 
 
 class NoTask:

@@ -18,6 +18,9 @@ from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.metrics import Metrics
 from device_agent.model_views import bundle_status, model_status
+from device_agent.mqtt_door import MqttDoor
+from device_agent.policy_in_force import PolicyInForce, policy_values
+from device_agent.reload import Reload
 from device_agent.reporter import Reporter
 from device_agent.settings import Settings
 from device_agent.strain import Strain
@@ -41,12 +44,16 @@ def agent_status(
     now: float,
     uptime_s: float,
     listen: tuple[str, ...],
+    grpc: st.GrpcStatus | None,
     deployment: Deployment,
     cloud: CloudPool,
     reporter: Reporter,
     strain: Strain,
+    rules: PolicyInForce,
+    reload: Reload,
     metrics: Metrics,
     desk: FrontDesk,
+    mqtt_door: MqttDoor | None,
 ) -> st.AgentStatus:
     """Everything, ``now``."""
     device, reading = settings.device, reporter.last_reading
@@ -65,6 +72,7 @@ def agent_status(
             cpu_count=os.cpu_count(),
         ),
         listen=listen,
+        grpc=grpc,
         models={
             name: model_status(
                 host, deployment.entries[name], deployment.probations.get(name), deployment.builds.get(name), now
@@ -77,6 +85,9 @@ def agent_status(
         power=reading,
         power_reason="not sampled yet" if reading is None else reading.reason,
         device_state=st.DeviceStateStatus(**msgspec.structs.asdict(strain.state), strained=strain.reasons),
+        policy=st.PolicyStatus(
+            digest=rules.digest, since=rules.since, values=policy_values(rules.policy), last_reload=reload.last
+        ),
         privacy=st.PrivacyStatus(
             never_leave_device=cloud.audit.staying,
             payloads_sent=dict(cloud.audit.sent),
@@ -84,12 +95,17 @@ def agent_status(
             kept_back=cloud.audit.kept_back,
         ),
         mqtt=reporter.counts,
+        mqtt_infer=None if mqtt_door is None else _mqtt_infer(mqtt_door),
         totals=metrics.totals(),
         in_flight=desk.in_flight,
         in_flight_bytes=desk.in_flight_bytes,
         emulate=st.EmulationStatus(slowdown=settings.emulate.slowdown),
         events=tuple(reporter.recent_events),
     )
+
+
+def _mqtt_infer(door: MqttDoor) -> st.MqttInferStatus:
+    return st.MqttInferStatus(**msgspec.structs.asdict(door.figures()), link=door.link)
 
 
 def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployment) -> StatusBody:
@@ -108,7 +124,9 @@ def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployme
     )
 
 
-def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
+def gauges(
+    deployment: Deployment, cloud: CloudPool, strain: Strain, rules: PolicyInForce, mqtt_door: MqttDoor | None
+) -> Gauges:
     """What telemetry tells of this moment."""
     workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
     limits = {name: host.room.limit for name, host in deployment.hosts.items()}
@@ -119,6 +137,8 @@ def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
         strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),
         workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
+        policy=rules.figures(),
+        mqtt_infer=mqtt_door.figures() if mqtt_door is not None else None,
     )
 
 

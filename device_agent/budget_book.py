@@ -82,6 +82,12 @@ class BudgetBook:
             self.budgets[key] = Budget(per_day=budget.per_day, spendings=before.spendings).spend(before.ahead, now)
         self._strangers = known
 
+    def resize(self, endpoint: str, limits: Mapping[str, Limit]) -> None:
+        """Give an endpoint's budgets another size. What was spent of them stays spent."""
+        for name, limit in limits.items():
+            key = (endpoint, name)
+            self.budgets[key] = msgspec.structs.replace(self.budgets[key], per_day=limit.per_day)
+
     def affords(self, endpoint: str, amounts: Mapping[str, float]) -> bool:
         """Whether all of that may be spent now."""
         now = self._clock()

@@ -30,6 +30,7 @@ from device_agent.raw_model import contract_of, digested, is_raw
 from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.succession import Probation, Succession
 from device_agent.surroundings import Surroundings
+from device_agent.upkeep import Upkeep
 from device_agent.values import EngineReport
 
 
@@ -46,6 +47,7 @@ class Deployment:
         self._away: dict[BundleEntry, BundleStatus] = {}
         self._succession = Succession(self._hosts, settings, around, self._in_background)
         self.builds = EngineBuilds(around, self._change_over)
+        self._upkeep = Upkeep(self._hosts, self._entries, around)
         self._started = False
         self._closing = False
         self._turn = asyncio.Lock()
@@ -80,15 +82,16 @@ class Deployment:
     def ready(self) -> bool:
         """Whether the activations of the start are over and any model serves. A worker that restarts, or a model that
         is loaded later, doesn't make the agent unready."""
-        return self._started and any(host.state == "ready" for host in self._hosts.values())
+        return self._started and any(host.serves for host in self._hosts.values())
 
     @property
     def degraded(self) -> bool:
         """Whether any bundle doesn't serve that should."""
-        return bool(self.refused) or any(host.state != "ready" for host in self._hosts.values())
+        return bool(self.refused) or any(not host.serves for host in self._hosts.values())
 
     def host(self, model: str, version: str | None) -> ModelHost:
-        """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404)."""
+        """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404; 503 at the
+        start, when nobody knows yet)."""
         host = self._hosts.get(model)
         if host is None:
             if away := self._status_away(model):
@@ -100,6 +103,15 @@ class Deployment:
             raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
         return host
 
+    def no_model(self, model: str, known: Iterable[str]) -> RequestError:
+        """What a client is told that names a model which isn't among those it knows of: 404, or 503 at the start, when
+        nobody knows all of them."""
+        if not self._started:
+            what = f"there is no model {model!r} yet: the agent has just started and checks its bundles"
+            return RequestError(what, status=503, remedy="Try again, or wait for /v2/health/ready")
+        remedy = f"Models here: {', '.join(known) or 'none'}"
+        return RequestError(f"there is no model {model!r}", status=404, remedy=remedy)
+
     def knows(self, model: str) -> bool:
         """Whether it is here, or could be loaded."""
         return model in self._hosts or self._status_away(model) is not None
@@ -108,7 +120,7 @@ class Deployment:
         """Whether a model serves; raises :class:`RequestError` (404) for one that agent.toml doesn't know."""
         if model not in self._hosts and self._status_away(model):
             return False
-        return self.host(model, version).state == "ready"
+        return self.host(model, version).serves
 
     async def activate_all(self) -> None:
         """One bundle after the other, at the start.
@@ -130,9 +142,10 @@ class Deployment:
                     last = error
             models = {model_digest(host.bundle) for host in self._hosts.values()}
             forget_engines(self._settings.device.state_dir, models)
-            if not any(host.state == "ready" for host in self._hosts.values()):
+            if not any(host.serves for host in self._hosts.values()):
                 raise last if last is not None else no_bundle()
             self._started = True
+            self._upkeep.start()
             for host in self._hosts.values():
                 await self._succession.keep(host)
                 self.builds.consider(host)
@@ -162,6 +175,7 @@ class Deployment:
         """Stop every model; requests that still wait are refused as draining."""
         self.give_up_changes()
         await self.builds.stop()
+        await self._upkeep.stop()
         await asyncio.gather(*self._changes, return_exceptions=True)
         for model in list(self.probations):
             self._succession.end_probation(model)
@@ -205,7 +219,11 @@ class Deployment:
         entry = self._entries[model]
         try:
             bundle = await self._lying_at(entry)
-            if bundle.bundle_id == host.bundle.bundle_id and host.state == "ready":
+            if bundle.bundle_id == host.bundle.bundle_id and host.serves:
+                await host.instance.resting.back()
+                return
+            if bundle.bundle_id == host.bundle.bundle_id and host.state == "quarantined":
+                await host.instance.release()
                 return
             await self._swap(model, entry, bundle)
         except AiosEdgeError as error:
@@ -261,7 +279,7 @@ class Deployment:
             contract=contract_of(entry),
         )
         self._away[entry] = status
-        await self._succession.retire(host, limit_s=self._settings.policy.drain_s)
+        await self._succession.retire(host, limit_s=self._around.policy.drain_s)
         self._away[entry] = msgspec.structs.replace(status, state="unloaded", detail="unloaded")
         self._around.emit("unloaded", model=model, version=manifest.version, bundle_id=bundle_id)
 
@@ -298,13 +316,14 @@ class Deployment:
                 return await self._activated(entry, asked)
             raise
         self._tell.activated(host, report)
+        await self._upkeep.keep_budget(asking=name)
         return host
 
     def _host(self, entry: BundleEntry, bundle: Bundle) -> ModelHost:
         spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=self._settings.device.state_dir)
         # Clients know the name: two entries may claim it one after the other, and it was promised for one of them.
         stays = entry.never_leave_device or bundle.manifest.name in self._around.cloud.audit.staying
-        return ModelHost(spec, bundle, self._around, never_leaves=stays)
+        return ModelHost(spec, bundle, self._around, never_leaves=stays, make_room=self._upkeep.make_room)
 
     # Those that aren't here
 
@@ -328,7 +347,7 @@ class Deployment:
         raise self._unknown(model)
 
     def _unknown(self, model: str) -> RequestError:
-        return no_model(model, [*self._hosts, *(status.model for status in self._away.values())])
+        return self.no_model(model, [*self._hosts, *(status.model for status in self._away.values())])
 
     def _ids(self) -> set[str]:
         return {host.bundle.bundle_id for host in self._hosts.values()}
@@ -337,8 +356,3 @@ class Deployment:
         """Remove copies of bundles that neither serve nor may have to come back."""
         kept = self._ids() | {probation.previous.bundle.bundle_id for probation in self.probations.values()}
         await asyncio.to_thread(forget_others, self._settings.device.state_dir, kept)
-
-
-def no_model(model: str, known: Iterable[str]) -> RequestError:
-    """What a client is told that names a model which isn't among those it knows of."""
-    return RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {', '.join(known) or 'none'}")

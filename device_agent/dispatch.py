@@ -45,7 +45,7 @@ class Dispatch:
         learning: Learning,
         record: TrackRecord,
         around: Surroundings,
-        lost: asyncio.Event,
+        wake: asyncio.Event,
         room: Room,
     ) -> None:
         self._instance = instance
@@ -58,11 +58,11 @@ class Dispatch:
         self._room = room
         self._watchdog = Watchdog()
         self._learnt_at = -math.inf
-        self._lost_one = lost  # set when the worker may have died
+        self._wake = wake  # set when the worker may have died, or there is a chore
 
     def offer(self, ticket: Ticket) -> None:
         """Run a ticket that was judged this moment, now or when its turn comes."""
-        if self._free and not self._queue:
+        if not self._queue and self._free():
             now = ticket.taken_at = self._around.clock()
             self._room.taken([(ticket.pending, ticket.request.arrived_at)], now)
             self._begin([ticket], now, self._learning.alone_s(ticket.pending))
@@ -71,33 +71,45 @@ class Dispatch:
             self.next()
 
     def next(self) -> None:
-        """Give the worker its next batch, when somebody waits and it is free; where batches are short, one ahead."""
-        while self._queue and self._open and (batch := self._take()):
+        """Give the worker its next batch, when it is free and somebody waits; where batches are short, one ahead."""
+        if self._free() and (batch := self._take()):
+            self._begin(*batch)
+        if self._queue and self._may_go_ahead() and (batch := self._take()):
             self._begin(*batch)
 
-    @property
     def _free(self) -> bool:
-        return self._instance.ready and not self._instance.running.tickets
+        """Whether the worker can take a batch; what else is to be done first is :meth:`serve`'s."""
+        instance = self._instance
+        if instance.running.tickets:
+            return False
+        if instance.ready and instance.chore(len(self._queue)) is None:
+            return True
+        self._wake.set()
+        return False
 
-    @property
-    def _open(self) -> bool:
-        """Whether it may be given a batch. One that died with a worker has no company, neither before nor behind it."""
+    def _may_go_ahead(self) -> bool:
+        """Whether a second batch may be given to it while it has a short one. None goes before or behind a request that
+        died with a worker, nor before a chore, which would never have its turn."""
         instance, running = self._instance, self._instance.running
-        if not running.tickets:
-            return instance.ready
+        if not running.tickets or instance.ahead.tickets or running.expected_s > AHEAD_S or not instance.ready:
+            return False
         alone = running.tickets[0].pending.alone or self._queue.order[0].alone
-        return instance.ready and not instance.ahead.tickets and running.expected_s <= AHEAD_S and not alone
+        return not alone and instance.chore(len(self._queue)) is None
 
     async def serve(self) -> None:
-        """Bring the worker back whenever it is lost."""
+        """Bring the worker back whenever it is lost, and do what is to be done between two batches."""
         try:
             while True:
-                self._lost_one.clear()
-                if self._instance.worker.ready or self._instance.running.tickets:
-                    self.next()
-                    await self._lost_one.wait()
-                else:
+                self._wake.clear()
+                if self._instance.running.tickets:
+                    await self._wake.wait()
+                elif chore := self._instance.chore(len(self._queue)):
+                    await chore()
+                elif not self._instance.worker.ready and self._instance.state != "resting":
                     await self._bring_back()
+                else:
+                    self.next()
+                    await self._wake.wait()
         finally:
             self._watchdog.close()
 
@@ -145,12 +157,12 @@ class Dispatch:
                 instance.running = Running()
                 self._record.lost(len(batch))
                 self._lost(end, batch)
-                self._lost_one.set()
+                self._wake.set()
                 return
             began, now = instance.running.since, self._around.clock()
             seen_s = now - began
             self._next_runs(now)
-            instance.plan = instance.plan.served()
+            instance.served()
             self.next()  # the worker needn't wait for the answers to be written, nor clients for the rest
             self._answer(batch, end)
             self._record.answered(requests, end, expected_s)
@@ -207,7 +219,7 @@ class Dispatch:
 
     def _elsewhere(self, ticket: Ticket, now: float) -> None:
         self._queue.drop(ticket)
-        decision = self._judge.elsewhere(ticket, now, self._instance.plan.expected_s)
+        decision = self._judge.elsewhere(ticket, now)
         if not isinstance(decision, Local):
             ticket.resolve(decision)
 
@@ -217,11 +229,16 @@ class Dispatch:
             self._record.lost(1)
             instance.lost_while_idle(queued=len(self._queue))
             self._review.run()
+        if instance.state == "quarantined":
+            self._all_elsewhere()
         failure = await instance.restart()
         if failure is None:
             return
         self._record.lost(1)
         self._review.run()
         if instance.plan.hopeless(failure):
-            for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
-                self._elsewhere(ticket, instance.lost_at)
+            self._all_elsewhere()
+
+    def _all_elsewhere(self) -> None:
+        for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
+            self._elsewhere(ticket, self._instance.lost_at)

@@ -39,13 +39,15 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole HTTP response. ``completion`` is recorded once it was sent."""
+    """A whole HTTP response. ``completion`` is recorded once it was sent. ``retry_after_s``: what the header of that
+    name says in whole seconds."""
 
     status: int = 200
     body: bytes = b""
     content_type: str = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
     completion: Completion | None = None
+    retry_after_s: float | None = None
 
 
 class Inference(NamedTuple):
@@ -182,6 +184,13 @@ class HttpApp:
         return await _unless_gone(self._desk.infer(model, version, body, json_length), scope, receive)
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, inflater: Inflater | None = None) -> bytes:
+        coding = headers.get(b"transfer-encoding", b"chunked").strip().lower()
+        if coding != b"chunked":
+            raise RequestError(
+                f"bodies with Transfer-Encoding {coding[:40].decode('latin-1')} are not accepted",
+                status=501,
+                remedy="Send the body as it is, with its length or chunked",
+            )
         announced = headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > self.max_body_bytes:
             raise self._too_long()

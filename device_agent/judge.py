@@ -29,7 +29,7 @@ from device_agent.surroundings import Surroundings
 from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.trace import Opinion
-from device_agent.values import Cloud, Decision
+from device_agent.values import SERVING, Cloud, Decision
 
 
 class Judge:
@@ -77,6 +77,7 @@ class Judge:
             here=here,
             there=there,
             dear=dear,
+            policy=self._around.rules.digest,
         )
 
     def _here(self, ticket: Ticket, forecast: Forecast | None) -> Here:
@@ -84,13 +85,17 @@ class Judge:
         full = stage is Stage.NEW and (
             len(self._queue) >= self._around.policy.queue_limit or self._room.crowded(ticket.pending)
         )
-        return Here(
+        here = Here(
             stage=stage if forecast is None else Stage.NEXT,
             forecast=forecast,
             worker_ready=self._instance.ready,
             queue_full=full,
             strain=self._around.strain(),
         )
+        if here.worker_ready:
+            return here
+        back_in_s = self._instance.back_in_s(self._around.clock())
+        return msgspec.structs.replace(here, away=self._instance.away, back_in_s=back_in_s)
 
     def second_opinion(self, ticket: Ticket, confidence: float | None) -> Cloud | None:
         """Ask the router about a ticket that was answered here."""
@@ -121,14 +126,15 @@ class Judge:
             return None
         return self._around.cloud.unaffordable(self._manifest.name, ticket.wanted, now)
 
-    def elsewhere(self, ticket: Ticket, now: float, back_in_s: float) -> Decision:
+    def elsewhere(self, ticket: Ticket, now: float) -> Decision:
         """Where one goes whose worker died, or doesn't come back."""
-        ask = partial(after_worker_lost, now, ticket.request.deadline_at, back_in_s=back_in_s)
+        back_in_s, away = self._instance.back_in_s(now), self._instance.away
+        ask = partial(after_worker_lost, now, ticket.request.deadline_at, back_in_s=back_in_s, away=away)
         return or_for_budget(ask, there=self.there(ticket, now), dear=self._dear(ticket, now))
 
     def forecast(self, pending: Pending, now: float, *, waiting: bool) -> Forecast | None:
         """When it would be answered here; None where nobody knows."""
-        if self._instance.state not in ("ready", "restarting"):
+        if self._instance.state not in ("restarting", *SERVING):
             return None
         return scheduler.forecast(
             self._queue.order if waiting else self._queue.with_one_more(pending),
@@ -137,15 +143,15 @@ class Judge:
             free_at=self._instance.free_at(now),
             model=self._learning.service,
             max_batch_size=self._manifest.max_batch_size,
-            length_bucketing=self._around.policy.length_bucketing,
             newcomer=not waiting,
             reserve=NO_RESERVE if waiting or pending.deadline_at is None else self._room.reserve(pending, now),
+            length_bucketing=self._around.policy.length_bucketing,
         )
 
     def next_batch(self, now: float) -> tuple[list[Ticket], float, Forecast]:
         """Who would run together when the worker is free, how long that takes, and when they would be answered."""
-        service, order, at = self._learning.service, self._queue.order, self._instance.free_at(now)
-        bucketing = self._around.policy.length_bucketing
+        service, at = self._learning.service, self._instance.free_at(now)
+        order, bucketing = self._queue.order, self._around.policy.length_bucketing
         places = scheduler.next_batch(order, at, service, self._manifest.max_batch_size, length_bucketing=bucketing)
         batch = [order[place] for place in places]
         busy = service.batch_s([pending.cost_bytes for pending in batch])

@@ -27,6 +27,7 @@ from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.raw_model import as_loaded
 from device_agent.rehearsal import rehearse
+from device_agent.resting import MakeRoom, no_budget
 from device_agent.review import Review
 from device_agent.room import Room
 from device_agent.router import for_want_of_cloud
@@ -38,7 +39,7 @@ from device_agent.ticket import Arrival, Ticket, Verdict
 from device_agent.ticket_queue import TicketQueue
 from device_agent.trace import Decided, traced
 from device_agent.track_record import TrackRecord
-from device_agent.values import ActivationReport, Cloud, Decision, InferenceRequest, Local, Reason, Shed
+from device_agent.values import SERVING, ActivationReport, Cloud, Decision, InferenceRequest, Local, Reason, Shed
 from device_agent.worker_pool import WorkerSpec
 
 log = logging.getLogger("device_agent.model")
@@ -47,7 +48,15 @@ log = logging.getLogger("device_agent.model")
 class ModelHost:
     """Serves one bundle. What its worker is doing: ``instance``. ``never_leaves``: every request is local-only."""
 
-    def __init__(self, spec: WorkerSpec, bundle: Bundle, around: Surroundings, *, never_leaves: bool = False) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        bundle: Bundle,
+        around: Surroundings,
+        *,
+        never_leaves: bool = False,
+        make_room: MakeRoom = no_budget,
+    ) -> None:
         self.name = spec.model
         self.never_leaves = never_leaves
         self.bundle = bundle
@@ -57,14 +66,14 @@ class ModelHost:
         weights = {tenant.id: tenant.weight for tenant in around.tenants if tenant.sees(spec.model)}
         self._learning = learning = Learning(one_by_one=bundle.manifest.max_batch_size == 1)
         self._queue = queue = TicketQueue(weights, learning.alone_s)
-        self.room = room = Room(queue, learning, around.policy, weights, bundle.manifest.max_batch_size)
-        lost = asyncio.Event()
-        self.instance = ModelInstance(spec, around, on_lost=lost.set)
+        self.room = room = Room(queue, learning, around.rules, weights, bundle.manifest.max_batch_size)
+        wake = asyncio.Event()
+        self.instance = ModelInstance(spec, around, wake.set, make_room)
         self._judge = Judge(bundle.manifest, around, queue, self.instance, learning, room)
         self._review = Review(queue, self._judge, around.clock)
         self.record = TrackRecord(learning)
         self._dispatch = Dispatch(
-            self.instance, queue, self._judge, self._review, learning, self.record, around, lost, room
+            self.instance, queue, self._judge, self._review, learning, self.record, around, wake, room
         )
         self._task: asyncio.Task[None] | None = None
         self._here = 0  # requests that aren't answered yet, wherever they wait
@@ -73,8 +82,13 @@ class ModelHost:
 
     @property
     def state(self) -> str:
-        """loading, ready, restarting, refused, stopped."""
+        """loading, ready, restarting, quarantined, resting, waking, refused, stopped."""
         return self.instance.state
+
+    @property
+    def serves(self) -> bool:
+        """Whether who asks is answered, if need be after a load."""
+        return self.instance.state in SERVING
 
     @property
     def detail(self) -> str | None:
@@ -140,6 +154,7 @@ class ModelHost:
         for ticket in waiting:
             ticket.resolve(Shed(Reason.DRAINING, 5.0))
         self._queue.clear()
+        await self.instance.recycling.end()
         await self.instance.worker.stop()
 
     # A request
@@ -170,6 +185,8 @@ class ModelHost:
             ticket.arrival = Arrival(question, decision, *self._around.device())
         if not isinstance(decision, Local) and self.instance.ready and not self.queued and not self.running:
             self.record.turned_away(request, self._around.clock())
+        if not isinstance(decision, Local) and self.state == "resting":
+            self.instance.resting.want()
         self._here += 1
         self._nobody_here.clear()
         self._follow(ticket, decision)

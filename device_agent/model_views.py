@@ -46,7 +46,9 @@ def model_status(
         detail=host.detail,
         worker_pid=host.instance.worker.pid,
         worker_rss_bytes=host.instance.worker.rss_bytes,
+        worker_max_rss_bytes=host.instance.recycling.ceiling,
         restarts=host.instance.restarts,
+        recycles=host.instance.recycling.count,
         queued=host.queued,
         waiting_limit=host.room.limit,
         running=host.running,
@@ -84,7 +86,13 @@ def _contract(host: ModelHost) -> Contract:
 
 def repository_index(deployment: Deployment) -> list[dict[str, Any]]:
     """Every model in Triton's words; bundles that may not serve are in it, with the reason."""
-    words = {"ready": "READY", "loading": "LOADING", "stopped": "UNLOADING", "unloading": "UNLOADING"}
+    words = {
+        "ready": "READY",
+        "loading": "LOADING",
+        "waking": "LOADING",
+        "stopped": "UNLOADING",
+        "unloading": "UNLOADING",
+    }
     index = [
         {
             "name": name,

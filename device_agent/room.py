@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from device_agent import fairness
 from device_agent.fairness import PATIENT, Demand, Reserve
 from device_agent.learning import Learning
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.queue_limit import QueueLimit
 from device_agent.scheduler import Pending
-from device_agent.settings import Policy
 from device_agent.ticket_queue import TicketQueue
 
 _NOBODY = "-"  # whoever asks where there are no tenants; no tenant has this name
@@ -22,13 +22,13 @@ class Room:
         self,
         queue: TicketQueue,
         learning: Learning,
-        policy: Policy,
+        rules: PolicyInForce,
         weights: Mapping[str, float],
         max_batch_size: int,
     ) -> None:
         self._queue = queue
         self._learning = learning
-        self._policy = policy
+        self._rules = rules
         self._parts = fairness.shares(weights)
         self._max_batch_size = max_batch_size
         self._demand = Demand()
@@ -47,9 +47,9 @@ class Room:
     def crowded(self, pending: Pending) -> bool:
         """Whether its tenant has no room in a queue that has some, or it would wait too long without a deadline."""
         queue, tenant = self._queue, pending.tenant
-        if self._parts and not fairness.has_room(tenant, queue.held, self._parts, self._policy.queue_limit):
+        if self._parts and not fairness.has_room(tenant, queue.held, self._parts, self._rules.policy.queue_limit):
             return True
-        if pending.deadline_at is not None or not self._policy.queue_delay_s:
+        if pending.deadline_at is not None or not self._rules.policy.queue_delay_s:
             return False
         return not fairness.has_room(tenant, queue.patient, self._parts, self._begun(pending).places)
 
@@ -71,14 +71,15 @@ class Room:
                 self._limit = self._limit.taken(waited_s, waiting, now)
 
     def _begun(self, pending: Pending) -> QueueLimit:
-        if self._limit is None:
-            self._limit = QueueLimit.begin(
-                target_s=self._policy.queue_delay_s,
+        policy, limit = self._rules.policy, self._limit
+        if limit is None or (limit.target_s, limit.most) != (policy.queue_delay_s, policy.queue_limit):
+            limit = self._limit = QueueLimit.begin(
+                target_s=policy.queue_delay_s,
                 rate_per_s=1 / max(self._full_cost_s(pending), 1e-6),
                 max_batch_size=self._max_batch_size,
-                most=self._policy.queue_limit,
+                most=policy.queue_limit,
             )
-        return self._limit
+        return limit
 
     def _full_cost_s(self, pending: Pending) -> float:
         """Its share of a full batch of its like."""

@@ -34,12 +34,15 @@ class Stage(str, enum.Enum):
 
 
 class Here(msgspec.Struct, frozen=True, kw_only=True):
-    """This device's side. ``forecast`` None: the model's worker is down and nobody knows for how long. ``strain``: why
+    """This device's side. ``forecast`` None: the model's worker is down, and nobody is to wait for it. ``away``: why
+    there is no worker while there is none; ``back_in_s``: when to ask again where there is no forecast. ``strain``: why
     the device is to be spared, None when it isn't."""
 
     stage: Stage = Stage.NEW
     forecast: Forecast | None
     worker_ready: bool
+    away: Reason = Reason.WORKER_LOST
+    back_in_s: float = 5.0
     queue_full: bool = False
     strain: Reason | None = None
 
@@ -58,7 +61,8 @@ class There(msgspec.Struct, frozen=True, kw_only=True):
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     """All that :func:`route` decides by. ``queued``: how many waited, and ``crowded``: that was too many for this one;
-    ``here.queue_full`` comes from both. ``dear``: the endpoint that could be asked if its budget weren't spent."""
+    ``here.queue_full`` comes from both. ``dear``: the endpoint that could be asked if its budget weren't spent.
+    ``policy``: which one is in force, by its digest."""
 
     now: float
     deadline_at: float | None
@@ -68,6 +72,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     queued: int = 0
     crowded: bool = False
     dear: There | None = None
+    policy: str | None = None
 
     def decide(self) -> Decision:
         """What the router says to it."""
@@ -89,19 +94,19 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
         there = None
     forecast = here.forecast
     if deadline_at is not None and deadline_at <= now:
-        return Shed(Reason.DEADLINE_PASSED, _retry_after(now, forecast))
+        return Shed(Reason.DEADLINE_PASSED, _retry_after(now, here))
     if here.queue_full:
         if there is not None and (deadline_at is None or now + there.expected_s <= deadline_at):
             return Cloud(Reason.QUEUE_FULL, there.endpoint)
-        return Shed(Reason.QUEUE_FULL, _retry_after(now, forecast))
+        return Shed(Reason.QUEUE_FULL, _retry_after(now, here))
     if not here.worker_ready:
-        return _without_worker(now, deadline_at, local_only, forecast, there)
+        return _without_worker(now, deadline_at, local_only, here, there)
     if here.strain is not None and there is not None and (deadline_at is None or now + there.safe_s <= deadline_at):
         return Cloud(here.strain, there.endpoint)
     if deadline_at is None:
         return Local(Reason.LOCAL_ONLY if local_only else Reason.NO_DEADLINE)
     if forecast is None:
-        return _without_worker(now, deadline_at, local_only, forecast, there)
+        return _without_worker(now, deadline_at, local_only, here, there)
     if forecast.safe_at <= deadline_at and not forecast.delays:
         in_time = Reason.IDLE if forecast.idle else Reason.IN_TIME
         return Local(Reason.LOCAL_ONLY if local_only else in_time)
@@ -120,18 +125,23 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
 
 
 def _without_worker(
-    now: float, deadline_at: float | None, local_only: bool, forecast: Forecast | None, there: There | None
+    now: float, deadline_at: float | None, local_only: bool, here: Here, there: There | None
 ) -> Decision:
-    """The worker is starting or lost; ``forecast`` counts its restart."""
+    """The worker is starting or lost; the forecast counts its restart. That it comes back from a crash is a hope, and a
+    cloud is preferred; a model that was unloaded for others is loaded for whom that is in time."""
+    forecast = here.forecast
+    back_in_time = forecast is not None and (deadline_at is None or forecast.expected_at <= deadline_at)
+    if here.away is Reason.LOADING and back_in_time:
+        return Local(Reason.LOCAL_ONLY if local_only else Reason.LOADING)
     if there is not None and (deadline_at is None or now + there.expected_s <= deadline_at):
-        return Cloud(Reason.WORKER_LOST, there.endpoint)
-    if forecast is not None and (deadline_at is None or forecast.expected_at <= deadline_at):
-        return Local(Reason.LOCAL_ONLY if local_only else Reason.WORKER_LOST)
-    return Shed(Reason.WORKER_LOST, _retry_after(now, forecast))
+        return Cloud(here.away, there.endpoint)
+    if back_in_time:
+        return Local(Reason.LOCAL_ONLY if local_only else here.away)
+    return Shed(here.away, _retry_after(now, here))
 
 
-def _retry_after(now: float, forecast: Forecast | None) -> float:
-    return max(forecast.expected_at - now, LEAST_RETRY_S) if forecast else 5.0
+def _retry_after(now: float, here: Here) -> float:
+    return max(here.forecast.expected_at - now, LEAST_RETRY_S) if here.forecast else here.back_in_s
 
 
 def or_for_budget(ask: Callable[..., Decision], *, there: There | None, dear: There | None) -> Decision:
@@ -169,11 +179,17 @@ def for_want_of_cloud(decision: Decision, why: Reason) -> Decision:
     return decision
 
 
-def after_worker_lost(now: float, deadline_at: float | None, there: There | None, back_in_s: float) -> Cloud | Shed:
+def after_worker_lost(
+    now: float,
+    deadline_at: float | None,
+    there: There | None,
+    back_in_s: float,
+    away: Reason = Reason.WORKER_LOST,
+) -> Cloud | Shed:
     """Where a request goes that a dead worker had, or that waits for one that doesn't come back."""
     if there is not None and (deadline_at is None or now + there.expected_s <= deadline_at):
-        return Cloud(Reason.WORKER_LOST, there.endpoint)
-    return Shed(Reason.WORKER_LOST, back_in_s)
+        return Cloud(away, there.endpoint)
+    return Shed(away, back_in_s)
 
 
 def next_review_at(queue: Sequence[Pending], there: There | None, now: float) -> float | None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import msgspec
@@ -127,16 +127,15 @@ def next_batch(
         padded = max(longest, units)
         together = base_s + unit_s * (len(chosen) + 1) * padded
         alone = (base_s + unit_s * units) * (1.0 + TOLERANCE)
-        left_s = math.inf if item.deadline_at is None else item.deadline_at - start_at
-        own_room_s = model.room_s(left_s, CUT_SPREADS)
-        in_time = together <= min(room_s, own_room_s)
+        left_s = math.inf if item.deadline_at is None else model.room_s(item.deadline_at - start_at, CUT_SPREADS)
+        in_time = together <= room_s and together <= left_s
         if in_time and (together <= busy + alone or not length_bucketing):
             chosen.append(place)
-            longest, busy, room_s = padded, together, min(room_s, own_room_s)
+            longest, busy, room_s = padded, together, min(room_s, left_s)
         elif length_bucketing:
             passed = item
             passed_s += alone
-            room_s = min(room_s, model.room_s(left_s) - passed_s)
+            room_s = min(room_s, left_s - passed_s)
         else:
             # If the shorter batch would break the promise as well, staying short helps no one in it, but those behind
             # still win time.
@@ -153,7 +152,7 @@ def _in_a_row(queue: Sequence[Pending], start_at: float, model: ServiceTime) -> 
             return list(range(place))
         busy += model.busy_s(model.units(item.cost_bytes))
         if item.deadline_at is not None:
-            room_s = min(room_s, model.room_s(item.deadline_at - start_at))
+            room_s = min(room_s, model.room_s(item.deadline_at - start_at, CUT_SPREADS))
         if place and busy > min(room_s, QUICK_S):
             return list(range(place))
     return list(range(len(queue)))
@@ -176,9 +175,9 @@ def forecast(
     free_at: float,
     model: ServiceTime,
     max_batch_size: int,
-    length_bucketing: bool = True,
     newcomer: bool = False,
     reserve: Reserve = NO_RESERVE,
+    length_bucketing: bool = True,
 ) -> Forecast:
     """When the request of that id, which is in ``queue``, would be answered if nothing else came.
 
@@ -204,16 +203,16 @@ def forecast(
             if not newcomer or own.deadline_at is None or safe_at > own.deadline_at:
                 break
         unsafe += [(member, end_at) for member in batch if _too_late(member, own, end_at + margin_s)]
-    return Forecast(
-        expected_at=expected_at,
-        safe_at=safe_at,
-        idle=free_at <= now and len(queue) == 1,
-        delays=bool(unsafe) and _ended_sooner(unsafe, queue, request_id, batches),
-    )
+    delays = False
+    if unsafe:
+        others = [item for item in queue if item.request_id != request_id]
+        delays = _ended_sooner(unsafe, batches(others))
+    idle = free_at <= now and len(queue) == 1
+    return Forecast(expected_at=expected_at, safe_at=safe_at, idle=idle, delays=delays)
 
 
 def _batches(
-    queue: Sequence[Pending], start_at: float, model: ServiceTime, max_batch_size: int, length_bucketing: bool
+    queue: Sequence[Pending], *, start_at: float, model: ServiceTime, max_batch_size: int, length_bucketing: bool
 ) -> Iterator[tuple[float, Sequence[Pending]]]:
     """The batches of a queue that nobody else joins, each with its end."""
     at, waiting = start_at, list(queue)
@@ -232,14 +231,8 @@ def _too_late(member: Pending, newcomer: Pending, safe_at: float) -> bool:
     return not overtaken and member.deadline_at is not None and safe_at > member.deadline_at
 
 
-def _ended_sooner(
-    unsafe: Sequence[tuple[Pending, float]],
-    queue: Sequence[Pending],
-    newcomer_id: int,
-    batches: Callable[[Sequence[Pending]], Iterator[tuple[float, Sequence[Pending]]]],
-) -> bool:
-    """Whether any of these would end sooner without the newcomer. One that is late anyway counts as well: whoever
+def _ended_sooner(unsafe: Sequence[tuple[Pending, float]], without: Iterable[tuple[float, Sequence[Pending]]]) -> bool:
+    """Whether any of these would end sooner ``without`` the newcomer. One that is late anyway counts as well: whoever
     overtakes those that a stall has made late makes the next ones late too, and nobody ever catches up."""
-    others = [item for item in queue if item.request_id != newcomer_id]
-    before = {member.request_id: end_at for end_at, batch in batches(others) for member in batch}
+    before = {member.request_id: end_at for end_at, batch in without for member in batch}
     return any(end_at > before[member.request_id] + 1e-9 for member, end_at in unsafe)

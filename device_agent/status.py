@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
-from aios_edge.telemetry import BundleStatus, Contract, Event
+from aios_edge.mqtt import LinkState
+from aios_edge.telemetry import BundleStatus, Contract, Event, MqttInferFigures, PolicyFigures, Scalar
 from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
 from device_agent.reporter import ReporterCounts
@@ -52,7 +55,9 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     detail: str | None
     worker_pid: int | None
     worker_rss_bytes: int | None
+    worker_max_rss_bytes: int | None
     restarts: int
+    recycles: int
     queued: int
     waiting_limit: int | None
     running: int
@@ -141,10 +146,41 @@ class PrivacyStatus(msgspec.Struct, frozen=True, kw_only=True):
     kept_back: int
 
 
+class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of reading the configuration again. ``digest``: of the policy in force from then on; ``changed``:
+    keys with their values before and after; ``error``: why nothing was taken over."""
+
+    outcome: Literal["changed", "unchanged", "refused"]
+    digest: str
+    changed: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class PolicyStatus(PolicyFigures, frozen=True, kw_only=True):
+    """The policy in force, with its values, and how the last reload went; None: there was none."""
+
+    values: dict[str, Scalar]
+    last_reload: Reloaded | None
+
+
+class MqttInferStatus(MqttInferFigures, frozen=True, kw_only=True):
+    """With its connection, which isn't the one that reports use."""
+
+    link: LinkState
+
+
 class DeviceStateStatus(DeviceState, frozen=True, kw_only=True):
     """What triggers look at; ``strained``: the reasons for which requests leave that this device could answer."""
 
     strained: tuple[str, ...] = ()
+
+
+class GrpcStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The gRPC door. ``serving``: it takes calls; ``in_flight``: calls that aren't over, streams included."""
+
+    address: str
+    serving: bool
+    in_flight: int
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,6 +194,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     device: DeviceStatus
     host: HostStatus
     listen: tuple[str, ...]
+    grpc: GrpcStatus | None  # None: agent.toml doesn't ask for it
     models: dict[str, ModelStatus]
     refused: tuple[BundleStatus, ...]
     unloaded: tuple[BundleStatus, ...]
@@ -165,8 +202,10 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     power: PowerReading | None
     power_reason: str | None
     device_state: DeviceStateStatus
+    policy: PolicyStatus
     privacy: PrivacyStatus
     mqtt: ReporterCounts
+    mqtt_infer: MqttInferStatus | None  # None: it isn't answered here
     totals: dict[str, int]
     in_flight: int
     in_flight_bytes: int

@@ -119,7 +119,7 @@ class Succession:
     def _begin_probation(
         self, model: str, old: ModelHost, new: ModelHost, expected: tuple[ServiceTime, ServiceTime]
     ) -> None:
-        length_s = self._settings.policy.probation_s
+        length_s = self._around.policy.probation_s
         if not length_s or is_raw(old.bundle.manifest):  # its files may be gone, so there is no way back
             return
         timer = asyncio.get_running_loop().call_later(length_s, self._passed, model)
@@ -157,7 +157,7 @@ class Succession:
             return
         self._switch(model, bad, good)
         self._tell("rolled_back", model, bad, good, took_s=self._around.clock() - began, reason=reason)
-        await self.retire(bad, limit_s=self._settings.policy.drain_s)
+        await self.retire(bad, limit_s=self._around.policy.drain_s)
 
     def _tell(self, kind: str, model: str, old: ModelHost, new: ModelHost, *, took_s: float, **more: str) -> None:
         detail = {

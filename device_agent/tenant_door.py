@@ -7,24 +7,22 @@ and is ready, and nothing else: any other path, also one that doesn't exist, is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from aios_edge.errors import RequestError
 from aios_edge.oip.envelope import error_body
 from aios_edge.telemetry import rfc3339
-from device_agent.audit import AuditLog, AuditRecord
-from device_agent.deployment import Deployment
+from device_agent.audit import CLIP_CHARS, AuditLog, AuditRecord
 from device_agent.desk import FrontDesk
 from device_agent.http import HttpApp, Receive, Reply, Scope, Send, path_parts, respond, retry_after
 from device_agent.http_protocol import PEER_UID
-from device_agent.tenant_account import Account, Accounts, Refusal
-from device_agent.tenant_desk import TenantDesk
-from device_agent.tenants import Tenant, identify
+from device_agent.tenant_account import Account, Refusal
+from device_agent.tenant_desk import TenantDesks
+from device_agent.tenants import identify
 from device_agent.values import Completion
 
 _OPEN = (["v2", "health", "live"], ["v2", "health", "ready"])
-_CLIP_CHARS = 200  # of what a client chose freely, in an audit record
 
 Record = Callable[[Completion], None]
 
@@ -34,26 +32,20 @@ class TenantDoor:
 
     def __init__(
         self,
-        tenants: tuple[Tenant, ...],
+        desks: TenantDesks,
         front: FrontDesk,
-        deployment: Deployment,
         audit: AuditLog,
         *,
         max_body_bytes: int,
         record: Record,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tenants = tenants
+        self._desks = desks
         self._audit = audit
         self._max_body_bytes = max_body_bytes
         self._record = record
         self._clock = clock
         self._open = HttpApp(front, max_body_bytes=max_body_bytes, record=record)
-        self._accounts = Accounts(tenants, clock())
-        self._desks: Mapping[str, TenantDesk] = {
-            name: TenantDesk(account, self._accounts, front, deployment, clock)
-            for name, account in self._accounts.of.items()
-        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -64,12 +56,12 @@ class TenantDoor:
             await self._open(scope, receive, send)
             return
         authorization = [value for name, value in scope["headers"] if name == b"authorization"]
-        tenant = identify(self._tenants, authorization, scope["state"].get(PEER_UID))
+        tenant = identify(self._desks.tenants, authorization, scope["state"].get(PEER_UID))
         if tenant is None:
-            self._accounts.strangers += 1
+            self._desks.accounts.strangers += 1
             await respond(scope, send, _unauthorized(sent=bool(authorization)))
             return
-        visit = _Visit(self._accounts.of[tenant.id], receive, send, self._clock)
+        visit = _Visit(self._desks.accounts.of[tenant.id], receive, send, self._clock)
         try:
             await self._visit(visit, scope, parts)
         finally:
@@ -92,7 +84,7 @@ class TenantDoor:
             visit.account.metrics.record(completion)
             self._record(completion)
 
-        app = HttpApp(self._desks[tenant.id], max_body_bytes=self._max_body_bytes, record=record)
+        app = HttpApp(self._desks.of[tenant.id], max_body_bytes=self._max_body_bytes, record=record)
         await app(scope, visit.receive, visit.send)
 
 
@@ -142,10 +134,10 @@ class _Visit:
             ts=rfc3339(time.time()),
             tenant=self.account.tenant.id,
             request_id=done.request_id if done else None,
-            id=done.client_id[:_CLIP_CHARS] if done and done.client_id else None,
+            id=done.client_id[:CLIP_CHARS] if done and done.client_id else None,
             method=scope["method"],
-            path=scope["path"][:_CLIP_CHARS],
-            model=parts[2][:_CLIP_CHARS] if parts[:2] == ["v2", "models"] and len(parts) > 2 else None,
+            path=scope["path"][:CLIP_CHARS],
+            model=parts[2][:CLIP_CHARS] if parts[:2] == ["v2", "models"] and len(parts) > 2 else None,
             route=done.route if done else None,
             reason=done.reason if done else self.refusal.limit if self.refusal else None,
             status=self._status,

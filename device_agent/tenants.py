@@ -77,16 +77,19 @@ def key_sha256(key: str) -> str:
     return _sha256(key.encode())
 
 
-def check_tenants(tenants: Sequence[Tenant], *, where: str, unix_socket: bool) -> None:
-    """Raise :class:`SettingsError` for what contradicts itself; ``unix_socket``: whether there is one."""
+def check_tenants(tenants: Sequence[Tenant], *, where: str, unix_socket: bool, over_mqtt: str | None = None) -> None:
+    """Raise :class:`SettingsError` for what contradicts itself; ``unix_socket``: whether there is one; ``over_mqtt``:
+    who asks over MQTT, which takes no key."""
     for index, tenant in enumerate(tenants):
-        problem = _problem(tenant, tenants[:index], unix_socket=unix_socket)
+        problem = _problem(tenant, tenants[:index], unix_socket=unix_socket, over_mqtt=over_mqtt)
         if problem is not None:
             key, what, remedy = problem
             raise SettingsError(what, where=f"{where}: tenant[{index}].{key}", remedy=remedy)
 
 
-def _problem(tenant: Tenant, before: Sequence[Tenant], *, unix_socket: bool) -> tuple[str, str, str] | None:
+def _problem(
+    tenant: Tenant, before: Sequence[Tenant], *, unix_socket: bool, over_mqtt: str | None
+) -> tuple[str, str, str] | None:
     """Key, what is wrong with it, and the remedy."""
     others = [other.id.lower() for other in before]  # some file systems take A and a for one
     uids = {uid for other in before for uid in other.unix_uids}
@@ -96,7 +99,7 @@ def _problem(tenant: Tenant, before: Sequence[Tenant], *, unix_socket: bool) -> 
         return "id", f"{tenant.id!r} can't name a file", "Use up to 64 letters, digits, - _ ."
     if tenant.id.lower() in others:
         return "id", f"{tenant.id!r} appears twice", "Give each [[tenant]] its own id"
-    if tenant.key_sha256 is None and not tenant.unix_uids:
+    if tenant.key_sha256 is None and not tenant.unix_uids and tenant.id != over_mqtt:
         return "key_sha256", "nobody could ever be this tenant", "Make a key with: aios-edge agent key"
     if tenant.key_sha256 is not None and not _SHA256.fullmatch(tenant.key_sha256):  # it may be the key: don't repeat it
         return "key_sha256", "is not the SHA-256 of a key in 64 hex digits", "Take it from: aios-edge agent key"

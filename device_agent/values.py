@@ -33,6 +33,8 @@ class Reason(str, enum.Enum):
     MEMORY_PRESSURE = "memory_pressure"  # cloud: work here waits for memory
     LOW_CONFIDENCE = "low_confidence"  # cloud: this device answered, and wasn't sure
     WORKER_LOST = "worker_lost"  # cloud or shed: the worker died or is starting
+    QUARANTINED = "quarantined"  # cloud or shed: its workers died again and again, and none is started
+    LOADING = "loading"  # cloud, local or shed: the model was unloaded for others, and is to be loaded again
     RETRIED = "retried"  # local: run again, alone, after its worker died
     CLOUD_FAILED = "cloud_failed"  # local or shed: the cloud was tried and failed
     HEDGED = "hedged"  # cloud: the endpoint that was asked first took long, and a second one was sooner
@@ -40,6 +42,10 @@ class Reason(str, enum.Enum):
     QUEUE_FULL = "queue_full"  # shed
     DEADLINE_PASSED = "deadline_passed"  # shed: nobody waits for this answer any more
     DRAINING = "draining"  # shed: the agent is stopping, or the model was unloaded
+
+
+#: States of a model that answers requests: ``resting`` and ``waking`` ones were unloaded to make room for others.
+SERVING = frozenset(("ready", "resting", "waking"))
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):

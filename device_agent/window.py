@@ -16,7 +16,9 @@ from aios_edge.telemetry import (
     EnergyFigures,
     LatencyFigures,
     MemoryFigures,
+    MqttInferFigures,
     OutboxFigures,
+    PolicyFigures,
     PowerFigures,
     QueueFigures,
     RequestFigures,
@@ -40,6 +42,8 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     strained: tuple[str, ...] = ()
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
+    policy: PolicyFigures | None = None
+    mqtt_infer: MqttInferFigures | None = None
 
 
 class TelemetryWindow:
@@ -144,6 +148,8 @@ class TelemetryWindow:
                 else _why(last, "memory_pressure_reason"),
             ),
             outbox=outbox,
+            policy=gauges.policy,
+            mqtt_infer=gauges.mqtt_infer,
         )
         if message.cpu_utilisation is None:
             reason = _why(last, "cpu_utilisation_reason")

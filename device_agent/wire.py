@@ -93,6 +93,10 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
     items: tuple[RunItem, ...]
 
 
+class Ping(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Supervisor to worker: give a sign of life when nothing else is to be done."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Supervisor to worker: finish what you have and exit."""
 
@@ -155,7 +159,13 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True)
     items: tuple[DoneItem, ...]
 
 
-Message = Load | Run | Stop | Loading | Ready | Refused | Done
+class Pong(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
+    """Worker to supervisor: a sign of life, and nothing else."""
+
+    generation: int
+
+
+Message = Load | Run | Ping | Stop | Loading | Ready | Refused | Done | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

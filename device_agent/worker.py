@@ -1,7 +1,8 @@
 """The worker: one model, one loop. ``python -m device_agent.worker --fd N`` as a process, :func:`serve` in a thread.
 
 Everything that may crash, leak or hang because of a model happens here and not in the supervisor. The loop is
-blocking and has no state beyond the loaded model: Load -> Ready or Refused, then Run -> Done until the socket closes.
+blocking and has no state beyond the loaded model: Load -> Ready or Refused, then Run -> Done (and Ping -> Pong) until
+the socket closes.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ def serve(sock: socket.socket, *, alone: bool = False) -> None:
                 message, payload = received
                 if isinstance(message, wire.Stop):
                     return
+                if isinstance(message, wire.Ping):
+                    wire.send(sock, wire.Pong(generation=load.generation))
                 if isinstance(message, wire.Run) and message.generation == load.generation:
                     done, content = _run(activated, message, payload, load.slowdown, runner)
                     wire.send(sock, done, content)

@@ -3,12 +3,14 @@
 A worker is a spawned process (never forked: onnxruntime's threads and locks don't survive a fork), or, where the
 profile's ``isolation`` is ``thread``, a thread of this process that speaks the same messages over the same kind of
 socketpair. The worker's end of the pair is held by the worker alone, so the kernel's end-of-file is its death
-notice: no heartbeat, no polling, and every way to die looks the same.
+notice, and every way to die looks the same. One that lives and stands still is found by worker_watch.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 import subprocess
@@ -24,7 +26,9 @@ from aios_edge.profile import Isolation
 from device_agent import wire
 from device_agent.values import Engines
 from device_agent.worker_exit import exit_status, log_lines
+from device_agent.worker_watch import WorkerWatch
 
+NO_DESCRIPTOR_PAUSE_S = 0.02
 EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that lingers longer is killed
 
 Reply = tuple[wire.Message, memoryview]
@@ -36,7 +40,7 @@ class WorkerSpec:
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
     ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
     at ``bundle_path``, None: any bundle. ``engines``: when TensorRT is used. ``nice``: its share of the cores, of a
-    process only."""
+    process only. ``max_rss_bytes``: above that it is replaced, None: never."""
 
     model: str
     bundle_path: Path
@@ -49,6 +53,7 @@ class WorkerSpec:
     bundle_id: str | None = None
     engines: Engines = "build"
     nice: int = 0
+    max_rss_bytes: int | None = None
 
 
 class Connection:
@@ -58,12 +63,15 @@ class Connection:
         self.loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = self.loop.create_future()  # how the worker ended
         self.process: subprocess.Popen[bytes] | None = None
+        self.heard = 0  # messages that came
         self._where = f"worker of {spec.model}"
         self._generation = generation
         self._on_stage = on_stage
         self._waiting: dict[int | None, Callable[[Reply | WorkerLost], None]] = {}  # by batch; None: Load
         self._ending: asyncio.Task[None] | None = None
         self._unsent: deque[tuple[wire.Message, bytes]] = deque()
+        self._settled: asyncio.Future[None] | None = None  # for whoever waits until nothing is owed
+        self._given_up: str | None = None  # why it was killed though it lived
         self._sock, theirs = wire.pair()
         try:
             if spec.isolation == "process":
@@ -80,6 +88,12 @@ class Connection:
         if self.process is not None and self.process.stdout is not None:
             log_lines(self.loop, self.process.stdout, f"worker of {spec.model} [{self.process.pid}]")
         self.loop.add_reader(self._sock, self._on_readable)
+        self._watch = None if self.process is None else WorkerWatch(self, self.process.pid)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it owes a reply."""
+        return bool(self._waiting)
 
     def begin(
         self, message: wire.Load | wire.Run, payload: bytes, on_reply: Callable[[Reply | WorkerLost], None]
@@ -101,6 +115,12 @@ class Connection:
             raise reply
         return reply
 
+    async def settled(self) -> None:
+        """Wait until it owes no reply."""
+        if self._waiting:
+            self._settled = self.loop.create_future()
+            await self._settled
+
     async def finish(self) -> None:
         """Ask the worker to end and wait until it has."""
         if self._ending is None:
@@ -113,6 +133,18 @@ class Connection:
             self.process.kill()  # Popen has not reaped it, so the pid is still ours
         if self.process is None:
             self._end("was told to end")
+
+    def ping(self) -> None:
+        """Ask for a sign of life; it counts as heard, and nobody waits for it."""
+        if not self._unsent:
+            with contextlib.suppress(OSError):  # full, or gone: neither is for a heartbeat to mend
+                wire.send(self._sock, wire.Ping())
+
+    def give_up(self, why: str) -> None:
+        """End a process that lives and stands still; it may not even die at once."""
+        self._given_up = why
+        self.kill()
+        self._end(why)
 
     def _send(self, message: wire.Message, payload: bytes = b"") -> None:
         """Now, or as soon as there is room; a worker that is gone is noticed here too."""
@@ -127,8 +159,11 @@ class Connection:
             except BlockingIOError:
                 self.loop.add_writer(self._sock, self._on_writable)
                 return
-            except OSError:  # it is gone; the end-of-file tells how
-                self._end("closed its connection")
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # a long payload needs a descriptor, if only for now
+                    self.loop.call_later(NO_DESCRIPTOR_PAUSE_S, self._send_more)
+                    return
+                self._end("closed its connection")  # it is gone; the end-of-file tells how
                 return
             self._unsent.popleft()
 
@@ -149,18 +184,19 @@ class Connection:
         if received is None:
             self._end("closed its connection")
             return
+        self.heard += 1
         message = received[0]
-        if isinstance(message, (wire.Load, wire.Run, wire.Stop)) or message.generation != self._generation:
+        if isinstance(message, (wire.Load, wire.Run, wire.Ping, wire.Stop)) or message.generation != self._generation:
             return  # a reply of an old generation
         if isinstance(message, wire.Loading):
             self._on_stage(message.stage)
-        else:
-            on_reply = self._waiting.pop(message.batch_id if isinstance(message, wire.Done) else None, None)
-            if on_reply is not None:
-                on_reply(received)
+        elif not isinstance(message, wire.Pong):
+            self._tell(message.batch_id if isinstance(message, wire.Done) else None, received)
 
     def _end(self, what: str) -> None:
         if self._ending is None:
+            if self._watch is not None:
+                self._watch.end()
             self.loop.remove_reader(self._sock)
             self.loop.remove_writer(self._sock)
             self._unsent.clear()
@@ -172,14 +208,21 @@ class Connection:
         description = what
         if self.process is not None:
             description = await exit_status(self.process, grace_s=EXIT_GRACE_S, else_what=what)
+            if self._given_up is not None and not description.startswith(self._given_up):  # it died at once
+                description = f"{self._given_up} and was killed"
         if not self.lost.done():
             self.lost.set_result(description)
         self._tell_all(description)
 
     def _tell_all(self, how: str) -> None:
-        waiting, self._waiting = self._waiting, {}
-        for on_reply in waiting.values():  # in the order in which they were asked
-            on_reply(WorkerLost(how, where=self._where))
+        for batch_id in list(self._waiting):  # in the order in which they were asked
+            self._tell(batch_id, WorkerLost(how, where=self._where))
+
+    def _tell(self, batch_id: int | None, reply: Reply | WorkerLost) -> None:
+        if (on_reply := self._waiting.pop(batch_id, None)) is not None:
+            on_reply(reply)
+        if self._settled is not None and not self._settled.done() and not self._waiting:
+            self._settled.set_result(None)
 
 
 def _spawn(spec: WorkerSpec, theirs: socket.socket) -> subprocess.Popen[bytes]:

@@ -145,14 +145,28 @@ class WorkerHandle:
         return end
 
     async def stop(self, grace_s: float = 5.0) -> None:
-        """End the worker: it finishes the batch in flight; after ``grace_s`` it is killed."""
+        """End the worker when its batch is done; after ``grace_s``, or when this is cancelled, it is killed."""
         connection, self._connection, self._ready = self._connection, None, False
         if connection is None:
             return
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(connection.finish(), grace_s)
-        connection.kill()
-        await connection.lost
+        try:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(connection.finish(), grace_s)
+        finally:
+            connection.kill()
+            await asyncio.shield(connection.lost)
+
+    async def retire(self) -> None:
+        """End the worker when its batch is answered, however long that takes; nobody gives it another."""
+        if self._connection is not None:
+            await self._connection.settled()
+        await self.stop()
+
+    def successor(self) -> WorkerHandle:
+        """A handle for a worker that may take this one's place: the same model, and no other files than those."""
+        handle = WorkerHandle(self.spec, on_lost=self._on_lost)
+        handle._digest = self._digest
+        return handle
 
     def kill(self) -> None:
         """End the worker's process now, whatever it does; the batch in flight gets :class:`WorkerLost`.

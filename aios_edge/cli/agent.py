@@ -35,7 +35,7 @@ def agent() -> None:
 @agent.command()
 @_config
 def run(config: Path) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what waits and stop.
+    """Serve until SIGTERM or Ctrl-C, then answer what waits and stop. SIGHUP reads the policy again.
 
     Exit 3 when no bundle may serve, with the name of the check that refused it.
     """
@@ -43,7 +43,7 @@ def run(config: Path) -> None:
 
     _log_to_stderr()
     settings = load_settings(config)
-    event_loop.run(_run(Agent, settings), settings.device.event_loop)
+    event_loop.run(_run(Agent, settings, config), settings.device.event_loop)
 
 
 @agent.command()
@@ -146,6 +146,28 @@ def status(url: str, bearer_file: Path | None, ca: Path | None, as_json: bool) -
         click.echo(line)
 
 
+@agent.command(name="reload")
+@_config
+@click.option("--wait", "wait_s", default=15.0, show_default=True, help="Seconds to wait for the agent's answer.")
+@_as_json
+def reload_policy(config: Path, wait_s: float, as_json: bool) -> None:
+    """Put the [policy] of the file in force in the agent that runs from it, between two of its decisions.
+
+    Everything else must be as it was, but for weights, timeouts and the size of budgets of a [[cloud]]; else nothing is
+    taken over, and the exit code is 2.
+    """
+    from aios_edge.errors import SettingsError
+    from device_agent.reload_request import ask_to_reload
+
+    done = ask_to_reload(config, wait_s=wait_s)
+    if as_json:
+        click.echo(msgspec.json.encode(done).decode())
+    elif done.error is None:
+        click.echo(f"policy {done.digest} is in force: {'; '.join(done.changed) or 'nothing changed'}")
+    if done.error is not None:
+        raise SettingsError(done.error)
+
+
 @agent.command()
 @_as_json
 def key(as_json: bool) -> None:
@@ -169,6 +191,9 @@ def describe(document: dict[str, Any]) -> list[str]:
         f"{device['group']}/{device['id']}  {document['state']}  profile {device['profile']}"
         f"  version {document['agent_version']}  up {document['uptime_s']:.0f} s  {' '.join(document['listen'])}"
     ]
+    if door := document.get("grpc"):
+        serving = "serving" if door["serving"] else "not serving"
+        lines.append(f"{door['address']}  {serving}  {door['in_flight']} calls")
     if document["emulate"]["slowdown"] != 1.0:
         lines.append(f"EMULATED: every batch is held for its compute time x {document['emulate']['slowdown']:g}")
     for name, model in document["models"].items():
@@ -206,9 +231,15 @@ def describe(document: dict[str, Any]) -> list[str]:
         lines.append(f"power unknown: {document['power_reason']}")
     if strained := document.get("device_state", {}).get("strained"):
         lines.append(f"spared: requests leave that may, for {', '.join(strained)}")
+    if policy := document.get("policy"):
+        lines.append(f"policy {policy['digest']} since {policy['since']}")
+        if (last := policy["last_reload"]) and last["error"]:
+            lines.append(f"  another one was refused: {last['error']}")
     link, outbox = document["mqtt"]["link"], document["mqtt"]["outbox"]
     connection = "connected" if link["connected"] else f"not connected: {link['reason']}"
     lines.append(f"mqtt {connection}  sent {document['mqtt']['published']}  waiting {outbox['depth']}")
+    if infer := document.get("mqtt_infer"):
+        lines.append(f"  inference there: asked {infer['asked']}  answered {infer['answered']}  lost {infer['lost']}")
     if outbox.get("error"):
         lines.append(f"  the disk refuses what waits for the broker: {outbox['error']}")
     lines.append(_requests(document))
@@ -243,8 +274,8 @@ def _requests(document: dict[str, Any]) -> str:
     return f"requests {totals}"
 
 
-async def _run(agent_class: Any, settings: Any) -> None:
-    await agent_class(settings).run()
+async def _run(agent_class: Any, settings: Any, config: Path) -> None:
+    await agent_class(settings, config=config).run()
 
 
 async def _check(agent_class: Any, settings: Any) -> CheckedBundles:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
+from aios_edge.cli.agent import DEFAULT_URL
+
 if TYPE_CHECKING:
     from aios_edge.profile_detect import Detection
     from aios_edge.telemetry import ProviderStep
@@ -33,6 +35,7 @@ _LEAST_MEMORY_BYTES = 400_000_000
 _OPTIONAL = (
     ("onnxruntime", "onnxruntime", "cpu", "running models"),
     ("tokenizers", "tokenizers", "text", "text models"),
+    ("grpcio", "grpc", "grpc", "the agent's gRPC door"),
     ("torch", "torch", "export", "aios-edge export"),
     ("transformers", "transformers", "export", "aios-edge export"),
     ("optimum", "optimum", "export", "aios-edge export"),
@@ -57,7 +60,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 def doctor(as_json: bool) -> int:
     """Say what this machine has (Python, providers, power and thermal sources, broker, disk) and how to close gaps."""
     checks: list[Check] = []
-    for look in (_python, _packages, _extras, _providers, _profile, _power, _broker, _disk, _memory):
+    for look in (_python, _packages, _extras, _providers, _profile, _power, _broker, _disk, _memory, _agent):
         checks.extend(_safely(look))
     ok = all(check.state != "missing" for check in checks)
     if as_json:
@@ -239,6 +242,23 @@ def _memory() -> list[Check]:
     if free >= _LEAST_MEMORY_BYTES:
         return [Check(name="memory", state="ok", detail=detail)]
     return [Check(name="memory", state="gap", detail=detail, remedy="A small text model wants about 0.2 GB")]
+
+
+def _agent(url: str = DEFAULT_URL) -> list[Check]:
+    from aios_edge.client import Client, HttpError
+    from aios_edge.errors import AiosEdgeError
+
+    try:
+        status = Client(url, timeout_s=2.0).status()
+    except HttpError as error:
+        detail = "runs, and wants a key" if error.status == 401 else f"something else answers: {error.what}"
+        return [Check(name="agent", state="ok", detail=f"{url}: {detail}")]
+    except AiosEdgeError as error:
+        return [Check(name="agent", state="ok", detail=f"none on {url} ({error.what})")]
+    door = status.get("grpc")
+    grpc = "no gRPC" if door is None else f"gRPC {'serving' if door['serving'] else 'not serving'}"
+    doors = ", ".join(status.get("listen", (url,)))
+    return [Check(name="agent", state="ok", detail=f"{status.get('state')} on {doors}; {grpc}")]
 
 
 def _version(distribution: str) -> str | None:

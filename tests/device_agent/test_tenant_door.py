@@ -9,6 +9,7 @@ from typing import Any
 
 from device_agent.audit import AuditLog
 from device_agent.http import Reply
+from device_agent.tenant_desk import TenantDesks
 from device_agent.tenant_door import TenantDoor
 from device_agent.tenants import Tenant, key_sha256
 from device_agent.values import Completion
@@ -76,9 +77,8 @@ def visit(tmp_path: Path, *, stays: bool) -> tuple[list[dict[str, Any]], dict[st
             sent.append(message)
 
         door: Any = TenantDoor(
-            TENANTS,
+            TenantDesks(TENANTS, desk, Deployment()),  # type: ignore[arg-type]
             desk,  # type: ignore[arg-type]
-            Deployment(),  # type: ignore[arg-type]
             audit,
             max_body_bytes=100,
             record=recorded.append,
