@@ -19,7 +19,7 @@ from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.review import Review
 from device_agent.room import Room
-from device_agent.scheduler import AHEAD_S, Forecast, goes_ahead
+from device_agent.scheduler import Forecast, goes_ahead
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running, Ticket
 from device_agent.ticket_queue import TicketQueue
@@ -91,7 +91,9 @@ class Dispatch:
         """Whether a second batch may be given to it while it has a short one. None goes before or behind a request that
         died with a worker, nor before a chore, which would never have its turn."""
         instance, running = self._instance, self._instance.running
-        if not running.tickets or instance.ahead.tickets or running.expected_s > AHEAD_S or not instance.ready:
+        if not running.tickets or instance.ahead.tickets or not instance.ready:
+            return False
+        if not goes_ahead(running.expected_s, running.expected_s, self._learning.service.overhead_s):
             return False
         alone = running.tickets[0].pending.alone or self._queue.order[0].alone
         return not alone and instance.chore(len(self._queue)) is None
@@ -118,8 +120,10 @@ class Dispatch:
         while self._queue:
             now = self._around.clock()
             batch, busy, forecast = self._judge.next_batch(now)
-            if self._instance.running.tickets and not goes_ahead(busy, self._instance.running.expected_s):
-                return None
+            if self._instance.running.tickets:
+                overhead_s = self._learning.service.overhead_s
+                if not goes_ahead(busy, self._instance.running.expected_s, overhead_s):
+                    return None
             if leaves := self._first_to_leave(batch, forecast):  # one at a time: without it the others may be in time
                 ticket, decision = leaves
                 self._queue.drop(ticket)
