@@ -72,26 +72,29 @@ class Dispatch:
 
     def next(self) -> None:
         """Give the worker its next batch, when it is free and somebody waits; where batches are short, one ahead."""
-        if self._free() and (batch := self._take()):
+        if self._free():
+            self._begin_next()
+        elif not self._instance.running.tickets:
+            self._wake.set()  # there is something else to be done first
+        elif self._may_go_ahead():
+            self._begin_next()
+
+    def _begin_next(self) -> None:
+        if batch := self._take():
             self._begin(*batch)
-        if self._queue and self._may_go_ahead() and (batch := self._take()):
-            self._begin(*batch)
+            if self._may_go_ahead() and (batch := self._take()):
+                self._begin(*batch)
 
     def _free(self) -> bool:
-        """Whether the worker can take a batch; what else is to be done first is :meth:`serve`'s."""
+        """Whether the worker takes a batch now; what else is to be done first is :meth:`serve`'s."""
         instance = self._instance
-        if instance.running.tickets:
-            return False
-        if instance.ready and instance.chore(len(self._queue)) is None:
-            return True
-        self._wake.set()
-        return False
+        return not instance.running.tickets and instance.ready and instance.chore(len(self._queue)) is None
 
     def _may_go_ahead(self) -> bool:
         """Whether a second batch may be given to it while it has a short one. None goes before or behind a request that
         died with a worker, nor before a chore, which would never have its turn."""
         instance, running = self._instance, self._instance.running
-        if not running.tickets or instance.ahead.tickets or not instance.ready:
+        if not self._queue or not running.tickets or instance.ahead.tickets or not instance.ready:
             return False
         if not goes_ahead(running.expected_s, running.expected_s, self._learning.service.overhead_s):
             return False
@@ -110,14 +113,15 @@ class Dispatch:
                 elif not self._instance.worker.ready and self._instance.state != "resting":
                     await self._bring_back()
                 else:
-                    self.next()
+                    if self._instance.ready:  # else it rests, and nobody asks for it
+                        self._begin_next()
                     await self._wake.wait()
         finally:
             self._watchdog.close()
 
     def _take(self) -> tuple[list[Ticket], float, float] | None:
         """The next batch, after judging each member again (no work for the dead); now, and how long it will take."""
-        while self._queue:
+        while self._queue and not self._instance.ahead.tickets:  # who is sent away may bring another, which is begun
             now = self._around.clock()
             batch, busy, forecast = self._judge.next_batch(now)
             if self._instance.running.tickets:
