@@ -102,7 +102,9 @@ class Agent:
         self._deployment = Deployment(settings, self.profile, self._around)
         self._audit = AuditLog(settings.device.state_dir, {tenant.id: tenant.audit_bytes for tenant in settings.tenant})
         self._mqtt_door: MqttDoor | None = None
-        self._desk = FrontDesk(self._deployment, rules, self._metrics, self.status)
+        self._desk = FrontDesk(
+            self._deployment, rules, self._metrics, self.status, {each.id: each.weight for each in settings.tenant}
+        )
         tenants = settings.tenant
         self._tenants = TenantDesks(tenants, self._desk, self._deployment) if tenants else None
 
