@@ -115,7 +115,9 @@ def _own(load: Load) -> Result:
     with tempfile.NamedTemporaryFile() as file:
         file.write(msgspec.json.encode(load))
         file.flush()
-        done = subprocess.run([sys.executable, __file__, file.name], capture_output=True, check=True)
+        done = subprocess.run([sys.executable, __file__, file.name], capture_output=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the load broke off: {done.stderr.decode(errors='replace')[-300:]}")
     return msgspec.json.decode(done.stdout, type=Result)
 
 

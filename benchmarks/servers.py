@@ -184,10 +184,14 @@ def measured(server: Server, load: Load) -> Result:
 
 def free_port() -> int:
     """A port that nobody has, with two free ones behind it."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-    return port
+    while True:
+        with contextlib.ExitStack() as opened, contextlib.suppress(OSError):
+            first = opened.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port: int = first.getsockname()[1]
+            for more in (1, 2):
+                opened.enter_context(socket.socket()).bind(("0.0.0.0", port + more))
+            return port
 
 
 def _start(

@@ -97,6 +97,9 @@ def peers_table(work: Path, bundle: Bundle, peers: Sequence[str], ask: Ask, opti
                 continue
             try:
                 rounds = [(ask.of(peer), ask.of(ours)) for _ in range(options.rounds + 1)][1:]  # the first warms up
+            except RuntimeError as error:
+                print(f"skipped: {name}, {setting}: {error}", file=sys.stderr)
+                continue
             finally:
                 peer.stop()
                 ours.stop()

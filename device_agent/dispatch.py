@@ -1,4 +1,9 @@
-"""Feeds a model's worker from its queue, and brings it back when it dies; whose request died with it is told."""
+"""Feeds a model's worker from its queue, and brings it back when it dies; whose request died with it is told.
+
+A worker that is through with a short batch would stand still until the next one reaches it. Where batches are short, it
+has the next one already while one runs (:func:`device_agent.scheduler.goes_ahead`); never more, so that who comes late
+may still overtake.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +19,7 @@ from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.review import Review
 from device_agent.room import Room
-from device_agent.scheduler import Forecast
+from device_agent.scheduler import Forecast, goes_ahead
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running, Ticket
 from device_agent.ticket_queue import TicketQueue
@@ -66,20 +71,35 @@ class Dispatch:
             self.next()
 
     def next(self) -> None:
-        """Give the worker its next batch, when it is free and somebody waits."""
+        """Give the worker its next batch, when it is free and somebody waits; where batches are short, one ahead."""
         if self._free():
             self._begin_next()
         elif not self._instance.running.tickets:
             self._wake.set()  # there is something else to be done first
+        elif self._may_go_ahead():
+            self._begin_next()
 
     def _begin_next(self) -> None:
         if batch := self._take():
             self._begin(*batch)
+            if self._may_go_ahead() and (batch := self._take()):
+                self._begin(*batch)
 
     def _free(self) -> bool:
         """Whether the worker takes a batch now; what else is to be done first is :meth:`serve`'s."""
         instance = self._instance
         return not instance.running.tickets and instance.ready and instance.chore(len(self._queue)) is None
+
+    def _may_go_ahead(self) -> bool:
+        """Whether a second batch may be given to it while it has a short one. None goes before or behind a request that
+        died with a worker, nor before a chore, which would never have its turn."""
+        instance, running = self._instance, self._instance.running
+        if not self._queue or not running.tickets or instance.ahead.tickets or not instance.ready:
+            return False
+        if not goes_ahead(running.expected_s, running.expected_s, self._learning.service.overhead_s):
+            return False
+        alone = running.tickets[0].pending.alone or self._queue.order[0].alone
+        return not alone and instance.chore(len(self._queue)) is None
 
     async def serve(self) -> None:
         """Bring the worker back whenever it is lost, and do what is to be done between two batches."""
@@ -101,9 +121,13 @@ class Dispatch:
 
     def _take(self) -> tuple[list[Ticket], float, float] | None:
         """The next batch, after judging each member again (no work for the dead); now, and how long it will take."""
-        while self._queue:
+        while self._queue and not self._instance.ahead.tickets:  # who is sent away may bring another, which is begun
             now = self._around.clock()
             batch, busy, forecast = self._judge.next_batch(now)
+            if self._instance.running.tickets:
+                overhead_s = self._learning.service.overhead_s
+                if not goes_ahead(busy, self._instance.running.expected_s, overhead_s):
+                    return None
             if leaves := self._first_to_leave(batch, forecast):  # one at a time: without it the others may be in time
                 ticket, decision = leaves
                 self._queue.drop(ticket)
@@ -126,27 +150,51 @@ class Dispatch:
         return None
 
     def _begin(self, batch: list[Ticket], now: float, expected_s: float) -> None:
-        self._instance.running = Running(batch, now, expected_s)
+        instance = self._instance
+        if instance.running.tickets:
+            instance.ahead = Running(batch, now, expected_s)
+        else:
+            instance.running = Running(batch, now, expected_s)
         requests = [ticket.request for ticket in batch]
 
         def ended(end: BatchResult | WorkerLost) -> None:
-            self._instance.running = Running()
             if isinstance(end, WorkerLost):
+                if batch is instance.ahead.tickets:
+                    self._untouched(batch)
+                    return
+                instance.running = Running()
                 self._record.lost(len(batch))
                 self._lost(end, batch)
                 self._wake.set()
                 return
-            seen_s = self._around.clock() - now
-            self._instance.served()
+            began, now = instance.running.since, self._around.clock()
+            seen_s = now - began
+            self._next_runs(now)
+            instance.served()
             self.next()  # the worker needn't wait for the answers to be written, nor clients for the rest
             self._answer(batch, end)
             self._record.answered(requests, end, expected_s)
-            if now + seen_s - self._learnt_at >= LEARN_EVERY_S:
-                self._learnt_at = now + seen_s
+            if now - self._learnt_at >= LEARN_EVERY_S:
+                self._learnt_at = now
                 self._learning.learn(requests, end, seen_s)
 
         timeout_s = self._around.policy.batch_timeout_s
-        self._watchdog.run(self._instance.worker, requests, ended, timeout_s=timeout_s, predicted_s=expected_s)
+        self._watchdog.run(instance.worker, requests, ended, timeout_s=timeout_s, predicted_s=expected_s)
+
+    def _next_runs(self, now: float) -> None:
+        """The batch that went ahead is the one that runs now, if there is one."""
+        ahead = self._instance.ahead
+        for ticket in ahead.tickets:
+            ticket.taken_at = now
+        self._instance.running, self._instance.ahead = Running(ahead.tickets, now, ahead.expected_s), Running()
+
+    def _untouched(self, batch: list[Ticket]) -> None:
+        """The worker died before it came to this batch: it waits again, as before."""
+        self._instance.ahead = Running()
+        for ticket in batch:
+            if ticket.waits:
+                self._queue.put(ticket)
+        self._review.run()
 
     def _answer(self, batch: list[Ticket], result: BatchResult) -> None:
         items = {item.request_id: item for item in result.done.items}

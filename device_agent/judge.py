@@ -149,13 +149,13 @@ class Judge:
         )
 
     def next_batch(self, now: float) -> tuple[list[Ticket], float, Forecast]:
-        """Who would run together from now on, how long that takes, and when they would be answered."""
-        service = self._learning.service
+        """Who would run together when the worker is free, how long that takes, and when they would be answered."""
+        service, at = self._learning.service, self._instance.free_at(now)
         order, bucketing = self._queue.order, self._around.policy.length_bucketing
-        places = scheduler.next_batch(order, now, service, self._manifest.max_batch_size, length_bucketing=bucketing)
+        places = scheduler.next_batch(order, at, service, self._manifest.max_batch_size, length_bucketing=bucketing)
         batch = [order[place] for place in places]
         busy = service.batch_s([pending.cost_bytes for pending in batch])
-        forecast = Forecast(expected_at=now + busy, safe_at=now + busy + service.margin_s(busy), idle=False)
+        forecast = Forecast(expected_at=at + busy, safe_at=at + busy + service.margin_s(at - now + busy), idle=False)
         return [self._queue.ticket(pending) for pending in batch], busy, forecast
 
     def next_review_at(self, now: float) -> float | None:

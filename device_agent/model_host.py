@@ -107,8 +107,8 @@ class ModelHost:
 
     @property
     def running(self) -> int:
-        """Requests in the batch the worker has."""
-        return len(self.instance.running.tickets)
+        """Requests that the worker has."""
+        return len(self.instance.running.tickets) + len(self.instance.ahead.tickets)
 
     async def activate(self) -> ActivationReport:
         """Start the worker and check the whole contract; serve from then on. Raises what refused it."""
@@ -146,7 +146,7 @@ class ModelHost:
     async def stop(self) -> None:
         """Stop the worker; requests still waiting are refused as draining."""
         self.instance.state = "stopped"
-        waiting = [*self._queue.tickets(), *self.instance.running.tickets]
+        waiting = [*self._queue.tickets(), *self.instance.running.tickets, *self.instance.ahead.tickets]
         self._review.cancel()
         while self._task and not self._task.done():  # wait_for before Python 3.12 may swallow a cancellation
             self._task.cancel()

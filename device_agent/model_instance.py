@@ -44,6 +44,7 @@ class ModelInstance:
         self.report: ActivationReport | None = None
         self.restarts = 0
         self.running = Running()
+        self.ahead = Running()  # the batch that the worker has already, and takes next
         self.plan = RestartPlan()
         self.quarantine = Quarantine()
         self.lost_at = 0.0
@@ -72,7 +73,7 @@ class ModelInstance:
         if not self.running.tickets:
             return now
         since = self.running.since
-        return max(since + self.running.expected_s, now + 0.1 * (now - since))
+        return max(since + self.running.expected_s, now + 0.1 * (now - since)) + self.ahead.expected_s
 
     @property
     def away(self) -> Reason:

@@ -36,7 +36,9 @@ PATIENT_EVERY = 4  # of a mixed queue, one in so many has no deadline
 _DEFAULT_RANK = 1 << 32
 LOOKAHEAD = 2  # batches: so far behind the first those are looked for who fit it
 TOLERANCE = 0.05  # so much more than alone a joiner may cost: lengths are estimates, and a batch more has a price too
-QUICK_S = 0.003  # no request waits longer than that for one that it only travels with
+AHEAD_S = 0.005  # batches up to this length: the way to the worker and back takes up to half a millisecond
+AHEAD_GAPS = 3.0  # and up to so many such ways as learnt here: on a busy machine they take longer
+QUICK_S = 0.003  # no request waits longer than that, or than one way, for one that it only travels with
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,9 +156,19 @@ def _in_a_row(queue: Sequence[Pending], start_at: float, model: ServiceTime) -> 
         busy += model.busy_s(model.units(item.cost_bytes))
         if item.deadline_at is not None:
             room_s = min(room_s, model.room_s(item.deadline_at - start_at, CUT_SPREADS))
-        if place and busy > min(room_s, QUICK_S):
+        if place and busy > min(room_s, max(QUICK_S, model.overhead_s)):
             return list(range(place))
     return list(range(len(queue)))
+
+
+def goes_ahead(busy_s: float, running_s: float, overhead_s: float) -> bool:
+    """Whether the worker is given its next batch, of ``busy_s``, while it still has one of ``running_s``, where the way
+    to the worker and back takes ``overhead_s``.
+
+    The gap between two short batches is worth avoiding; whoever comes during a long one should still be able to join
+    or overtake, and a batch much smaller than the one that runs gains more by growing.
+    """
+    return running_s <= max(AHEAD_S, AHEAD_GAPS * overhead_s) and 2.0 * busy_s >= running_s
 
 
 def forecast(

@@ -3,11 +3,10 @@
 Model: ``busy_s = base_s + per_unit_s * units``, where units are the batch's padded tokens (number of requests x the
 longest of them), estimated from bytes until the worker has counted them. Of a model that runs one request at a time
 (``one_by_one``) several may travel together; nothing is padded then, and each costs what it would alone. The two
-coefficients are a least-squares
-fit with exponential forgetting, held up by a prior from the activation's own latency measurement, so that the very
-first request is predicted too. ``spread`` is the exponentially weighted root mean square of the relative error; a
-prediction is called safe with ``MARGIN_SPREADS`` of them on top, plus a fixed overhead for everything around the
-worker (HTTP, event loop, socketpair), which is learnt as well.
+coefficients are a least-squares fit with exponential forgetting, held up by a prior from the activation's own latency
+measurement, so that the very first request is predicted too. ``spread`` is the exponentially weighted root mean square
+of the relative error; a prediction is called safe with ``MARGIN_SPREADS`` of them on top, plus a fixed overhead for
+everything around the worker (HTTP, event loop, socketpair), which is learnt as well.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from aios_edge.errors import WorkerLost
@@ -13,7 +14,8 @@ OVERRUN = 20.0  # so many times its prediction is no slow batch any more
 
 
 class Watchdog:
-    """Looks after one worker's batches, one at a time; a worker that takes too long, or answers nonsense, is killed.
+    """Looks after one worker's batches, which it runs one after the other; a worker that takes too long, or answers
+    nonsense, is killed.
 
     One timer looks after all of them, and looks again when the batch it finds has time left: nearly all end long
     before, and a timer for each would be a part of what a request costs. A worker in a thread can't be killed: it loses
@@ -22,8 +24,8 @@ class Watchdog:
 
     def __init__(self) -> None:
         self._worker: WorkerHandle | None = None
-        self._within_s = 0.0
-        self._ends_by: float | None = None  # None: it has no batch
+        self._limits_s: deque[float] = deque()  # of the batch that runs, and of those behind it
+        self._ends_by = 0.0  # of the one that runs
         self._overran = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -39,21 +41,30 @@ class Watchdog:
         """Give the worker a batch; ``on_end`` is called later and once. It may take ``timeout_s``; where it was
         predicted to take long (a slow device, a huge request), ``OVERRUN`` times that."""
         loop = asyncio.get_running_loop()
-        self._within_s = max(timeout_s, OVERRUN * predicted_s)
-        self._ends_by, self._overran = loop.time() + self._within_s, False
-        if self._timer is None or self._timer.when() > self._ends_by:
-            self.close()
-            self._timer = loop.call_at(self._ends_by, self._look)
+        within_s = max(timeout_s, OVERRUN * predicted_s)
+        self._limits_s.append(within_s)
+        if len(self._limits_s) == 1:
+            self._overran = False
+            self._time_runs()
 
         def ended(end: BatchResult | WorkerLost) -> None:
-            self._ends_by = None
-            on_end(self._checked(end, worker, requests))
+            self._limits_s.popleft()
+            if self._limits_s:
+                self._time_runs()
+            on_end(self._checked(end, worker, requests, within_s))
 
         self._worker = worker
         try:
             worker.begin(requests, ended)
         except Exception as error:  # no worker, no memory left here
             loop.call_soon(ended, error if isinstance(error, WorkerLost) else _failed(error, worker, requests))
+
+    def _time_runs(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._ends_by = loop.time() + self._limits_s[0]
+        if self._timer is None or self._timer.when() > self._ends_by:
+            self.close()
+            self._timer = loop.call_at(self._ends_by, self._look)
 
     def close(self) -> None:
         """Look no more."""
@@ -63,7 +74,7 @@ class Watchdog:
 
     def _look(self) -> None:
         loop, self._timer = asyncio.get_running_loop(), None
-        if self._ends_by is None:
+        if not self._limits_s:
             return
         if loop.time() < self._ends_by:
             self._timer = loop.call_at(self._ends_by, self._look)
@@ -73,13 +84,13 @@ class Watchdog:
             self._worker.kill()
 
     def _checked(
-        self, end: BatchResult | WorkerLost, worker: WorkerHandle, requests: Sequence[InferenceRequest]
+        self, end: BatchResult | WorkerLost, worker: WorkerHandle, requests: Sequence[InferenceRequest], within_s: float
     ) -> BatchResult | WorkerLost:
         if isinstance(end, WorkerLost):
             worker.kill()  # lost to us: it must not take another batch, even if it still lives
             if not self._overran:
                 return end
-            what = f"did not end a batch within {self._within_s:.3g} s and was killed"
+            what = f"did not end a batch within {within_s:.3g} s and was killed"
             return WorkerLost(what, where=_where(requests))
         try:
             for item in end.done.items:

@@ -69,7 +69,7 @@ class Connection:
         self._where = f"worker of {spec.model}"
         self._generation = generation
         self._on_stage = on_stage
-        self._waiting: tuple[int | None, Callable[[Reply | WorkerLost], None]] | None = None
+        self._waiting: dict[int | None, Callable[[Reply | WorkerLost], None]] = {}  # by batch; None: Load
         self._ending: asyncio.Task[None] | None = None
         self._unsent: deque[tuple[wire.Message, bytes]] = deque()
         self._settled: asyncio.Future[None] | None = None  # for whoever waits until nothing is owed
@@ -95,15 +95,16 @@ class Connection:
     @property
     def busy(self) -> bool:
         """Whether it owes a reply."""
-        return self._waiting is not None
+        return bool(self._waiting)
 
     def begin(
         self, message: wire.Load | wire.Run, payload: bytes, on_reply: Callable[[Reply | WorkerLost], None]
     ) -> None:
-        """Send a message; ``on_reply`` is called with the reply to it, or with the worker's death, later and once."""
-        self._waiting = (message.batch_id if isinstance(message, wire.Run) else None, on_reply)
+        """Send a message; ``on_reply`` is called with the reply to it, or with the worker's death, later and once. A
+        second may be sent before the first is answered: the worker takes one after the other."""
+        self._waiting[message.batch_id if isinstance(message, wire.Run) else None] = on_reply
         if self.lost.done():
-            self.loop.call_soon(self._tell, WorkerLost(self.lost.result(), where=self._where))
+            self.loop.call_soon(self._tell_all, self.lost.result())
         elif self._ending is None:
             self._send(message, payload)
 
@@ -118,7 +119,7 @@ class Connection:
 
     async def settled(self) -> None:
         """Wait until it owes no reply."""
-        if self._waiting is not None:
+        if self._waiting:
             self._settled = self.loop.create_future()
             await self._settled
 
@@ -191,10 +192,8 @@ class Connection:
             return  # a reply of an old generation
         if isinstance(message, wire.Loading):
             self._on_stage(message.stage)
-        elif self._waiting is not None and not isinstance(message, wire.Pong):
-            answered = message.batch_id if isinstance(message, wire.Done) else None
-            if answered == self._waiting[0]:
-                self._tell(received)
+        elif not isinstance(message, wire.Pong):
+            self._tell(message.batch_id if isinstance(message, wire.Done) else None, received)
 
     def _end(self, what: str) -> None:
         if self._ending is None:
@@ -215,13 +214,16 @@ class Connection:
                 description = f"{self._given_up} and was killed"
         if not self.lost.done():
             self.lost.set_result(description)
-        self._tell(WorkerLost(description, where=self._where))
+        self._tell_all(description)
 
-    def _tell(self, reply: Reply | WorkerLost) -> None:
-        if self._waiting is not None:
-            (_, on_reply), self._waiting = self._waiting, None
+    def _tell_all(self, how: str) -> None:
+        for batch_id in list(self._waiting):  # in the order in which they were asked
+            self._tell(batch_id, WorkerLost(how, where=self._where))
+
+    def _tell(self, batch_id: int | None, reply: Reply | WorkerLost) -> None:
+        if (on_reply := self._waiting.pop(batch_id, None)) is not None:
             on_reply(reply)
-        if self._settled is not None and not self._settled.done():
+        if self._settled is not None and not self._settled.done() and not self._waiting:
             self._settled.set_result(None)
 
 

@@ -113,8 +113,8 @@ class WorkerHandle:
         return reply.report
 
     def begin(self, requests: Sequence[InferenceRequest], on_end: Callable[[BatchResult | WorkerLost], None]) -> None:
-        """Give it a batch; one at a time. ``on_end`` is called later and once, with :class:`WorkerLost` when the worker
-        dies before answering. Raises it when there is no worker."""
+        """Give it a batch; it runs one after the other. ``on_end`` is called later and once, with :class:`WorkerLost`
+        when the worker dies before answering. Raises it when there is no worker."""
         connection = self._connection
         if connection is None or not self._ready:
             raise WorkerLost("is not running", where=f"worker of {self.spec.model}")

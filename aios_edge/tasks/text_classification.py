@@ -68,13 +68,16 @@ class TextClassification:
         # that the profile didn't give to this worker, and for a handful of sentences costs more than it saves.
         # Calling encode also makes TOKENIZERS_PARALLELISM, a setting of the whole process, unnecessary.
         encodings = [self._tokenizer.encode(*self._parts(item)) for item in raw]
-        longest = max((len(encoding.ids) for encoding in encodings), default=0)
+        columns = {name: [getattr(encoding, _SOURCES[name]) for encoding in encodings] for name in self._names}
+        if len(encodings) == 1:  # nothing to pad
+            return {name: np.array(column, dtype=np.int64) for name, column in columns.items()}
+        longest = max((len(encoding) for encoding in encodings), default=0)
         tensors: dict[str, NDArray[Any]] = {}
-        for name in self._names:
+        for name, column in columns.items():
             fill = self._text.pad_id if name == "input_ids" else 0
             rows = np.full((len(raw), longest), fill, dtype=np.int64)
-            for row, encoding in zip(rows, encodings, strict=True):
-                row[: len(encoding.ids)] = getattr(encoding, _SOURCES[name])
+            for row, values in zip(rows, column, strict=True):
+                row[: len(values)] = values
             tensors[name] = rows
         return tensors
 
@@ -99,10 +102,11 @@ class TextClassification:
         return tuple(
             Prediction(
                 label=self._labels[best] if math.isfinite(row[best]) else "",
-                score=float(row[best]),
-                probabilities=tuple(row.tolist()),
+                score=row[best],
+                probabilities=tuple(row),
             )
-            for row, best in zip(table, table.argmax(axis=1).tolist(), strict=True)  # the best of NaN and others is NaN
+            # the best of NaN and others is NaN
+            for row, best in zip(table.tolist(), table.argmax(axis=1).tolist(), strict=True)
         )
 
     def prediction_tensors(self, predictions: Sequence[Prediction]) -> dict[str, Tensor]:
@@ -128,10 +132,12 @@ class TextClassification:
 def softmax(logits: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """softmax(logits / temperature) along the last axis; the largest is subtracted first, so nothing overflows."""
     with np.errstate(invalid="ignore"):  # inf - inf: the NaN is the caller's to find
-        scaled = logits.astype(np.float64) / temperature
-        powers: NDArray[np.float64] = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-        total: NDArray[np.float64] = powers.sum(axis=-1, keepdims=True)
-        return np.divide(powers, total)
+        table: NDArray[np.float64] = logits.astype(np.float64)
+        table /= temperature
+        table -= table.max(axis=-1, keepdims=True)
+        np.exp(table, out=table)
+        table /= table.sum(axis=-1, keepdims=True)
+    return table
 
 
 def _load_tokenizer(path: Path, max_length: int) -> Any:

@@ -38,6 +38,7 @@ class Worker(Batches):
         self.pid = None
         self.starts = 0
         self.killed = asyncio.Event()
+        self.busy_s = 0.01
         self.on_run: Run = self.answered
         self.on_start: Callable[[str], None] = lambda check: None
         self.on_begin: Callable[[], None] = lambda: None
@@ -77,7 +78,7 @@ class Worker(Batches):
             )
             for each in requests
         )
-        done = wire.Done(batch_id=1, generation=1, busy_s=0.01, cpu_s=0.0, rss_bytes=1, items=items)
+        done = wire.Done(batch_id=1, generation=1, busy_s=self.busy_s, cpu_s=0.0, rss_bytes=1, items=items)
         return BatchResult(done=done, payload=memoryview(b"[]"))
 
     async def hangs(self, requests: Sequence[InferenceRequest]) -> BatchResult:
@@ -118,6 +119,7 @@ def drive(
     *,
     cloud: Any = None,
     strain: Callable[[], Reason | None] = lambda: None,
+    busy_s: float = 0.01,
     **policy: Any,
 ) -> None:
     async def main() -> None:
@@ -136,6 +138,7 @@ def drive(
         )
         host = ModelHost(WorkerSpec(model="tiny", bundle_path=bundle.path, profile="x"), bundle, around)
         worker = Worker()
+        worker.busy_s = busy_s
         host.instance.worker = worker  # type: ignore[assignment]
         await host.activate()
         try:
@@ -395,3 +398,100 @@ def test_a_second_opinion_knows_which_endpoint_failed_the_request_before(tiny_bu
             assert cloud.asked == [("a", Reason.HOT, ()), ("b", Reason.LOW_CONFIDENCE, ("a",))]
 
     drive(tiny_bundle, scenario, cloud=cloud, strain=lambda: strains[0], min_confidence=0.6)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - a condition in the code under test
+        await asyncio.sleep(0)
+
+
+class Held:
+    """Answers a batch when the test says so: ``batches`` are the request ids of those the worker was given."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.batches: list[list[int]] = []
+        self.go_on: list[asyncio.Event] = []
+        self._worker = worker
+        worker.on_run = self.run
+
+    async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
+        self.batches.append([each.request_id for each in requests])
+        self.go_on.append(event := asyncio.Event())
+        killed, released = (asyncio.ensure_future(e.wait()) for e in (self._worker.killed, event))
+        await asyncio.wait((killed, released), return_when=asyncio.FIRST_COMPLETED)
+        killed.cancel(), released.cancel()
+        if not event.is_set():
+            raise WorkerLost("was killed by SIGKILL", where="worker")
+        return await self._worker.answered(requests)
+
+
+def test_where_batches_are_short_the_worker_has_one_more_and_never_two(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        held = Held(worker)
+        asked = []
+        for number in range(1, 5):
+            asked.append(asyncio.create_task(host.infer(request(number))))
+            await until(lambda: host.running + host.queued == len(asked))
+        await until(lambda: len(held.batches) == 2)
+        assert held.batches == [[1], [2]] and (host.running, host.queued) == (2, 2)
+        held.go_on[0].set()
+        await until(lambda: len(held.batches) == 3)
+        assert held.batches == [[1], [2], [3, 4]] and asked[0].done() and not asked[1].done()
+        held.go_on[1].set(), held.go_on[2].set()
+        assert [answer.status for answer in await asyncio.gather(*asked)] == [200] * 4
+        assert host.running == 0 and host.instance.free_at(7.0) == 7.0
+
+    drive(tiny_bundle, scenario, busy_s=0.001)
+
+
+def test_where_batches_are_long_whoever_comes_may_still_join(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        held = Held(worker)
+        asked = [asyncio.create_task(host.infer(request(number))) for number in (1, 2)]
+        await until(lambda: host.running + host.queued == 2 and len(held.batches) == 1)
+        first = held.batches[0]
+        asked += [asyncio.create_task(host.infer(request(number))) for number in (3, 4)]
+        await until(lambda: host.running + host.queued == 4)
+        assert held.batches == [first]
+        held.go_on[0].set()
+        await until(lambda: len(held.batches) == 2)
+        assert sorted(first + held.batches[1]) == [1, 2, 3, 4]
+        held.go_on[1].set()
+        await asyncio.gather(*asked)
+
+    drive(tiny_bundle, scenario, busy_s=0.02)
+
+
+def test_a_death_is_laid_to_the_batch_that_ran_and_not_to_the_one_behind_it(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        held = Held(worker)
+        asked = []
+        for number in (1, 2):
+            asked.append(asyncio.create_task(host.infer(request(number))))
+            await until(lambda: len(held.batches) == len(asked))
+        worker.kill()
+        await until(lambda: len(held.batches) >= 3)
+        while not all(task.done() for task in asked):
+            for event in held.go_on:
+                event.set()
+            await asyncio.sleep(0)
+        answers = [await task for task in asked]
+        assert [answer.status for answer in answers] == [200, 200]
+        assert [answer.reason.value for answer in answers] == ["retried", "local_only"]
+        assert [kind for kind, _ in events].count("worker_crashed") == 1
+        assert [detail["in_flight"] for kind, detail in events if kind == "worker_crashed"] == [1]
+
+    drive(tiny_bundle, scenario, busy_s=0.001)
+
+
+def test_when_the_host_stops_the_batch_that_went_ahead_is_told_too(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        held = Held(worker)
+        asked = []
+        for number in (1, 2):
+            asked.append(asyncio.create_task(host.infer(request(number))))
+            await until(lambda: len(held.batches) == len(asked))
+        await host.stop()
+        assert [answer.reason.value for answer in await asyncio.gather(*asked)] == ["draining", "draining"]
+
+    drive(tiny_bundle, scenario, busy_s=0.001)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from device_agent.restart import RestartPlan
-from device_agent.scheduler import TOLERANCE, Pending, forecast, insert, next_batch
+from device_agent.scheduler import TOLERANCE, Pending, forecast, goes_ahead, insert, next_batch
 from device_agent.service_time import CUT_SPREADS, ServiceTime
 
 MODEL = ServiceTime.prior(0.01, 32)  # 10 ms for 32 tokens, 160 bytes
@@ -206,6 +206,13 @@ def test_a_joiner_costs_hardly_more_than_it_would_alone(
     batch = [queue[place] for place in next_batch(queue, 0.0, MODEL, limit)]
     assert _took(batch) <= sum(_took([item]) for item in batch) * (1.0 + TOLERANCE) + 1e-9
     assert batch == [queue[place] for place in next_batch(list(queue), 0.0, MODEL, limit)]
+
+
+def test_the_next_batch_goes_ahead_where_both_are_short_and_it_is_no_remainder() -> None:
+    assert goes_ahead(0.002, 0.003, 0.0003) and goes_ahead(0.02, 0.003, 0.0003)
+    assert not goes_ahead(0.001, 0.003, 0.0003)
+    assert not goes_ahead(0.02, 0.02, 0.0003)
+    assert goes_ahead(0.02, 0.02, 0.01)  # on this machine it would stand still half as long again
 
 
 def test_restarts_are_at_once_twice_then_pause_longer_and_longer() -> None:

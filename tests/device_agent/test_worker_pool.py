@@ -390,3 +390,52 @@ def test_a_disk_that_fails_while_loading_is_a_refusal_with_its_reason(
             await handle.start()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("isolation", ["process", "thread"])
+def test_a_worker_that_has_two_batches_answers_one_after_the_other(tiny_bundle: Any, isolation: Any) -> None:
+    async def journey() -> list[BatchResult | WorkerLost]:
+        worker = WorkerHandle(spec(tiny_bundle, isolation=isolation))
+        await worker.start("quick")
+        ended: list[BatchResult | WorkerLost] = []
+        both = asyncio.Event()
+
+        def end(result: BatchResult | WorkerLost) -> None:
+            ended.append(result)
+            if len(ended) == 2:
+                both.set()
+
+        worker.begin([request(1, "a good film")], end)
+        worker.begin([request(2, "awful")], end)
+        await both.wait()
+        await worker.stop()
+        return ended
+
+    first, second = asyncio.run(journey())
+    assert isinstance(first, BatchResult) and isinstance(second, BatchResult)
+    assert (labels(first), labels(second)) == (["positive"], ["negative"])
+
+
+def test_the_death_of_a_worker_is_told_to_each_of_its_batches_in_their_order(tiny_bundle: Any) -> None:
+    async def journey() -> list[int]:
+        worker = WorkerHandle(spec(tiny_bundle, slowdown=ENDLESS))
+        await worker.start("quick")
+        told: list[int] = []
+        both = asyncio.Event()
+
+        def teller(number: int) -> Any:
+            def tell(end: BatchResult | WorkerLost) -> None:
+                assert isinstance(end, WorkerLost) and "SIGKILL" in str(end)
+                told.append(number)
+                if len(told) == 2:
+                    both.set()
+
+            return tell
+
+        for number in (1, 2):
+            worker.begin([request(number, "good")], teller(number))
+        worker.kill()
+        await both.wait()
+        return told
+
+    assert asyncio.run(journey()) == [1, 2]
