@@ -143,6 +143,32 @@ class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True):
     pressure_reason: str | None = None
 
 
+class TrialFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that answers part of a model's requests before it takes over; ``phase`` is ``shadow`` or ``canary``.
+
+    It ends after ``of_answers`` ``answers`` of the successor, or in ``ends_in_s``. ``disagreed`` of ``compared`` rows
+    got another label than from the bundle that serves, ``skipped`` copies had no room. Failures, slow batches and the
+    95th percentile of their time are of this phase: the successor's, and those of the bundle that serves
+    (``current_…``).
+    """
+
+    successor: str  # its version
+    phase: str
+    answers: int
+    of_answers: int
+    ends_in_s: float
+    compared: int
+    disagreed: int
+    max_disagreement: float
+    skipped: int
+    failures: int
+    slow_batches: int
+    p95_s: float | None
+    current_failures: int
+    current_slow_batches: int
+    current_p95_s: float | None
+
+
 class OutboxFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that wait for the broker, and those the byte bound cost since the outbox was made."""
 
@@ -184,6 +210,7 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     cpu_utilisation: float | None = None  # 0 to 1, all cores
     cpu_utilisation_reason: str | None = None
     memory: MemoryFigures = MemoryFigures()
+    trials: dict[str, TrialFigures] = {}  # by model, while they go on
     outbox: OutboxFigures = OutboxFigures()
 
 

@@ -64,7 +64,9 @@ def agent_status(
         ),
         listen=listen,
         models={
-            name: model_status(host, deployment.entries[name], deployment.probations.get(name), now)
+            name: model_status(
+                host, deployment.entries[name], deployment.probations.get(name), deployment.trials.get(name), now
+            )
             for name, host in deployment.hosts.items()
         },
         refused=tuple(deployment.refused),
@@ -113,6 +115,7 @@ def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
         strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),
         workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
+        trials={name: trial.figures for name, trial in deployment.trials.items()},
     )
 
 

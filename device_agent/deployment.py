@@ -28,6 +28,7 @@ from device_agent.raw_model import contract_of, digested, is_raw
 from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.succession import Probation, Succession
 from device_agent.surroundings import Surroundings
+from device_agent.trial_run import TrialRun
 
 
 class Deployment:
@@ -63,6 +64,11 @@ class Deployment:
         return self._succession.probations
 
     @property
+    def trials(self) -> Mapping[str, TrialRun]:
+        """Models for whose place a bundle is on trial."""
+        return self._succession.trials
+
+    @property
     def refused(self) -> Sequence[BundleStatus]:
         """Bundles that may not serve here, with the reason."""
         return [status for status in self._away.values() if status.state == "refused"]
@@ -95,6 +101,11 @@ class Deployment:
         if version not in (None, ours):
             raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
         return host
+
+    def answering(self, model: str, version: str | None) -> ModelHost:
+        """Who answers a request: :meth:`host`, or where no version is named a bundle that is on trial for its place."""
+        host, trial = self.host(model, version), self.trials.get(model)
+        return host if trial is None or version is not None else trial.takes()
 
     def knows(self, model: str) -> bool:
         """Whether it is here, or could be loaded."""
@@ -156,8 +167,7 @@ class Deployment:
         """Stop every model; requests that still wait are refused as draining."""
         self.give_up_changes()
         await asyncio.gather(*self._changes, return_exceptions=True)
-        for model in list(self.probations):
-            self._succession.end_probation(model)
+        self._succession.stop()
         hosts = {*self._hosts.values(), *self._succession.leaving}
         await asyncio.gather(*(host.stop() for host in hosts), return_exceptions=True)
 
@@ -196,6 +206,9 @@ class Deployment:
         entry = self._entries[model]
         try:
             bundle = await self._lying_at(entry)
+            if bundle.bundle_id in self._succession.on_trial(model):
+                return
+            await self._succession.call_off(model, f"{bundle.bundle_id[:16]} was loaded")
             if bundle.bundle_id == host.bundle.bundle_id and host.state == "ready":
                 return
             await self._succession.swap(model, self._host(entry, bundle))
@@ -208,6 +221,7 @@ class Deployment:
         return await asyncio.to_thread(digested, bundle) if is_raw(bundle.manifest) else bundle
 
     async def _unload(self, model: str) -> None:
+        await self._succession.call_off(model, "the model was unloaded")
         host = self._hosts.pop(model, None)
         if host is None:
             self._entry_away(model)
@@ -297,6 +311,7 @@ class Deployment:
     async def _tidy(self) -> None:
         """Remove copies of bundles that neither serve nor may have to come back."""
         kept = self._ids() | {probation.previous.bundle.bundle_id for probation in self.probations.values()}
+        kept |= {trial.successor.bundle.bundle_id for trial in self.trials.values()}
         await asyncio.to_thread(forget_others, self._settings.device.state_dir, kept)
 
 

@@ -102,7 +102,7 @@ class FrontDesk:
     ) -> Reply:
         """Answer one inference request; raises :class:`RequestError` for what can't be understood."""
         arrived_at = self._clock()
-        host = self._deployment.host(model, version)
+        host = self._deployment.answering(model, version)
         envelope = parse_request(body, json_length)
         request = self._request(host, envelope, body, json_length, arrived_at, tenant)
         load = Load(

@@ -11,6 +11,7 @@ from device_agent.raw_model import is_raw
 from device_agent.settings import BundleEntry
 from device_agent.status import ModelStatus, ProbationStatus
 from device_agent.succession import Probation
+from device_agent.trial_run import TrialRun
 
 
 def bundle_status(host: ModelHost) -> BundleStatus:
@@ -29,7 +30,9 @@ def bundle_status(host: ModelHost) -> BundleStatus:
     )
 
 
-def model_status(host: ModelHost, entry: BundleEntry, probation: Probation | None, now: float) -> ModelStatus:
+def model_status(
+    host: ModelHost, entry: BundleEntry, probation: Probation | None, trial: TrialRun | None, now: float
+) -> ModelStatus:
     """A model for ``/status``, ``now``."""
     return ModelStatus(
         model=host.name,
@@ -52,6 +55,7 @@ def model_status(host: ModelHost, entry: BundleEntry, probation: Probation | Non
         spread=host.service.spread,
         activation=host.instance.report,
         probation=None if probation is None else _probation_status(host, probation, now),
+        trial=None if trial is None else trial.figures,
     )
 
 

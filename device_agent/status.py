@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from aios_edge.telemetry import BundleStatus, Contract, Event
+from aios_edge.telemetry import BundleStatus, Contract, Event, TrialFigures
 from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
 from device_agent.reporter import ReporterCounts
@@ -51,6 +51,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     spread: float
     activation: ActivationReport | None
     probation: ProbationStatus | None
+    trial: TrialFigures | None
 
 
 class CloudModelStatus(msgspec.Struct, frozen=True, kw_only=True):

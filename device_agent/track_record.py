@@ -15,6 +15,9 @@ from device_agent.worker_pool import BatchResult
 FAILURES = (500, 422)
 
 
+Follow = Callable[[Sequence[InferenceRequest], BatchResult], None]
+
+
 class TrackRecord:
     """Filled by the model's dispatch. While :meth:`watch` is in force, batches are held against frozen predictions:
     what is learnt from a slow model would soon call it normal."""
@@ -24,32 +27,37 @@ class TrackRecord:
         self._batches: deque[Batch] = deque(maxlen=WINDOW)
         self._expected: tuple[ServiceTime, ...] = ()
         self._on_bad: Callable[[], None] | None = None
+        self._follow: Follow | None = None
 
     @property
     def conduct(self) -> Conduct:
         """Over the last batches."""
         return Conduct.of(list(self._batches))
 
-    def watch(self, expected: Sequence[ServiceTime], on_bad: Callable[[], None]) -> None:
-        """Begin anew: hold batches against the slowest of these predictions, and tell of each that is bad."""
+    def watch(self, expected: Sequence[ServiceTime], on_bad: Callable[[], None], follow: Follow | None = None) -> None:
+        """Begin anew: hold batches against the slowest of these predictions, tell of each that is bad, and to
+        ``follow`` of each that was answered."""
         self._batches.clear()
-        self._expected, self._on_bad = tuple(expected), on_bad
+        self._expected, self._on_bad, self._follow = tuple(expected), on_bad, follow
 
     def unwatch(self) -> None:
         """Nobody needs to be told any more."""
-        self._expected, self._on_bad = (), None
+        self._expected, self._on_bad, self._follow = (), None, None
 
-    def answered(self, requests: Sequence[InferenceRequest], result: BatchResult) -> None:
-        """A batch came back; before its time is learnt from."""
-        costs = [request.cost_hint_bytes for request in requests]
+    def answered(self, requests: Sequence[InferenceRequest], result: BatchResult, *, copies: bool = False) -> None:
+        """A batch came back; before its time is learnt from. ``copies``: of requests that another bundle answered well,
+        so whatever is refused is a failure."""
+        costs, statuses = [request.cost_hint_bytes for request in requests], [item.status for item in result.done.items]
         self._add(
             Batch(
                 answers=len(requests),
-                failures=sum(item.status in FAILURES for item in result.done.items),
+                failures=sum(status != 200 if copies else status in FAILURES for status in statuses),
                 busy_s=result.done.busy_s,
                 expected_s=self._expected_s(costs),
             )
         )
+        if self._follow is not None:
+            self._follow(requests, result)
 
     def turned_away(self, request: InferenceRequest, now: float) -> None:
         """An idle device didn't take it. While watched, that is as bad as a slow batch where what was learnt makes

@@ -22,6 +22,7 @@ from aios_edge.telemetry import (
     RequestFigures,
     Telemetry,
     Temperature,
+    TrialFigures,
 )
 from device_agent.power.reading import PowerReading
 from device_agent.values import Completion
@@ -39,6 +40,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     strained: tuple[str, ...] = ()
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
+    trials: dict[str, TrialFigures] = {}
 
 
 class TelemetryWindow:
@@ -141,6 +143,7 @@ class TelemetryWindow:
                 if last and last.memory_pressure_percent is not None
                 else _why(last, "memory_pressure_reason"),
             ),
+            trials=gauges.trials,
             outbox=outbox,
         )
         if message.cpu_utilisation is None:

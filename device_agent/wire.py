@@ -84,11 +84,13 @@ class RunItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Supervisor to worker: answer these requests, together where their inputs allow it."""
+    """Supervisor to worker: answer these requests, together where their inputs allow it. ``classes``: say as well which
+    class each row got."""
 
     batch_id: int
     generation: int
     items: tuple[RunItem, ...]
+    classes: bool = False
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -125,6 +127,8 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True):
     ``error`` says what was wrong. ``length`` is the true input length (tokens for text), 0 if unknown;
     ``batch_size`` counts the requests that shared the model run. ``confidence``: the probability of the label that the
     model gave, the lowest of the request's rows (0 for an answer that is no number); None where there is none.
+    ``classes``: each row's index in the manifest's labels, -1 for an answer that is no number; None where nobody asked,
+    or there are none.
     """
 
     request_id: int
@@ -136,6 +140,7 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int = 1
     compute_s: float = 0.0
     confidence: float | None = None
+    classes: tuple[int, ...] | None = None
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):

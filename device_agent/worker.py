@@ -112,7 +112,7 @@ def _run(
         )
         for item in run.items
     ]
-    answers = answer_batch(activated, jobs, now=started_at)
+    answers = answer_batch(activated, jobs, now=started_at, classes=run.classes)
     compute_s = time.monotonic() - started_at
     cpu_s = time.process_time() - cpu_at_start
     if slowdown > 1.0:  # a weaker device: asleep, so that the rest of this machine stays as strong as it is
@@ -135,6 +135,7 @@ def _run(
                 batch_size=answer.batch_size,
                 compute_s=answer.compute_s * max(1.0, slowdown),
                 confidence=answer.confidence,
+                classes=answer.classes,
             )
         )
     done = wire.Done(

@@ -22,6 +22,7 @@ from aios_edge.golden import RawInput
 from aios_edge.oip.tensors import DecodedRequest, Tensor, decode_inputs, encode_outputs
 from aios_edge.tasks import Prediction
 from device_agent.activation import Activated
+from device_agent.worker_classes import classes_of_outputs, classes_of_predictions
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -49,6 +50,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int = 1
     compute_s: float = 0.0
     confidence: float | None = None
+    classes: tuple[int, ...] | None = None
 
 
 class _Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,8 +62,9 @@ class _Work(msgspec.Struct, frozen=True, kw_only=True):
     tensors: Tensors | None = None
 
 
-def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float) -> list[Answer]:
-    """One answer per job, in their order. ``now`` is CLOCK_MONOTONIC: whoever's deadline has passed isn't run."""
+def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float, classes: bool = False) -> list[Answer]:
+    """One answer per job, in their order. ``now`` is CLOCK_MONOTONIC: whoever's deadline has passed isn't run.
+    ``classes``: each row's class is told as well."""
     answers: dict[int, Answer] = {}
     natural: list[_Work] = []
     grouped: dict[object, list[_Work]] = {}
@@ -82,12 +85,12 @@ def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float) -> li
             grouped.setdefault(object() if activated.raw else _signature(work.tensors), []).append(work)
 
     runs: list[tuple[list[_Work], Callable[[list[_Work]], list[Answer]]]] = [
-        (group, lambda works: _run_tensors(activated, works))
+        (group, lambda works: _run_tensors(activated, works, classes))
         for members in grouped.values()
         for group in _within(members, activated.bundle.manifest.max_batch_size)
     ]
     if natural:
-        runs.append((natural, lambda works: _run_natural(activated, works)))
+        runs.append((natural, lambda works: _run_natural(activated, works, classes)))
     for works, run in runs:
         for answer in _attempt(works, run):
             answers[answer.request_id] = answer
@@ -170,7 +173,7 @@ def _rows(work: _Work) -> int:
     return 1 if array is None or not array.ndim else array.shape[0]
 
 
-def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
+def _run_tensors(activated: Activated, works: list[_Work], classes: bool) -> list[Answer]:
     started_at = time.perf_counter()
     tensors = [work.tensors or {} for work in works]
     if len(works) == 1:
@@ -187,6 +190,7 @@ def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
             length=_length(work.tensors or {}),
             batch_size=len(works),
             compute_s=compute_s,
+            classes=classes_of_outputs(output, activated.bundle.manifest) if classes else None,
         )
         for work, output in zip(works, outputs, strict=True)
     ]
@@ -225,7 +229,7 @@ def _length(tensors: Tensors) -> int:
     return max((array.shape[1] for array in tensors.values() if array.ndim == 2), default=0)
 
 
-def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
+def _run_natural(activated: Activated, works: list[_Work], classes: bool) -> list[Answer]:
     """All rows of all requests, longest first, in runs of at most ``max_batch_size`` rows.
 
     Sorting keeps rows of similar length together, which saves padding, and makes the result a function of what is in
@@ -257,7 +261,14 @@ def _run_natural(activated: Activated, works: list[_Work]) -> list[Answer]:
         except RequestError as error:
             answers.append(_failed(work.request_id, error))
         else:
-            answer = _encoded(work, tensors, length=length, batch_size=len(works), compute_s=compute_s)
+            answer = _encoded(
+                work,
+                tensors,
+                length=length,
+                batch_size=len(works),
+                compute_s=compute_s,
+                classes=classes_of_predictions(found_here) if classes else None,
+            )
             answers.append(msgspec.structs.replace(answer, confidence=confidence) if answer.status == 200 else answer)
     return answers
 
@@ -296,7 +307,15 @@ def _sort_key(raw: RawInput) -> tuple[int, RawInput]:
     return -size, raw
 
 
-def _encoded(work: _Work, tensors: Mapping[str, Tensor], *, length: int, batch_size: int, compute_s: float) -> Answer:
+def _encoded(
+    work: _Work,
+    tensors: Mapping[str, Tensor],
+    *,
+    length: int,
+    batch_size: int,
+    compute_s: float,
+    classes: tuple[int, ...] | None,
+) -> Answer:
     """The answer with its tensors, or why just this client can't have them the way it asked."""
     try:
         outputs, binary = encode_outputs(tensors, work.request)
@@ -309,4 +328,5 @@ def _encoded(work: _Work, tensors: Mapping[str, Tensor], *, length: int, batch_s
         length=length,
         batch_size=batch_size,
         compute_s=compute_s,
+        classes=classes,
     )

@@ -44,6 +44,7 @@ class WorkerHandle:
         self.spec = spec
         self.generation = 0
         self.rss_bytes: int | None = None  # after the latest batch; None before the first, and in a thread
+        self.tells_classes = False  # whether batches come back with each row's class
         self.report: ActivationReport | None = None  # of the latest activation, refused ones included
         self._digest: str | None = None  # of the model that went live: clients know that one's tensors
         self._on_stage = on_stage
@@ -117,7 +118,7 @@ class WorkerHandle:
             if connection is None or not self._ready:
                 raise WorkerLost("is not running", where=f"worker of {self.spec.model}")
             self._batch_id += 1
-            message, payload = _batch(requests, self._batch_id, self.generation)
+            message, payload = _batch(requests, self._batch_id, self.generation, classes=self.tells_classes)
             reply, content = await connection.ask(message, payload)
             if not isinstance(reply, wire.Done):
                 raise WorkerLost("answered a batch with something else", where=f"worker of {self.spec.model}")
@@ -157,7 +158,9 @@ class WorkerHandle:
             await connection.lost
 
 
-def _batch(requests: Sequence[InferenceRequest], batch_id: int, generation: int) -> tuple[wire.Run, bytes]:
+def _batch(
+    requests: Sequence[InferenceRequest], batch_id: int, generation: int, *, classes: bool
+) -> tuple[wire.Run, bytes]:
     """The message and payload of a batch: the bodies one behind the other."""
     items: list[wire.RunItem] = []
     start = 0
@@ -172,7 +175,7 @@ def _batch(requests: Sequence[InferenceRequest], batch_id: int, generation: int)
                 deadline_at=request.deadline_at,
             )
         )
-    run = wire.Run(batch_id=batch_id, generation=generation, items=tuple(items))
+    run = wire.Run(batch_id=batch_id, generation=generation, items=tuple(items), classes=classes)
     return run, b"".join(request.body for request in requests)
 
 
