@@ -155,6 +155,7 @@ class FrontDesk:
             cost_hint_bytes=envelope.cost_hint_bytes,
             natural=any(tensor.name not in host.tensors for tensor in envelope.inputs),
             lowered=priority != envelope.priority,
+            tenant=None if tenant is None else tenant.id,
         )
 
     def _reply(self, host: ModelHost, request: InferenceRequest, answer: Answer) -> Reply:

@@ -81,7 +81,7 @@ class Dispatch:
         try:
             result = await run_watched(instance.worker, requests, timeout_s, expected_s)
         except WorkerLost as lost:
-            self._record.lost(len(batch))
+            self._record.lost(requests)
             self._lost(lost, batch)
             return
         finally:
@@ -130,13 +130,13 @@ class Dispatch:
     async def _bring_back(self) -> None:
         instance = self._instance
         if instance.state == "ready":  # it died while idle
-            self._record.lost(1)
+            self._record.lost()
             instance.lost_while_idle(queued=len(self._queue))
             self._review.run()
         failure = await instance.restart()
         if failure is None:
             return
-        self._record.lost(1)
+        self._record.lost()
         self._review.run()
         if instance.plan.hopeless(failure):
             for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever

@@ -55,7 +55,7 @@ class ModelHost:
         self.instance = ModelInstance(spec, around, on_lost=queue.wake.set)
         self._judge = Judge(bundle.manifest, around, queue, self.instance, learning)
         self._review = Review(queue, self._judge, around.clock)
-        self.record = TrackRecord(learning)
+        self.record = TrackRecord(learning, around.slowed)
         self._dispatch = Dispatch(self.instance, queue, self._judge, self._review, learning, self.record, around)
         self._task: asyncio.Task[None] | None = None
         self._here = 0  # requests that aren't answered yet, wherever they wait

@@ -29,3 +29,8 @@ class Surroundings:
     trace: Callable[[Traced], None] | None = None
     device: Callable[[], tuple[DeviceState, float | None]] = lambda: (DeviceState(), None)
     clock: Callable[[], float] = time.monotonic
+
+    def slowed(self) -> tuple[bool, float | None]:
+        """Whether the device was too hot to run as it can when it was sampled last, and when that was."""
+        state, sampled_at = self.device()
+        return state.throttled is True or self.strain() in (Reason.HOT, Reason.THROTTLED), sampled_at

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from device_agent.learning import Learning
-from device_agent.probation import SLOWER, WINDOW, Batch, Conduct
+from device_agent.probation import SLOWER, WINDOW, Batch, Conduct, Part
 from device_agent.service_time import ServiceTime
 from device_agent.values import InferenceRequest
 from device_agent.worker_pool import BatchResult
 
-#: The model failed on an input (500), or what it gave is no number (422).
-FAILURES = (500, 422)
+Slowed = Callable[[], tuple[bool, float | None]]  # too hot to run as it can, and when that was seen
 
 
 Follow = Callable[[Sequence[InferenceRequest], BatchResult], None]
@@ -22,9 +23,11 @@ class TrackRecord:
     """Filled by the model's dispatch. While :meth:`watch` is in force, batches are held against frozen predictions:
     what is learnt from a slow model would soon call it normal."""
 
-    def __init__(self, learning: Learning) -> None:
+    def __init__(self, learning: Learning, slowed: Slowed = lambda: (False, None)) -> None:
         self._learning = learning
+        self._slowed = slowed
         self._batches: deque[Batch] = deque(maxlen=WINDOW)
+        self._seen_at: float | None = None  # when the device was seen last
         self._expected: tuple[ServiceTime, ...] = ()
         self._on_bad: Callable[[], None] | None = None
         self._follow: Follow | None = None
@@ -47,13 +50,15 @@ class TrackRecord:
     def answered(self, requests: Sequence[InferenceRequest], result: BatchResult, *, copies: bool = False) -> None:
         """A batch came back; before its time is learnt from. ``copies``: of requests that another bundle answered well,
         so whatever is refused is a failure."""
-        costs, statuses = [request.cost_hint_bytes for request in requests], [item.status for item in result.done.items]
+        statuses = {item.request_id: item.status for item in result.done.items}
+        failed = [request for request in requests if _failed(request, statuses.get(request.request_id), copies=copies)]
         self._add(
             Batch(
                 answers=len(requests),
-                failures=sum(status != 200 if copies else status in FAILURES for status in statuses),
+                failures=len(failed),
                 busy_s=result.done.busy_s,
-                expected_s=self._expected_s(costs),
+                expected_s=self._expected_s([request.cost_hint_bytes for request in requests]),
+                parts=_parts(requests, failed),
             )
         )
         if self._follow is not None:
@@ -69,15 +74,45 @@ class TrackRecord:
         if SLOWER * expected_s < request.deadline_at - now < busy_s:
             self._add(Batch(answers=1, failures=0, busy_s=busy_s, expected_s=expected_s, turned_away=True))
 
-    def lost(self, answers: int) -> None:
-        """The worker died with a batch of so many; or idle, or while it was to come back, which counts as one."""
-        self._add(Batch(answers=answers, failures=answers, busy_s=None, expected_s=0.0))
+    def lost(self, requests: Sequence[InferenceRequest] = ()) -> None:
+        """The worker died with that batch; or idle, or while it was to come back, which counts as one."""
+        count = len(requests) or 1
+        parts = _parts(requests, requests)
+        self._add(Batch(answers=count, failures=count, busy_s=None, expected_s=0.0, parts=parts))
 
     def _expected_s(self, costs_bytes: Sequence[int]) -> float:
         services = self._expected or (self._learning.service,)
         return max(service.busy_s(service.batch_units(costs_bytes)) for service in services)
 
     def _add(self, batch: Batch) -> None:
+        slowed, seen_at = self._slowed()
+        if seen_at is not None:  # the device is sampled now and then: what it was like is known the next time
+            batch = msgspec.structs.replace(batch, held=True if slowed else None)
+        settled = seen_at != self._seen_at and self._settle(held=slowed)
+        self._seen_at = seen_at
         self._batches.append(batch)
-        if self._on_bad is not None and (batch.failures or batch.slow):
+        if self._on_bad is not None and (settled or batch.failures or batch.slow):
             self._on_bad()
+
+    def _settle(self, *, held: bool) -> bool:
+        """Now it is known whether the device was held back; whether any of those batches was slow."""
+        open_ones = [batch for batch in self._batches if batch.held is None]
+        for index, batch in enumerate(self._batches):
+            if batch.held is None:
+                self._batches[index] = msgspec.structs.replace(batch, held=held)
+        return not held and any(batch.slow for batch in open_ones)
+
+
+def _failed(request: InferenceRequest, status: int | None, *, copies: bool) -> bool:
+    """Whether it was the model: it failed (500), or what it made of input that we prepared is no number (422)."""
+    if copies:
+        return status != 200
+    return status == 500 or (status == 422 and request.natural)
+
+
+def _parts(requests: Sequence[InferenceRequest], failed: Sequence[InferenceRequest]) -> tuple[Part, ...]:
+    if all(request.tenant is None for request in requests):
+        return ()
+    answers = Counter(request.tenant for request in requests)
+    failures = Counter(request.tenant for request in failed)
+    return tuple(Part(tenant, count, failures[tenant]) for tenant, count in answers.items() if tenant is not None)

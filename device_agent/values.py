@@ -59,6 +59,7 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     cost_hint_bytes: int
     natural: bool = False  # asks with the task's natural input, which a foreign server may not know
     lowered: bool = False  # claimed a higher priority than its tenant may
+    tenant: str | None = None  # who asks, where agent.toml has tenants
 
     @property
     def changed_parameters(self) -> Parameters:
