@@ -65,7 +65,12 @@ def agent_status(
         listen=listen,
         models={
             name: model_status(
-                host, deployment.entries[name], deployment.probations.get(name), deployment.trials.get(name), now
+                host,
+                deployment.entries[name],
+                deployment.probations.get(name),
+                deployment.trials.get(name),
+                deployment.rejected.get(name),
+                now,
             )
             for name, host in deployment.hosts.items()
         },

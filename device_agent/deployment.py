@@ -25,6 +25,7 @@ from device_agent.kept_bundles import forget_others
 from device_agent.model_host import ModelHost
 from device_agent.provider_chain import forget_engines
 from device_agent.raw_model import contract_of, digested, is_raw
+from device_agent.rejected import Rejected, RejectedBundles
 from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.succession import Probation, Succession
 from device_agent.surroundings import Surroundings
@@ -42,7 +43,8 @@ class Deployment:
         self._hosts: dict[str, ModelHost] = {}
         self._entries: dict[str, BundleEntry] = {}
         self._away: dict[BundleEntry, BundleStatus] = {}
-        self._succession = Succession(self._hosts, settings, around, self._in_background)
+        self._rejected = RejectedBundles(settings.device.state_dir)
+        self._succession = Succession(self._hosts, settings, around, self._rejected, self._in_background)
         self._started = False
         self._closing = False
         self._turn = asyncio.Lock()
@@ -67,6 +69,11 @@ class Deployment:
     def trials(self) -> Mapping[str, TrialRun]:
         """Models for whose place a bundle is on trial."""
         return self._succession.trials
+
+    @property
+    def rejected(self) -> Mapping[str, Rejected]:
+        """Bundles that had to go, by model: they don't start by themselves."""
+        return self._rejected.by_model
 
     @property
     def refused(self) -> Sequence[BundleStatus]:
@@ -130,6 +137,7 @@ class Deployment:
         if names is not None:
             check_model_names(self._settings, names)
         async with self._turn:
+            await asyncio.to_thread(self._rejected.open)
             for entry in entries:
                 try:
                     await self._activate(entry)
@@ -202,6 +210,7 @@ class Deployment:
         host = self._hosts.get(model)
         if host is None:
             await self._succession.keep(await self._activate(self._entry_away(model), asked=model))
+            await asyncio.to_thread(self._rejected.forget, model)
             return
         entry = self._entries[model]
         try:
@@ -210,6 +219,7 @@ class Deployment:
                 return
             await self._succession.call_off(model, f"{bundle.bundle_id[:16]} was loaded")
             if bundle.bundle_id == host.bundle.bundle_id and host.state == "ready":
+                await asyncio.to_thread(self._rejected.forget, model)
                 return
             await self._succession.swap(model, self._host(entry, bundle))
         except AiosEdgeError as error:
@@ -227,6 +237,7 @@ class Deployment:
             self._entry_away(model)
             return
         self._succession.end_probation(model)
+        await asyncio.to_thread(self._rejected.forget, model)
         entry, manifest = self._entries.pop(model), host.bundle.manifest
         bundle_id, why = host.bundle.bundle_id, "unloading"
         status = BundleStatus(
@@ -256,6 +267,8 @@ class Deployment:
 
     async def _activated(self, entry: BundleEntry, asked: str | None) -> ModelHost:
         bundle = open_entry(entry)
+        if asked is None:
+            bundle = await asyncio.to_thread(self._rejected.instead_of, bundle)
         name = bundle.manifest.name
         if asked not in (None, name):
             raise other_name(bundle, str(asked))
@@ -265,6 +278,8 @@ class Deployment:
         self._hosts[name], self._entries[name] = host, entry
         if entry.never_leave_device:  # before its first request
             self._around.cloud.audit.keep(name)
+        if (rejected := self._rejected.by_model.get(name)) is not None and asked is None:
+            self._tell.passed_over(host, entry, rejected)
         self._tell.checking(host)
         try:
             report = await host.activate()

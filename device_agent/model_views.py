@@ -8,6 +8,7 @@ from aios_edge.telemetry import BundleStatus, Contract
 from device_agent.deployment import Deployment
 from device_agent.model_host import ModelHost
 from device_agent.raw_model import is_raw
+from device_agent.rejected import Rejected
 from device_agent.settings import BundleEntry
 from device_agent.status import ModelStatus, ProbationStatus
 from device_agent.succession import Probation
@@ -31,7 +32,12 @@ def bundle_status(host: ModelHost) -> BundleStatus:
 
 
 def model_status(
-    host: ModelHost, entry: BundleEntry, probation: Probation | None, trial: TrialRun | None, now: float
+    host: ModelHost,
+    entry: BundleEntry,
+    probation: Probation | None,
+    trial: TrialRun | None,
+    rejected: Rejected | None,
+    now: float,
 ) -> ModelStatus:
     """A model for ``/status``, ``now``."""
     return ModelStatus(
@@ -56,6 +62,7 @@ def model_status(
         activation=host.instance.report,
         probation=None if probation is None else _probation_status(host, probation, now),
         trial=None if trial is None else trial.figures,
+        rejected=rejected if trial is None else None,
     )
 
 

@@ -7,6 +7,7 @@ import msgspec
 from aios_edge.telemetry import BundleStatus, Contract, Event, TrialFigures
 from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
+from device_agent.rejected import Rejected
 from device_agent.reporter import ReporterCounts
 from device_agent.values import ActivationReport
 
@@ -52,6 +53,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     activation: ActivationReport | None
     probation: ProbationStatus | None
     trial: TrialFigures | None
+    rejected: Rejected | None
 
 
 class CloudModelStatus(msgspec.Struct, frozen=True, kw_only=True):

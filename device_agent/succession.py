@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,12 +18,14 @@ from functools import partial
 import msgspec
 
 from aios_edge.errors import AiosEdgeError
+from aios_edge.telemetry import rfc3339
 from device_agent.cloud_fit import ModelShape
 from device_agent.hosting import other_name
 from device_agent.kept_bundles import keep
 from device_agent.model_host import ModelHost
 from device_agent.probation import Conduct, breach
 from device_agent.raw_model import is_raw
+from device_agent.rejected import Rejected, RejectedBundles
 from device_agent.service_time import ServiceTime
 from device_agent.settings import Settings
 from device_agent.surroundings import Surroundings
@@ -53,12 +56,18 @@ class Succession:
     and still have a worker."""
 
     def __init__(
-        self, hosts: dict[str, ModelHost], settings: Settings, around: Surroundings, in_background: InBackground
+        self,
+        hosts: dict[str, ModelHost],
+        settings: Settings,
+        around: Surroundings,
+        rejected: RejectedBundles,
+        in_background: InBackground,
     ) -> None:
         self.leaving: set[ModelHost] = set()
         self._hosts = hosts
         self._settings = settings
         self._around = around
+        self._rejected = rejected
         self._in_background = in_background
         self._probations: dict[str, Probation] = {}
         self._trials: dict[str, TrialRun] = {}
@@ -94,6 +103,7 @@ class Succession:
         rules = self._trial_rules(old, new)
         if rules.phases and old.instance.ready:  # else there is nothing to compare with, and clients wait
             await self.keep(new)
+            await self._reject(model, new, old, "its trial wasn't over")
             self._begin_trial(model, old, new, rules, began)
             return
         # What both learnt before they shared the device; the new one from its rehearsal, nobody else was served yet.
@@ -142,6 +152,7 @@ class Succession:
     ) -> None:
         self._switch(model, old, new)
         self._tell("swapped", model, old, new, took_s=self._around.clock() - began)
+        await asyncio.to_thread(self._rejected.forget, model)
         await self.keep(new)
         await self.retire(old)
         self._begin_probation(model, old, new, expected)
@@ -175,6 +186,7 @@ class Succession:
         if reason is None:
             await self._take_over(model, trial.current, trial.successor, trial.expected, began)
         else:
+            await self._reject(model, trial.successor, trial.current, reason)
             await self.retire(trial.successor, limit_s=self._settings.policy.drain_s)
 
     def _switch(self, model: str, old: ModelHost, new: ModelHost) -> None:
@@ -225,7 +237,21 @@ class Succession:
             return
         self._switch(model, bad, good)
         self._tell("rolled_back", model, bad, good, took_s=self._around.clock() - began, reason=reason)
+        await self._reject(model, bad, good, reason)
         await self.retire(bad, limit_s=self._settings.policy.drain_s)
+
+    async def _reject(self, model: str, bad: ModelHost, good: ModelHost, reason: str) -> None:
+        """The next start is to begin with the good one. Raw models have no copy it could begin with."""
+        if is_raw(bad.bundle.manifest) or is_raw(good.bundle.manifest):
+            return
+        rejected = Rejected(
+            bundle_id=bad.bundle.bundle_id,
+            version=bad.bundle.manifest.version,
+            kept_id=good.bundle.bundle_id,
+            reason=reason,
+            ts=rfc3339(time.time()),
+        )
+        await asyncio.to_thread(self._rejected.remember, model, rejected)
 
     def _tell(self, kind: str, model: str, old: ModelHost, new: ModelHost, *, took_s: float, **more: str) -> None:
         detail = _both(old, new)
