@@ -143,6 +143,29 @@ class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True):
     pressure_reason: str | None = None
 
 
+class BudgetFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be spent in a day, and what is left of it now."""
+
+    per_day: float
+    left: float
+
+
+class CloudSpending(msgspec.Struct, frozen=True, kw_only=True):
+    """What went to an endpoint since start: inference requests, the bytes of their bodies and of the answers', and what
+    they cost in the user's unit."""
+
+    requests: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    cost: float = 0.0
+
+
+class CloudFigures(CloudSpending, frozen=True, kw_only=True):
+    """One endpoint. ``budgets``: ``requests``, ``bytes`` and ``cost``, those that have a limit."""
+
+    budgets: dict[str, BudgetFigures] = {}
+
+
 class TrialFigures(msgspec.Struct, frozen=True, kw_only=True):
     """A bundle that answers part of a model's requests before it takes over; ``phase`` is ``shadow`` or ``canary``.
 
@@ -200,6 +223,7 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     requests: RequestFigures = RequestFigures()
     queue: QueueFigures = QueueFigures()
     breakers: dict[str, str] = {}  # cloud endpoint -> closed, open, half_open
+    cloud: dict[str, CloudFigures] = {}  # cloud endpoint -> what it was sent since start, and what it may still be
     thermal: tuple[Temperature, ...] = ()
     thermal_reason: str | None = None  # why there is none
     throttled: bool | None = None

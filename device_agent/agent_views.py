@@ -9,10 +9,11 @@ from pathlib import Path
 import msgspec
 
 from aios_edge.profile import DeviceProfile
-from aios_edge.telemetry import StatusBody
+from aios_edge.telemetry import CloudFigures, StatusBody
 from aios_edge.version import __version__
 from device_agent import status as st
 from device_agent.cloud import CloudPool
+from device_agent.cloud_account import CloudAccount
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.metrics import Metrics
@@ -117,11 +118,16 @@ def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
     return Gauges(
         queue_depth=sum(host.queued for host in deployment.hosts.values()),
         breakers={name: endpoint.breaker.state for name, endpoint in cloud.endpoints.items()},
+        cloud={name: _cloud_figures(endpoint.account) for name, endpoint in cloud.endpoints.items()},
         strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),
         workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
         trials={name: trial.figures for name, trial in deployment.trials.items()},
     )
+
+
+def _cloud_figures(account: CloudAccount) -> CloudFigures:
+    return CloudFigures(**msgspec.structs.asdict(account.spent()), budgets=account.budgets())
 
 
 def _own_rss_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:

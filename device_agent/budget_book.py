@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
+from aios_edge.telemetry import BudgetFigures
 from device_agent import budget_file
 from device_agent.budget import Budget
 from device_agent.budget_file import BudgetsByEndpoint, SavedBudget, SavedBudgets
-from device_agent.status import BudgetStatus
 
 log = logging.getLogger("device_agent.cloud")
 
@@ -126,11 +126,11 @@ class BudgetBook:
         if (endpoint, name) in self._aside:
             self._aside[endpoint, name] += amount
 
-    def status(self, endpoint: str) -> dict[str, BudgetStatus]:
+    def status(self, endpoint: str) -> dict[str, BudgetFigures]:
         """An endpoint's budgets for ``/status``."""
         now = self._clock()
         return {
-            name: BudgetStatus(per_day=budget.per_day, left=budget.left(now))
+            name: BudgetFigures(per_day=budget.per_day, left=budget.left(now))
             for (owner, name), budget in self.budgets.items()
             if owner == endpoint
         }

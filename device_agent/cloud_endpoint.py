@@ -17,7 +17,7 @@ from aios_edge.oip.envelope import JSON_LENGTH_HEADER, Parameters, rewrite_reque
 from device_agent.answer import Answer
 from device_agent.breaker import Breaker, BreakerRule
 from device_agent.budget_book import BudgetBook
-from device_agent.cloud_account import Account
+from device_agent.cloud_account import CloudAccount
 from device_agent.cloud_answer import NOT_THERE, PASSED_ON, cloud_answer, pause_s
 from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_health import Emit, Health
@@ -60,7 +60,7 @@ class Endpoint:
             backoff_max_s=policy.breaker_backoff_max_s,
         )
         self.health = Health(self.name, rule, emit, clock, self._opened)
-        self.account = Account(settings, book, emit, clock)
+        self.account = CloudAccount(settings, book, emit, clock)
         self._settings = settings
         self._clock = clock
         self._audit = audit

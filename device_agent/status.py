@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from aios_edge.telemetry import BundleStatus, Contract, Event, TrialFigures
+from aios_edge.telemetry import BudgetFigures, BundleStatus, CloudSpending, Contract, Event, TrialFigures
 from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
 from device_agent.rejected import Rejected
@@ -67,23 +67,6 @@ class CloudModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     safe_s: float | None
 
 
-class CloudSpending(msgspec.Struct, frozen=True, kw_only=True):
-    """What went to an endpoint since start: inference requests, the bytes of their bodies and of the answers', and what
-    they cost in the user's unit."""
-
-    requests: int = 0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    cost: float = 0.0
-
-
-class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be spent in a day, and what is left of it now."""
-
-    per_day: float
-    left: float
-
-
 class CloudStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One endpoint. ``hedges``: requests it was sent because another endpoint took long. ``budgets``: ``requests``,
     ``bytes`` and ``cost``, those that have a limit."""
@@ -93,7 +76,7 @@ class CloudStatus(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, CloudModelStatus]
     hedges: int
     spent: CloudSpending
-    budgets: dict[str, BudgetStatus]
+    budgets: dict[str, BudgetFigures]
 
 
 class EmulationStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,7 +26,7 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
         return 413 if self.retry_after_s is None else 429
 
 
-class Account:
+class TenantAccount:
     """One tenant. Times are seconds of a monotonic clock."""
 
     def __init__(self, tenant: Tenant, now: float) -> None:
@@ -81,11 +81,11 @@ class Accounts:
     """All of them, and how many callers were nobody's."""
 
     def __init__(self, tenants: Iterable[Tenant], now: float) -> None:
-        self.of: Mapping[str, Account] = {tenant.id: Account(tenant, now) for tenant in tenants}
+        self.of: Mapping[str, TenantAccount] = {tenant.id: TenantAccount(tenant, now) for tenant in tenants}
         self.strangers = 0
 
 
-def account_families(page: Page, accounts: Iterable[Account]) -> None:
+def account_families(page: Page, accounts: Iterable[TenantAccount]) -> None:
     """What is counted of these tenants, in Prometheus text."""
     accounts = tuple(accounts)
     page.family(

@@ -20,7 +20,7 @@ from device_agent.metrics import Page
 from device_agent.model_host import ModelHost
 from device_agent.model_views import repository_index
 from device_agent.status import STATUS_SCHEMA
-from device_agent.tenant_account import Account, Accounts, account_families
+from device_agent.tenant_account import Accounts, TenantAccount, account_families
 
 
 class TenantModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +51,7 @@ class TenantDesk:
 
     def __init__(
         self,
-        account: Account,
+        account: TenantAccount,
         accounts: Accounts,
         front: FrontDesk,
         deployment: Deployment,

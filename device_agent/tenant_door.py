@@ -18,7 +18,7 @@ from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.http import HttpApp, Receive, Reply, Scope, Send, path_parts, respond, retry_after
 from device_agent.http_protocol import PEER_UID
-from device_agent.tenant_account import Account, Accounts, Refusal
+from device_agent.tenant_account import Accounts, Refusal, TenantAccount
 from device_agent.tenant_desk import TenantDesk
 from device_agent.tenants import Tenant, identify
 from device_agent.values import Completion
@@ -99,7 +99,7 @@ class TenantDoor:
 class _Visit:
     """One request of a tenant: what comes in is charged, what goes out is noted."""
 
-    def __init__(self, account: Account, receive: Receive, send: Send, clock: Callable[[], float]) -> None:
+    def __init__(self, account: TenantAccount, receive: Receive, send: Send, clock: Callable[[], float]) -> None:
         self.account = account
         self.refusal: Refusal | None = None
         self.completion: Completion | None = None

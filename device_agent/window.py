@@ -13,6 +13,7 @@ import msgspec
 
 from aios_edge.histogram import Histogram
 from aios_edge.telemetry import (
+    CloudFigures,
     EnergyFigures,
     LatencyFigures,
     MemoryFigures,
@@ -37,6 +38,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
 
     queue_depth: int | None = None
     breakers: dict[str, str] = {}
+    cloud: dict[str, CloudFigures] = {}
     strained: tuple[str, ...] = ()
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
@@ -124,6 +126,7 @@ class TelemetryWindow:
                 wait_reason=None if self._wait.count else "no local request in this window",
             ),
             breakers=gauges.breakers,
+            cloud=gauges.cloud,
             strained=gauges.strained,
             thermal=tuple(Temperature(name=z.name, temperature_c=z.temperature_c) for z in last.thermal)
             if last

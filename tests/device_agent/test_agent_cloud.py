@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from swapping import client
+
+from aios_edge.broker import start_broker
+from aios_edge.mqtt import MqttListener
 
 SLOW = "[emulate]\nslowdown = 250.0"  # a batch takes a tenth of a second or more
 SLOWER = "[emulate]\nslowdown = 1000.0"  # four tenths: what is too short for it is long for a cloud on a busy machine
@@ -63,6 +70,36 @@ def test_a_spent_budget_keeps_requests_here_and_says_so(start_agent: Any, small_
     assert (device.config.parent / "state" / "budgets.json").exists()
     assert sum(cloud.status()["totals"].values()) <= 2
     assert device.stop() == 0
+
+
+def test_the_broker_hears_what_the_cloud_was_sent_and_how_a_trial_goes(
+    start_agent: Any, small_batches: Path, make_bundle: Any, tmp_path: Path
+) -> None:
+    cloud, place = start_agent(bundle=small_batches), make_bundle(tmp_path / "bundle", max_batch_size=1).path
+    with start_broker() as broker, contextlib.closing(MqttListener(broker.url, "aios/v1/+/+/telemetry")) as listener:
+        device = start_agent(
+            f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nrequests_per_day = 5\ncost_per_request = 0.5\n'
+            f'[mqtt]\nurl = "{broker.url}"\ninterval_s = 0.1\n[policy]\nshadow_share = 0.5\n{SLOWER}',
+            bundle=place,
+        )
+        device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
+        make_bundle(place, version="1.1.0", max_batch_size=1)
+        client(device).load_model("tiny")
+        device.until(
+            lambda _: device.infer(timeout=200_000) and device.status()["cloud"]["c"]["spent"]["received_bytes"]
+        )
+        spent = device.status()["cloud"]["c"]["spent"]
+        figures: dict[str, Any] = {}
+        for message in listener.messages(timeout_s=10.0):
+            told = json.loads(message.payload)
+            figures = told["cloud"].get("c", {})
+            if figures.get("requests") == spent["requests"] and told["trials"]:
+                break
+        left = {"requests": {"per_day": 5.0, "left": 5.0 - spent["requests"]}}
+        assert figures == {**spent, "budgets": left} and figures["cost"] == 0.5 * spent["requests"] > 0
+        trial = told["trials"]["tiny"]
+        assert (trial["phase"], trial["successor"], trial["of_answers"]) == ("shadow", "1.1.0", 200)
+        assert device.stop() == 0
 
 
 def test_kills_in_a_row_do_not_fill_a_budget(start_agent: Any, small_batches: Path) -> None:
