@@ -36,7 +36,7 @@ from device_agent.status import AgentStatus
 from device_agent.strain import Strain
 from device_agent.surroundings import Surroundings
 from device_agent.tenant_door import TenantDoor
-from device_agent.tls import server_context
+from device_agent.tls import door_certificate
 from device_agent.trace_writer import TraceWriter
 from device_agent.values import CheckedBundles, Completion
 from device_agent.window import Gauges
@@ -55,7 +55,7 @@ class Agent:
         self.settings = settings
         self.profile = load_profile(settings.device.profile)
         self.listen: tuple[str, ...] = ()
-        self._tls = server_context(settings.http.tls_cert, settings.http.tls_key)
+        self._certificate = door_certificate(settings.http.tls_cert, settings.http.tls_key)
         self.ready = asyncio.Event()  # serving; for whoever runs the agent inside a program
         self._started_at = time.monotonic()
         self._stopping = asyncio.Event()
@@ -81,7 +81,7 @@ class Agent:
     async def run(self) -> None:
         """Serve until stopped; returns after a clean stop."""
         sockets = open_sockets(self.settings.http)
-        self.listen = tuple(address(sock, tls=self._tls is not None) for sock in sockets)
+        self.listen = tuple(address(sock, tls=self._certificate is not None) for sock in sockets)
         why = "stopped"
         held = contextlib.ExitStack()
         try:
@@ -109,10 +109,13 @@ class Agent:
 
     async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
-        server = HttpServer(self._app(), drain_s=self.settings.policy.drain_s, tls=self._tls)
+        certificate = self._certificate
+        tls = None if certificate is None else certificate.context
+        server = HttpServer(self._app(), drain_s=self.settings.policy.drain_s, tls=tls)
         doors = asyncio.create_task(server.serve(sockets=list(sockets)), name="doors")
         activation = asyncio.create_task(self._deployment.activate_all(), name="activation")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        renewal = asyncio.create_task(certificate.watch(self._emit), name="certificate") if certificate else None
         try:
             await asyncio.wait((activation, stopping, doors), return_when=asyncio.FIRST_COMPLETED)
             if activation.done():
@@ -126,7 +129,7 @@ class Agent:
         finally:
             self._desk.draining = True
             server.should_exit = True
-            for task in (activation, stopping):
+            for task in (activation, stopping, *((renewal,) if renewal else ())):
                 task.cancel()
             self._deployment.give_up_changes()
             await asyncio.wait((doors,), timeout=self.settings.policy.drain_s)
