@@ -18,7 +18,7 @@ from device_agent.answer import Answer
 from device_agent.breaker import Breaker, BreakerRule
 from device_agent.budget_book import BudgetBook
 from device_agent.cloud_account import CloudAccount
-from device_agent.cloud_answer import NOT_THERE, PASSED_ON, cloud_answer, pause_s
+from device_agent.cloud_answer import NOT_THERE, PASSED_ON, answered_version, cloud_answer, pause_s
 from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_health import Emit, Health
 from device_agent.cloud_model import CloudModel
@@ -223,6 +223,11 @@ class Endpoint:
         now = self._clock()
         known.round_trip = known.round_trip.observed(now - started, now)
         self.health.succeeded()
+        if answer.status == 200 and not await self.watch.still_fits(
+            known, answered_version(response), self._timeout_s(request)
+        ):
+            log.warning("cloud %s: an answer isn't used, it is another version's", self.name)
+            return Reason.CLOUD_FAILED
         return answer
 
     def _opened(self) -> None:

@@ -102,6 +102,32 @@ def test_the_broker_hears_what_the_cloud_was_sent_and_how_a_trial_goes(
         assert device.stop() == 0
 
 
+def test_a_cloud_that_swaps_its_bundle_is_not_believed_under_the_old_ones_name(
+    start_agent: Any, small_batches: Path, make_bundle: Any, tmp_path: Path
+) -> None:
+    place = make_bundle(tmp_path / "bundle", max_batch_size=1).path
+    cloud = start_agent(bundle=place)
+    device = start_agent(f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n{SLOWER}', bundle=small_batches)
+    device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
+
+    def label() -> str | None:
+        """Of an answer that the cloud gave; None where it gave none."""
+        code, document, _ = device.infer(timeout=200_000)
+        assert code in (200, 503, 504), document
+        return document["outputs"][0]["data"][0] if code == 200 else None
+
+    device.until(lambda _: label() == "positive")
+    make_bundle(place, version="1.1.0", max_batch_size=1)
+    client(cloud).load_model("tiny")
+    device.until(lambda _: label() == "positive")
+    assert cloud.status()["models"]["tiny"]["version"] == "1.1.0"
+    make_bundle(place, version="1.2.0", max_batch_size=1, labels=("positive", "negative"))
+    client(cloud).load_model("tiny")
+    device.until(lambda status: label() in (None, "positive") and not status["cloud"]["c"]["models"]["tiny"]["usable"])
+    assert "its labels are positive, negative" in device.status()["cloud"]["c"]["models"]["tiny"]["reason"]
+    assert device.events("breaker_opened") == [] and device.stop() == 0
+
+
 def test_kills_in_a_row_do_not_fill_a_budget(start_agent: Any, small_batches: Path) -> None:
     cloud = start_agent(bundle=small_batches)
     device = start_agent(
