@@ -35,6 +35,7 @@ from device_agent.settings import Settings
 from device_agent.status import AgentStatus
 from device_agent.strain import Strain
 from device_agent.surroundings import Surroundings
+from device_agent.tenant_account import quota_book
 from device_agent.tenant_door import TenantDoor
 from device_agent.tls import door_certificate
 from device_agent.trace_writer import TraceWriter
@@ -76,6 +77,7 @@ class Agent:
         )
         self._deployment = Deployment(settings, self.profile, self._around)
         self._audit = AuditLog(settings.device.state_dir, {tenant.id: tenant.audit_bytes for tenant in settings.tenant})
+        self._quotas = quota_book(settings.tenant, time.monotonic)
         self._desk = FrontDesk(self._deployment, settings.policy, self._metrics, self.status)
 
     async def run(self) -> None:
@@ -88,6 +90,7 @@ class Agent:
             held.enter_context(state_dir.hold(self.settings.device.state_dir))
             if mismatch := profile_mismatch(self.profile):
                 log.warning("%s", mismatch)
+            self._quotas.open(self.settings.device.state_dir)
             await self._reporter.start()
             with self._signals():
                 await self._serve(sockets)
@@ -100,6 +103,7 @@ class Agent:
             if self.settings.http.unix_socket is not None:
                 remove_socket_file(self.settings.http.unix_socket)
             await self._cloud.stop()
+            await self._quotas.close()
             if self._trace is not None:
                 await self._trace.stop()
             await self._reporter.stop(why)
@@ -174,7 +178,9 @@ class Agent:
         limit, tenants = self.settings.http.max_body_bytes, self.settings.tenant
         if not tenants:
             return HttpApp(self._desk, max_body_bytes=limit, record=self._record)
-        return TenantDoor(tenants, self._desk, self._deployment, self._audit, max_body_bytes=limit, record=self._record)
+        return TenantDoor(
+            tenants, self._desk, self._deployment, self._audit, self._quotas, max_body_bytes=limit, record=self._record
+        )
 
     def _make_reporter(self, meter: PowerMeter) -> Reporter:
         mqtt, device = self.settings.mqtt, self.settings.device

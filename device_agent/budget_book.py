@@ -1,4 +1,4 @@
-"""The budgets of all endpoints, kept on disk.
+"""The budgets of all cloud endpoints, or of all tenants, kept on disk.
 
 What is spent is written down ahead: the file counts a hundredth of a day's worth more as spent than was. Of that, the
 first half is spent without writing, then the file is written beside the requests; one that needs more than the file
@@ -35,19 +35,25 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BudgetBook:
-    """``budgets`` by endpoint and name; those of endpoints without a limit are missing."""
+    """``budgets`` by endpoint (or tenant) and name; those without a limit are missing. ``file`` in the agent's folder.
+    ``lenient``: where the file is damaged they begin anew."""
 
     def __init__(
         self,
         limits: Mapping[str, Mapping[str, Limit]],
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
+        *,
+        file: str = budget_file.NAME,
+        lenient: bool = False,
     ) -> None:
         by_key = {(endpoint, name): limit for endpoint, named in limits.items() for name, limit in named.items()}
         self.budgets = {key: Budget(per_day=limit.per_day) for key, limit in by_key.items()}
         self._units = {key: limit.unit for key, limit in by_key.items()}
         self._clock = clock
         self._wall = wall
+        self._file = file
+        self._lenient = lenient
         self._path: Path | None = None
         self._boot_id = budget_file.this_boot()
         self._strangers: BudgetsByEndpoint = {}  # of endpoints and limits that aren't configured now: they may be again
@@ -58,14 +64,18 @@ class BudgetBook:
         self._told = False
 
     def open(self, state_dir: Path) -> None:
-        """Go on with what was saved there. A damaged file counts as all spent, for a day: money isn't guessed."""
+        """Go on with what was saved there. A damaged file counts as all spent, for a day: money isn't guessed. A tenant
+        isn't shut out for it."""
         if not self.budgets:
             return
-        self._path = state_dir / budget_file.NAME
+        self._path = state_dir / self._file
         now = self._clock()
         try:
             saved = budget_file.read(self._path)
         except (OSError, ValueError) as error:
+            if self._lenient:
+                log.error("%s can't be read (%s): every day's bytes begin anew", self._path, error)
+                return
             log.error(
                 "%s can't be read (%s): every budget counts as spent for a day; delete the file to begin anew",
                 self._path,
@@ -115,6 +125,11 @@ class BudgetBook:
         if unused and key in self.budgets:
             self.budgets[key] = self.budgets[key].give_back(unused, spent_at, self._clock())
             self._ahead[key] += unused
+
+    def wait_s(self, endpoint: str, name: str, amount: float) -> float:
+        """How long until that much may be spent; 0 when it may, or without a limit; infinite when it never will."""
+        key = (endpoint, name)
+        return self.budgets[key].wait_s(amount, self._clock()) if key in self.budgets else 0.0
 
     def left(self, endpoint: str, name: str) -> float | None:
         """What may be spent now, None without a limit."""

@@ -6,8 +6,7 @@ the cloud, events) is told to an admin only.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import msgspec
 
@@ -55,14 +54,12 @@ class TenantDesk:
         accounts: Accounts,
         front: FrontDesk,
         deployment: Deployment,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._account = account
         self._accounts = accounts
         self._tenant = account.tenant
         self._front = front
         self._deployment = deployment
-        self._clock = clock
 
     def server_metadata(self) -> bytes:
         """``GET /v2``."""
@@ -136,7 +133,7 @@ class TenantDesk:
                 in_flight=self._account.in_flight,
                 requests_per_s=self._tenant.requests_per_s,
                 bytes_per_day=self._tenant.bytes_per_day,
-                bytes_left=self._account.bytes_left(self._clock()),
+                bytes_left=self._account.bytes_left(),
                 priority_ceiling=self._tenant.priority_ceiling,
             )
         )

@@ -14,6 +14,7 @@ from aios_edge.errors import RequestError
 from aios_edge.oip.envelope import error_body
 from aios_edge.telemetry import rfc3339
 from device_agent.audit import AuditLog, AuditRecord
+from device_agent.budget_book import BudgetBook
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.http import HttpApp, Receive, Reply, Scope, Send, path_parts, respond, retry_after
@@ -38,6 +39,7 @@ class TenantDoor:
         front: FrontDesk,
         deployment: Deployment,
         audit: AuditLog,
+        quotas: BudgetBook,
         *,
         max_body_bytes: int,
         record: Record,
@@ -49,10 +51,9 @@ class TenantDoor:
         self._record = record
         self._clock = clock
         self._open = HttpApp(front, max_body_bytes=max_body_bytes, record=record)
-        self._accounts = Accounts(tenants, clock())
+        self._accounts = Accounts(tenants, quotas, clock())
         self._desks: Mapping[str, TenantDesk] = {
-            name: TenantDesk(account, self._accounts, front, deployment, clock)
-            for name, account in self._accounts.of.items()
+            name: TenantDesk(account, self._accounts, front, deployment) for name, account in self._accounts.of.items()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -121,7 +122,7 @@ class _Visit:
         message = await self._receive()
         size_bytes = len(message.get("body", b""))
         self._bytes_in += size_bytes
-        self.refusal = self.account.receive(size_bytes, self._clock())
+        self.refusal = await self.account.receive(size_bytes)
         if self.refusal is not None:
             raise RequestError(self.refusal.text, status=self.refusal.status)
         return message

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 from device_agent.audit import AuditLog
 from device_agent.http import Reply
+from device_agent.tenant_account import quota_book
 from device_agent.tenant_door import TenantDoor
 from device_agent.tenants import Tenant, key_sha256
 from device_agent.values import Completion
@@ -80,6 +82,7 @@ def visit(tmp_path: Path, *, stays: bool) -> tuple[list[dict[str, Any]], dict[st
             desk,  # type: ignore[arg-type]
             Deployment(),  # type: ignore[arg-type]
             audit,
+            quota_book(TENANTS, time.monotonic),
             max_body_bytes=100,
             record=recorded.append,
         )
