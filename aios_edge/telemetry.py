@@ -122,6 +122,13 @@ class RequestFigures(msgspec.Struct, frozen=True, kw_only=True):
     batch_sizes: dict[str, int] = {}
 
 
+class UnauthorizedFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests of the window that had no known key (401), and the addresses most of them came from, ten at most."""
+
+    count: int = 0
+    addresses: dict[str, int] = {}
+
+
 class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
     """``depth`` when the window closed; waits of the window's local requests."""
 
@@ -221,6 +228,7 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergyFigures = EnergyFigures()
     latency: LatencyFigures = LatencyFigures()
     requests: RequestFigures = RequestFigures()
+    unauthorized: UnauthorizedFigures = UnauthorizedFigures()
     queue: QueueFigures = QueueFigures()
     breakers: dict[str, str] = {}  # cloud endpoint -> closed, open, half_open
     cloud: dict[str, CloudFigures] = {}  # cloud endpoint -> what it was sent since start, and what it may still be

@@ -20,7 +20,6 @@ from aios_edge.telemetry import Scalar, StatusBody
 from device_agent import state_dir
 from device_agent.agent_views import agent_state, agent_status, gauges, status_body
 from device_agent.answer import Energy, energy_share
-from device_agent.audit import AuditLog
 from device_agent.bundle_check import check_bundles, profile_mismatch
 from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
@@ -35,7 +34,7 @@ from device_agent.settings import Settings
 from device_agent.status import AgentStatus
 from device_agent.strain import Strain
 from device_agent.surroundings import Surroundings
-from device_agent.tenant_account import quota_book
+from device_agent.tenant_books import TenantBooks
 from device_agent.tenant_door import TenantDoor
 from device_agent.tls import door_certificate
 from device_agent.trace_writer import TraceWriter
@@ -76,8 +75,9 @@ class Agent:
             device=lambda: (self._strain.state, self._strain.sampled_at),
         )
         self._deployment = Deployment(settings, self.profile, self._around)
-        self._audit = AuditLog(settings.device.state_dir, {tenant.id: tenant.audit_bytes for tenant in settings.tenant})
-        self._quotas = quota_book(settings.tenant, time.monotonic)
+        self._books = TenantBooks.of(
+            settings.tenant, settings.device.state_dir, self._emit, self._reporter.unauthorized
+        )
         self._desk = FrontDesk(self._deployment, settings.policy, self._metrics, self.status)
 
     async def run(self) -> None:
@@ -90,7 +90,7 @@ class Agent:
             held.enter_context(state_dir.hold(self.settings.device.state_dir))
             if mismatch := profile_mismatch(self.profile):
                 log.warning("%s", mismatch)
-            self._quotas.open(self.settings.device.state_dir)
+            self._books.open(self.settings.device.state_dir)
             await self._reporter.start()
             with self._signals():
                 await self._serve(sockets)
@@ -103,11 +103,10 @@ class Agent:
             if self.settings.http.unix_socket is not None:
                 remove_socket_file(self.settings.http.unix_socket)
             await self._cloud.stop()
-            await self._quotas.close()
+            await self._books.close()
             if self._trace is not None:
                 await self._trace.stop()
             await self._reporter.stop(why)
-            await asyncio.to_thread(self._audit.close)
             held.close()
             log.info("stopped")
 
@@ -178,9 +177,7 @@ class Agent:
         limit, tenants = self.settings.http.max_body_bytes, self.settings.tenant
         if not tenants:
             return HttpApp(self._desk, max_body_bytes=limit, record=self._record)
-        return TenantDoor(
-            tenants, self._desk, self._deployment, self._audit, self._quotas, max_body_bytes=limit, record=self._record
-        )
+        return TenantDoor(tenants, self._desk, self._deployment, self._books, max_body_bytes=limit, record=self._record)
 
     def _make_reporter(self, meter: PowerMeter) -> Reporter:
         mqtt, device = self.settings.mqtt, self.settings.device

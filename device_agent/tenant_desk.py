@@ -6,12 +6,14 @@ the cloud, events) is told to an admin only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from aios_edge.oip.envelope import JSON_LENGTH_HEADER, parse_request
 from aios_edge.oip.repository import Action
 from aios_edge.version import __version__
+from device_agent.capture import Captured, Captures
 from device_agent.deployment import Deployment, no_model
 from device_agent.desk import FrontDesk
 from device_agent.http import Reply
@@ -20,6 +22,17 @@ from device_agent.model_host import ModelHost
 from device_agent.model_views import repository_index
 from device_agent.status import STATUS_SCHEMA
 from device_agent.tenant_account import Accounts, TenantAccount, account_families
+from device_agent.tenants import Tenant
+
+
+def capture_families(page: Page, captures: Captures, tenants: Iterable[str]) -> None:
+    """What was kept of these tenants' requests, in Prometheus text."""
+    counts = [(name, count) for name in tenants if (count := captures.counts(name)) is not None]
+    for name, text, index in (
+        ("aios_tenant_captured_total", "Requests that were kept with their answers.", 0),
+        ("aios_tenant_capture_lost_total", "Those that should have been: the disk refused or was slow.", 1),
+    ):
+        page.family(name, "counter", text, [((tenant,), count[index]) for tenant, count in counts], ("tenant",))
 
 
 class TenantModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,12 +67,14 @@ class TenantDesk:
         accounts: Accounts,
         front: FrontDesk,
         deployment: Deployment,
+        captures: Captures,
     ) -> None:
         self._account = account
         self._accounts = accounts
         self._tenant = account.tenant
         self._front = front
         self._deployment = deployment
+        self._captures = captures
 
     def server_metadata(self) -> bytes:
         """``GET /v2``."""
@@ -95,15 +110,39 @@ class TenantDesk:
         self._must_see(model)
         self._account.in_flight += 1
         try:
-            return await self._front.infer(model, version, body, json_length, tenant=self._tenant)
+            reply = await self._front.infer(model, version, body, json_length, tenant=self._tenant)
         finally:
             self._account.in_flight -= 1
+        if reply.status == 200 and (wish := self._captures.wants(self._tenant.id)) is not None:
+            self._capture(wish, model, body, json_length, reply)
+        return reply
+
+    def _capture(self, wish: Tenant, model: str, body: bytes, json_length: int | None, reply: Reply) -> None:
+        """Keep a request with its answer, unless it is private and nobody said that such are kept as well."""
+        host = self._deployment.hosts.get(model)
+        private = host is None or host.never_leaves or parse_request(body, json_length).local_only
+        if private and not wish.capture_local_only:
+            return
+        done, answered = reply.completion, dict(reply.headers).get(JSON_LENGTH_HEADER.lower().encode())
+        captured = Captured(
+            model=model,
+            request_id=done.request_id if done else None,
+            client_id=done.client_id if done else None,
+            route=done.route if done else None,
+            reason=done.reason if done else None,
+            request=body,
+            request_json_length=json_length,
+            answer=reply.body,
+            answer_json_length=None if answered is None else int(answered),
+        )
+        self._captures.keep(self._tenant.id, captured)
 
     def metrics(self) -> bytes:
         """``GET /metrics``: its own requests; an admin's page is the whole one, with what is counted by tenant."""
         page = Page()
         if self._tenant.admin:
             account_families(page, self._accounts.of.values())
+            capture_families(page, self._captures, self._accounts.of)
             strangers: list[tuple[tuple[str, ...], float]] = [((), self._accounts.strangers)]
             page.family("aios_unauthorized_total", "counter", "Requests without a known key.", strangers, ())
             return self._front.metrics() + page.text()
@@ -113,6 +152,7 @@ class TenantDesk:
         ]
         page.family("aios_model_ready", "gauge", "1 while it serves.", ready, ("model",))
         account_families(page, (self._account,))
+        capture_families(page, self._captures, (self._tenant.id,))
         return page.text()
 
     def status(self) -> bytes:

@@ -13,13 +13,13 @@ from typing import Any
 from aios_edge.errors import RequestError
 from aios_edge.oip.envelope import error_body
 from aios_edge.telemetry import rfc3339
-from device_agent.audit import AuditLog, AuditRecord
-from device_agent.budget_book import BudgetBook
+from device_agent.audit import AuditRecord
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.http import HttpApp, Receive, Reply, Scope, Send, path_parts, respond, retry_after
 from device_agent.http_protocol import PEER_UID
 from device_agent.tenant_account import Accounts, Refusal, TenantAccount
+from device_agent.tenant_books import TenantBooks
 from device_agent.tenant_desk import TenantDesk
 from device_agent.tenants import Tenant, identify
 from device_agent.values import Completion
@@ -38,22 +38,22 @@ class TenantDoor:
         tenants: tuple[Tenant, ...],
         front: FrontDesk,
         deployment: Deployment,
-        audit: AuditLog,
-        quotas: BudgetBook,
+        books: TenantBooks,
         *,
         max_body_bytes: int,
         record: Record,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tenants = tenants
-        self._audit = audit
+        self._books = books
         self._max_body_bytes = max_body_bytes
         self._record = record
         self._clock = clock
         self._open = HttpApp(front, max_body_bytes=max_body_bytes, record=record)
-        self._accounts = Accounts(tenants, quotas, clock())
+        self._accounts = Accounts(tenants, books.quotas, clock())
         self._desks: Mapping[str, TenantDesk] = {
-            name: TenantDesk(account, self._accounts, front, deployment) for name, account in self._accounts.of.items()
+            name: TenantDesk(account, self._accounts, front, deployment, books.captures)
+            for name, account in self._accounts.of.items()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,9 +65,12 @@ class TenantDoor:
             await self._open(scope, receive, send)
             return
         authorization = [value for name, value in scope["headers"] if name == b"authorization"]
-        tenant = identify(self._tenants, authorization, scope["state"].get(PEER_UID))
+        uid = scope["state"].get(PEER_UID)
+        tenant = identify(self._tenants, authorization, uid)
         if tenant is None:
             self._accounts.strangers += 1
+            client, sent = scope.get("client"), bool(authorization)
+            self._books.strangers.came(client, uid, scope["method"], scope["path"], key_sent=sent)
             await respond(scope, send, _unauthorized(sent=bool(authorization)))
             return
         visit = _Visit(self._accounts.of[tenant.id], receive, send, self._clock)
@@ -75,7 +78,7 @@ class TenantDoor:
             await self._visit(visit, scope, parts)
         finally:
             if scope["method"] not in ("GET", "HEAD"):  # who only looks changes nothing, and may look every second
-                self._audit.write(visit.record(scope, parts))
+                self._books.audit.write(visit.record(scope, parts))
 
     async def _visit(self, visit: _Visit, scope: Scope, parts: list[str]) -> None:
         tenant = visit.account.tenant

@@ -24,6 +24,7 @@ from aios_edge.telemetry import (
     Telemetry,
     Temperature,
     TrialFigures,
+    UnauthorizedFigures,
 )
 from device_agent.power.reading import PowerReading
 from device_agent.values import Completion
@@ -31,6 +32,8 @@ from device_agent.values import Completion
 #: Completions kept in full; counts stay exact and latencies go into the histogram in portions of so many. A portion of
 #: thousands would hold up whoever is being answered by milliseconds.
 _PORTION = 256
+_MOST_ADDRESSES = 1000  # of callers without a key that are told apart
+_TOLD_ADDRESSES = 10
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +61,8 @@ class TelemetryWindow:
         self._routes: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._batches: Counter[int] = Counter()
+        self._strangers = 0
+        self._addresses: Counter[str] = Counter()
         self._latencies: list[float] = []
         self._waits: list[float] = []
         self._latency = self._wait = Histogram()
@@ -89,6 +94,12 @@ class TelemetryWindow:
         if len(self._latencies) >= _PORTION:
             self._fold()
 
+    def unauthorized(self, address: str) -> None:
+        """One that was sent away for its key."""
+        self._strangers += 1
+        if address in self._addresses or len(self._addresses) < _MOST_ADDRESSES:
+            self._addresses[address] += 1
+
     def _fold(self) -> None:
         self._latency = self._latency.merge(Histogram.of(self._latencies))
         self._wait = self._wait.merge(Histogram.of(self._waits))
@@ -117,6 +128,9 @@ class TelemetryWindow:
                 routes=dict(sorted(self._routes.items())),
                 reasons=dict(sorted(self._reasons.items())),
                 batch_sizes={str(size): count for size, count in sorted(self._batches.items())},
+            ),
+            unauthorized=UnauthorizedFigures(
+                count=self._strangers, addresses=dict(self._addresses.most_common(_TOLD_ADDRESSES))
             ),
             queue=QueueFigures(
                 depth=gauges.queue_depth,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from pathlib import Path
 from typing import Any
 
-from device_agent.audit import AuditLog
 from device_agent.http import Reply
-from device_agent.tenant_account import quota_book
+from device_agent.tenant_books import TenantBooks
 from device_agent.tenant_door import TenantDoor
 from device_agent.tenants import Tenant, key_sha256
 from device_agent.values import Completion
@@ -62,7 +60,7 @@ def visit(tmp_path: Path, *, stays: bool) -> tuple[list[dict[str, Any]], dict[st
 
     async def run() -> None:
         desk, gone = Desk(), asyncio.Event()
-        audit = AuditLog(tmp_path, {"a": 10_000})
+        books = TenantBooks.of(TENANTS, tmp_path, lambda kind, **_: None, lambda address: None)
         messages = [
             {"type": "http.request", "body": b"x" * 5, "more_body": True},
             {"type": "http.request", "body": b"y"},
@@ -81,8 +79,7 @@ def visit(tmp_path: Path, *, stays: bool) -> tuple[list[dict[str, Any]], dict[st
             TENANTS,
             desk,  # type: ignore[arg-type]
             Deployment(),  # type: ignore[arg-type]
-            audit,
-            quota_book(TENANTS, time.monotonic),
+            books,
             max_body_bytes=100,
             record=recorded.append,
         )
@@ -90,7 +87,7 @@ def visit(tmp_path: Path, *, stays: bool) -> tuple[list[dict[str, Any]], dict[st
         await desk.asked.wait()
         (desk.answers if stays else gone).set()
         await request
-        audit.close()
+        await books.close()
 
     asyncio.run(asyncio.wait_for(run(), 30))
     (line,) = (tmp_path / "audit" / "a.jsonl").read_text().splitlines()
