@@ -125,10 +125,10 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True):
 
     ``status`` 200: ``outputs`` is the JSON array of output tensors and ``binary`` the tensors behind it. Else
     ``error`` says what was wrong. ``length`` is the true input length (tokens for text), 0 if unknown;
-    ``batch_size`` counts the requests that shared the model run. ``confidence``: the probability of the label that the
-    model gave, the lowest of the request's rows (0 for an answer that is no number); None where there is none.
-    ``classes``: each row's index in the manifest's labels, -1 for an answer that is no number; None where nobody asked,
-    or there are none.
+    ``batch_size`` counts the requests that shared the model run, 0: it had no rows, so none was needed.
+    ``confidence``: the probability of the label that the model gave, the lowest of the request's rows (0 for an answer
+    that is no number); None where there is none. ``classes``: each row's index in the manifest's labels, -1 for an
+    answer that is no number; None where nobody asked, or there are none.
     """
 
     request_id: int

@@ -22,6 +22,8 @@ from aios_edge.golden import RawInput
 from aios_edge.oip.tensors import DecodedRequest, Tensor, decode_inputs, encode_outputs
 from aios_edge.tasks import Prediction
 from device_agent.activation import Activated
+from device_agent.no_rows import outputs_without_rows
+from device_agent.runtime import check_inputs
 from device_agent.worker_classes import classes_of_outputs, classes_of_predictions
 
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -54,12 +56,14 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Work(msgspec.Struct, frozen=True, kw_only=True):
-    """A decoded request: ``raw`` for natural input, else ``tensors``."""
+    """A decoded request: ``raw`` for natural input, else ``tensors``. ``outputs``: of one without rows, which never
+    runs."""
 
     request_id: int
     request: DecodedRequest
     raw: tuple[RawInput, ...] = ()
     tensors: Tensors | None = None
+    outputs: Tensors | None = None
 
 
 def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float, classes: bool = False) -> list[Answer]:
@@ -79,7 +83,9 @@ def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float, class
         except Exception as error:
             answers[job.request_id] = _failed(job.request_id, error)
             continue
-        if work.tensors is None:
+        if work.outputs is not None:
+            answers[job.request_id] = _answered(activated, work, work.outputs, batch_size=0, compute_s=0.0)
+        elif work.tensors is None:
             natural.append(work)
         else:
             grouped.setdefault(object() if activated.raw else _signature(work.tensors), []).append(work)
@@ -124,7 +130,9 @@ def _decoded(activated: Activated, job: Job) -> _Work:
     raw = task.raw_tensors(request.inputs)
     if raw is not None:
         return _Work(request_id=job.request_id, request=request, raw=raw)
+    tensors = {name: tensor.array for name, tensor in request.inputs.items()}
     datatypes = {spec.name: spec.datatype for spec in specs}
+    outputs = None if activated.raw else outputs_without_rows(tensors, specs, activated.runtime.outputs)
     declared_empty = {spec.name for spec in specs if 0 in spec.shape}
     if unknown := [name for name in request.inputs if name not in datatypes]:
         natural = f"{' and '.join(task.natural_names)}, or " if task.natural_names else ""
@@ -136,13 +144,11 @@ def _decoded(activated: Activated, job: Job) -> _Work:
         if datatypes.get(name, tensor.datatype) != tensor.datatype:
             raise RequestError(f"is {tensor.datatype}, the model takes {datatypes[name]}", where=f"input {name!r}")
         # Some kernels of onnxruntime divide by the number of rows, which ends the process.
-        if not tensor.array.size and not activated.takes_empty and name not in declared_empty:
+        if not (tensor.array.size or outputs or activated.takes_empty or name in declared_empty):
             raise RequestError("the tensor is empty", where=f"input {name!r}", remedy="Send at least one element")
-    return _Work(
-        request_id=job.request_id,
-        request=request,
-        tensors={name: tensor.array for name, tensor in request.inputs.items()},
-    )
+    if outputs is not None:
+        check_inputs(specs, tensors)
+    return _Work(request_id=job.request_id, request=request, tensors=tensors, outputs=outputs)
 
 
 def _signature(tensors: Tensors) -> object:
@@ -182,18 +188,24 @@ def _run_tensors(activated: Activated, works: list[_Work], classes: bool) -> lis
         joined = {name: np.concatenate([each[name] for each in tensors]) for name in tensors[0]}
         outputs = _split(activated.runtime.run(joined), [_rows(work) for work in works])
     compute_s = time.perf_counter() - started_at
-    datatypes = {spec.name: spec.datatype for spec in activated.runtime.outputs}
     return [
-        _encoded(
-            work,
-            {name: Tensor(datatypes[name], array) for name, array in output.items()},
-            length=_length(work.tensors or {}),
-            batch_size=len(works),
-            compute_s=compute_s,
-            classes=classes_of_outputs(output, activated.bundle.manifest) if classes else None,
-        )
+        _answered(activated, work, output, batch_size=len(works), compute_s=compute_s, classes=classes)
         for work, output in zip(works, outputs, strict=True)
     ]
+
+
+def _answered(
+    activated: Activated, work: _Work, outputs: Tensors, *, batch_size: int, compute_s: float, classes: bool = False
+) -> Answer:
+    datatypes = {spec.name: spec.datatype for spec in activated.runtime.outputs}
+    return _encoded(
+        work,
+        {name: Tensor(datatypes[name], array) for name, array in outputs.items()},
+        length=_length(work.tensors or {}),
+        batch_size=batch_size,
+        compute_s=compute_s,
+        classes=classes_of_outputs(outputs, activated.bundle.manifest) if classes else None,
+    )
 
 
 def _run_rows(activated: Activated, tensors: Tensors) -> dict[str, NDArray[np.generic]]:
@@ -265,7 +277,7 @@ def _run_natural(activated: Activated, works: list[_Work], classes: bool) -> lis
                 work,
                 tensors,
                 length=length,
-                batch_size=len(works),
+                batch_size=len(works) if mine else 0,
                 compute_s=compute_s,
                 classes=classes_of_predictions(found_here) if classes else None,
             )
