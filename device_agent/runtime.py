@@ -22,9 +22,11 @@ from aios_edge.profile import DeviceProfile, Provider
 from aios_edge.session import native, session_options
 from device_agent.provider_chain import cache_folder, provider_chain
 from device_agent.runtime_values import run_session, unservable
+from device_agent.wide_outputs import needs_wide_outputs, with_wide_outputs
 
 CPU = "CPUExecutionProvider"
 _ERRORS_ONLY = 3
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 
 #: onnxruntime's type -> the protocol's datatype.
 _DATATYPES = {
@@ -86,6 +88,9 @@ class Runtime:
         if (why := unservable(ort, self.inputs, self.outputs)) is not None:
             remedy = "Cast to FP32 at the model's ends, or update onnxruntime"
             raise RuntimeUnavailable(why, where=str(model_path), remedy=remedy)
+        self._wide = needs_wide_outputs(self.inputs, self.outputs)
+        if self._wide:
+            self._session, _ = self._open(ort, profile, with_wide_outputs(model_path.read_bytes(), self.outputs))
         self._ort = ort
         self._datatypes = {spec.name: spec.datatype for spec in self.inputs}
         #: Input -> the names of its free dimensions; equal names mean equal sizes, and onnxruntime doesn't ask for it.
@@ -103,7 +108,7 @@ class Runtime:
         check_inputs(self.inputs, inputs)
         check_sizes(self._free, inputs)
         try:
-            values = run_session(self._ort, self._session, self.outputs, self._datatypes, inputs)
+            values = run_session(self._ort, self._session, self.outputs, self._datatypes, inputs, wide=self._wide)
         except RequestError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no root
@@ -115,7 +120,8 @@ class Runtime:
             raise RuntimeUnavailable(f"onnxruntime failed: {kind}: {text}", where=str(self._model_path)) from error
         return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
 
-    def _open(self, ort: Any, profile: DeviceProfile) -> tuple[Any, list[str]]:
+    def _open(self, ort: Any, profile: DeviceProfile, model: bytes | None = None) -> tuple[Any, list[str]]:
+        """``model``: other bytes than the file's; its external data lie beside the file."""
         available = ort.get_available_providers()
         reasons = [f"{name} is not in this onnxruntime" for name in self.providers_requested if name not in available]
         chain = [
@@ -139,9 +145,11 @@ class Runtime:
             options = native(ort, self.options)
             if strict:
                 options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+            if model is not None:
+                options.add_session_config_entry(_DATA_FOLDER, str(self._model_path.parent))
             try:
                 opened = ort.InferenceSession(
-                    str(self._model_path),
+                    str(self._model_path) if model is None else model,
                     options,
                     providers=chain,
                     disabled_optimizers=list(self.options.disabled_optimizers) or None,
