@@ -11,6 +11,7 @@ from device_agent.learning import Learning
 from device_agent.probation import SLOWER, WINDOW, Batch, Conduct, Part
 from device_agent.service_time import ServiceTime
 from device_agent.values import InferenceRequest
+from device_agent.wire import DoneItem
 from device_agent.worker_pool import BatchResult
 
 Slowed = Callable[[], tuple[bool, float | None]]  # too hot to run as it can, and when that was seen
@@ -50,8 +51,7 @@ class TrackRecord:
     def answered(self, requests: Sequence[InferenceRequest], result: BatchResult, *, copies: bool = False) -> None:
         """A batch came back; before its time is learnt from. ``copies``: of requests that another bundle answered well,
         so whatever is refused is a failure."""
-        statuses = {item.request_id: item.status for item in result.done.items}
-        failed = [request for request in requests if _failed(request, statuses.get(request.request_id), copies=copies)]
+        failed = _failed(requests, result.done.items, copies=copies)
         self._add(
             Batch(
                 answers=len(requests),
@@ -59,6 +59,7 @@ class TrackRecord:
                 busy_s=result.done.busy_s,
                 expected_s=self._expected_s([request.cost_hint_bytes for request in requests]),
                 parts=_parts(requests, failed),
+                held=self._held(),
             )
         )
         if self._follow is not None:
@@ -72,7 +73,8 @@ class TrackRecord:
         costs, learnt = [request.cost_hint_bytes], self._learning.service
         busy_s, expected_s = learnt.busy_s(learnt.batch_units(costs)), self._expected_s(costs)
         if SLOWER * expected_s < request.deadline_at - now < busy_s:
-            self._add(Batch(answers=1, failures=0, busy_s=busy_s, expected_s=expected_s, turned_away=True))
+            batch = Batch(answers=1, failures=0, busy_s=busy_s, expected_s=expected_s, turned_away=True)
+            self._add(msgspec.structs.replace(batch, held=self._held()))
 
     def lost(self, requests: Sequence[InferenceRequest] = ()) -> None:
         """The worker died with that batch; or idle, or while it was to come back, which counts as one."""
@@ -85,33 +87,46 @@ class TrackRecord:
         return max(service.busy_s(service.batch_units(costs_bytes)) for service in services)
 
     def _add(self, batch: Batch) -> None:
-        slowed, seen_at = self._slowed()
-        if seen_at is not None:  # the device is sampled now and then: what it was like is known the next time
-            batch = msgspec.structs.replace(batch, held=True if slowed else None)
-        settled = seen_at != self._seen_at and self._settle(held=slowed)
-        self._seen_at = seen_at
         self._batches.append(batch)
-        if self._on_bad is not None and (settled or batch.failures or batch.slow):
+        if self._on_bad is not None and (batch.failures or batch.slow):
             self._on_bad()
 
-    def _settle(self, *, held: bool) -> bool:
-        """Now it is known whether the device was held back; whether any of those batches was slow."""
-        open_ones = [batch for batch in self._batches if batch.held is None]
+    def _held(self) -> bool | None:
+        """Whether the device holds batches back now. It is sampled now and then: what it was like is known the next
+        time, and then of those before as well."""
+        slowed, seen_at = self._slowed()
+        if seen_at != self._seen_at:
+            self._seen_at = seen_at
+            self._settle(slowed)
+        return slowed or (False if seen_at is None else None)
+
+    def _settle(self, held: bool) -> None:
+        slow = False
         for index, batch in enumerate(self._batches):
             if batch.held is None:
                 self._batches[index] = msgspec.structs.replace(batch, held=held)
-        return not held and any(batch.slow for batch in open_ones)
+                slow |= batch.slow and not held
+        if slow and self._on_bad is not None:
+            self._on_bad()
 
 
-def _failed(request: InferenceRequest, status: int | None, *, copies: bool) -> bool:
-    """Whether it was the model: it failed (500), or what it made of input that we prepared is no number (422)."""
-    if copies:
-        return status != 200
-    return status == 500 or (status == 422 and request.natural)
+def _failed(
+    requests: Sequence[InferenceRequest], items: Sequence[DoneItem], *, copies: bool
+) -> Sequence[InferenceRequest]:
+    """Those where it was the model: it failed (500), or what it made of input that we prepared is no number (422)."""
+    bad = {item.request_id: item.status for item in items if item.status != 200}
+    if not bad:
+        return ()
+    return [
+        request
+        for request in requests
+        if (status := bad.get(request.request_id)) is not None
+        and (copies or status == 500 or (status == 422 and request.natural))
+    ]
 
 
 def _parts(requests: Sequence[InferenceRequest], failed: Sequence[InferenceRequest]) -> tuple[Part, ...]:
-    if all(request.tenant is None for request in requests):
+    if not any(request.tenant for request in requests):
         return ()
     answers = Counter(request.tenant for request in requests)
     failures = Counter(request.tenant for request in failed)

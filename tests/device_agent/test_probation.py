@@ -6,6 +6,9 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_agent.answer import Energy
+from device_agent.cloud import CloudPool
+from device_agent.device_state import DeviceState
 from device_agent.learning import Learning
 from device_agent.probation import (
     LEAST_BATCHES,
@@ -23,8 +26,10 @@ from device_agent.probation import (
 )
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.service_time import ServiceTime
+from device_agent.settings import Policy
+from device_agent.surroundings import STALE_S, Surroundings
 from device_agent.track_record import TrackRecord
-from device_agent.values import InferenceRequest
+from device_agent.values import InferenceRequest, Reason
 from device_agent.wire import Done, DoneItem
 from device_agent.worker_pool import BatchResult
 
@@ -226,3 +231,23 @@ def test_a_device_that_was_too_hot_says_nothing_about_time() -> None:
     assert (record.conduct.slow, record.conduct.timed) == (1, 1) and told[-1] == 1
     record.lost(requests)
     assert record.conduct.failures == 1, "errors are errors"
+
+
+def test_what_the_device_was_like_is_known_by_fresh_samples_only() -> None:
+    state, at, reason, now = DeviceState(throttled=True), 5.0, None, 6.0
+    around = Surroundings(
+        policy=Policy(),
+        cloud=CloudPool((), Policy(), lambda *_, **__: None),
+        emit=lambda *_, **__: None,
+        energy=lambda *_: Energy(energy_j=None, method="x"),
+        strain=lambda: reason,
+        device=lambda: (state, at),
+        clock=lambda: now,
+    )
+    assert around.slowed() == (True, 5.0)
+    state, reason = DeviceState(), Reason.HOT
+    assert around.slowed() == (True, 5.0)
+    reason = Reason.MEMORY_PRESSURE
+    assert around.slowed() == (False, 5.0), "a model that needs more memory is not held back, it holds others back"
+    state, now = DeviceState(throttled=True), 5.0 + STALE_S + 0.1
+    assert around.slowed() == (False, None), "a sensor that hangs keeps nobody from being judged"
