@@ -194,3 +194,33 @@ def test_a_trial_is_called_off_by_what_comes_next(start_agent: Any, place: Path,
     client(agent).load_model("tiny")
     pid = trial_pid(agent)
     assert agent.stop() == 0 and not memory_mapped(pid)
+
+
+def test_a_raw_model_has_no_labels_and_is_tried_for_its_errors_all_the_same(start_agent: Any, tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    def version(number: int, node: Any) -> None:
+        ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"])] for name in ("x", "y")]
+        graph = helper.make_graph([node], "g", *ends)
+        folder = tmp_path / "raw" / str(number)
+        folder.mkdir(parents=True)
+        made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save_model(made, folder / "model.onnx")
+
+    version(1, helper.make_node("Identity", ["x"], ["y"]))
+    agent = start_agent(f'[repository]\npath = "{tmp_path}"\n[policy]\nshadow_share = 1.0\ntrial_requests = 5')
+    body = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [2], "data": [1.0, 2.0]}]}'
+
+    def asked() -> str:
+        request = urllib.request.Request(f"{agent.url}/v2/models/raw/infer", body)
+        with urllib.request.urlopen(request, timeout=30) as response:
+            answered: str = json.loads(response.read())["model_version"]
+        return answered
+
+    version(2, helper.make_node("Neg", ["x"], ["y"]))
+    client(agent).load_model("raw")
+    agent.until(lambda _: asked() == "2")
+    (passed,) = agent.events("trial_passed")
+    assert passed["answers"] >= 5 and passed["compared"] == 0 and passed["failures"] == 0
+    assert agent.status()["models"]["raw"]["rejected"] is None and agent.stop() == 0
