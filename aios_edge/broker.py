@@ -92,7 +92,8 @@ def _spawn(kind: Kind, port: int, extra: str) -> Broker:
     if kind == "mosquitto":
         config = directory / "mosquitto.conf"
         access = extra or "allow_anonymous true\n"
-        config.write_text(f"persistence false\nlog_dest stderr\nlistener {port} 127.0.0.1\n{access}")
+        habits = "persistence false\nset_tcp_nodelay true\nlog_dest stderr\n"
+        config.write_text(f"{habits}listener {port} 127.0.0.1\n{access}")
         config.chmod(0o644)
         command = [mosquitto_path() or "mosquitto", "-c", str(config)]
     else:

@@ -77,7 +77,7 @@ class MeasurementRefused(UsageError):
 
 
 class RequestError(AiosEdgeError):
-    """A client's request can't be understood or served; ``status`` is its HTTP status (4xx)."""
+    """A client's request can't be understood or served; ``status`` is its HTTP status (4xx, 501, 503)."""
 
     def __init__(self, what: str, *, status: int = 400, where: str | None = None, remedy: str | None = None) -> None:
         super().__init__(what, where=where, remedy=remedy)

@@ -11,9 +11,10 @@ code: every callback is handed to ``call``, which for asyncio is ``loop.call_soo
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import random
+import socket
+import struct
 import threading
 import time
 import uuid
@@ -23,9 +24,14 @@ from typing import Any
 import msgspec
 from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from aios_edge.errors import RemoteError
+from aios_edge.mqtt_message import NONE, Backlog, MessageProperties
+from aios_edge.mqtt_message import Publication as Publication
 from aios_edge.mqtt_options import MqttOptions as MqttOptions
 from aios_edge.mqtt_options import broker_address
 
@@ -33,27 +39,22 @@ CONNECT_TIMEOUT_S = 8.0
 STEADY_S = 5.0  # a connection that lasted so long was a good one
 _FAILURE = 128  # reason codes from here on say no
 _UNACCEPTABLE_PROTOCOL = 132
+BACKLOG_MESSAGES = 64
+BACKLOG_BYTES = 8_000_000
 
 Call = Callable[[Callable[[], None]], object]
 
 
-class Publication(msgspec.Struct, frozen=True, kw_only=True):
-    """A message to or from the broker."""
-
-    topic: str
-    payload: bytes
-    qos: int = 1
-    retain: bool = False
-
-
 class LinkState(msgspec.Struct, frozen=True, kw_only=True):
-    """``reason`` says why it isn't connected; ``protocol`` is the one in use (``5`` or ``3.1.1``)."""
+    """``reason`` says why it isn't connected, or what it was refused; ``protocol`` is the one in use (``5`` or
+    ``3.1.1``), ``subscriptions`` how many the broker granted on this connection."""
 
     connected: bool = False
     protocol: str | None = None
     reason: str | None = "not started"
     connects: int = 0
     failed_attempts: int = 0  # since it was last connected
+    subscriptions: int = 0
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +95,10 @@ class _Session:
 
 
 class MqttLink:
-    """One connection to a broker, kept alive. Raises :class:`SettingsError` for options that can't work."""
+    """One connection to a broker, kept alive. Raises :class:`SettingsError` for options that can't work.
+
+    ``max_packet_bytes``: longer messages are kept away from us by an MQTT 5 broker.
+    """
 
     def __init__(
         self,
@@ -104,8 +108,11 @@ class MqttLink:
         will: Publication | None = None,
         on_state: Callable[[LinkState], None] | None = None,
         on_message: Callable[[Publication], None] | None = None,
+        max_packet_bytes: int | None = None,
     ) -> None:
         self._options = options
+        self._max_packet_bytes = max_packet_bytes
+        self._backlog = Backlog(BACKLOG_MESSAGES, BACKLOG_BYTES)
         self._address = broker_address(options)
         self._client_id = options.client_id or f"aios-{uuid.uuid4().hex[:12]}"
         self._call = call
@@ -115,7 +122,7 @@ class MqttLink:
         self._lock = threading.RLock()  # guards what follows; never held around a call into paho
         self._state = LinkState()
         self._session: _Session | None = None
-        self._subscriptions: dict[str, int] = {}
+        self._subscriptions: dict[str, tuple[int, bool]] = {}
         self._packet_limit_bytes: int | None = None
         self._up_or_gone = threading.Event()  # this attempt led to something
         self._gone = threading.Event()  # this attempt is over
@@ -150,7 +157,7 @@ class MqttLink:
     def publish(self, message: Publication, on_delivered: Callable[[Delivery], None] | None = None) -> bool:
         """Hand a message to the network; False when not connected. ``on_delivered`` is called once the broker
         acknowledged it (QoS 1) or it was written (QoS 0), and not at all when the connection ends before."""
-        size = len(message.payload) + len(message.topic) + 16
+        size = message.size_bytes
         with self._lock:
             session, limit = self._session, self._packet_limit_bytes
             if session is None or not self._state.connected:
@@ -158,7 +165,14 @@ class MqttLink:
         if limit is not None and size > limit:  # sent anyway it would cost the connection, again and again
             self._tell(on_delivered, Delivery(ok=False, reason=f"larger than the broker's limit of {limit} bytes"))
             return True
-        info = session.client.publish(message.topic, message.payload, message.qos, message.retain)
+        properties = _to_paho(message.properties) if session.client.protocol == MQTTv5 else None
+        try:
+            if not message.topic:  # paho lets it through to MQTT 5 brokers, for topic aliases
+                raise ValueError("the topic is empty")
+            info = session.client.publish(message.topic, message.payload, message.qos, message.retain, properties)
+        except (ValueError, struct.error, UnicodeError) as error:  # a topic with wildcards, say, or too long
+            self._tell(on_delivered, Delivery(ok=False, reason=f"can't be published: {error}"))
+            return True
         if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
             return False
         early = session.expect(info.mid, on_delivered)
@@ -166,13 +180,14 @@ class MqttLink:
             self._tell(on_delivered, early)
         return True
 
-    def subscribe(self, topic_filter: str, qos: int = 1) -> None:
-        """Subscribe now and after every reconnect."""
+    def subscribe(self, topic_filter: str, qos: int = 1, *, retained: bool = True) -> None:
+        """Subscribe now and after every reconnect. ``retained`` False: without the messages that were there before,
+        which an MQTT 5 broker then doesn't send; another one's say so."""
         with self._lock:
-            self._subscriptions[topic_filter] = qos
+            self._subscriptions[topic_filter] = (qos, retained)
             session = self._session if self._state.connected else None
         if session is not None:
-            session.client.subscribe(topic_filter, qos)
+            _subscribe(session.client, topic_filter, qos, retained=retained)
 
     # The connecting thread.
 
@@ -209,7 +224,13 @@ class MqttLink:
         address = self._address
         try:
             if protocol == MQTTv5:
-                client.connect(address.host, address.port, self._options.keepalive_s, clean_start=True)
+                client.connect(
+                    address.host,
+                    address.port,
+                    self._options.keepalive_s,
+                    clean_start=True,
+                    properties=_connect_properties(self._max_packet_bytes),
+                )
             else:
                 client.connect(address.host, address.port, self._options.keepalive_s)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: a host name that isn't one
@@ -254,6 +275,7 @@ class MqttLink:
             client.username_pw_set(self._options.username, self._address.password)
         if self._will is not None:
             client.will_set(self._will.topic, self._will.payload, self._will.qos, self._will.retain)
+        client.on_socket_open = _send_at_once
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_publish = self._acknowledged
@@ -276,8 +298,8 @@ class MqttLink:
             self._packet_limit_bytes = getattr(properties, "MaximumPacketSize", None)
             self._set(LinkState(connected=True, protocol=protocol, reason=None, connects=self._state.connects + 1))
             subscriptions = tuple(self._subscriptions.items())
-        for topic_filter, qos in subscriptions:
-            client.subscribe(topic_filter, qos)
+        for topic_filter, (qos, retained) in subscriptions:
+            _subscribe(client, topic_filter, qos, retained=retained)
         self._up_or_gone.set()
 
     def _disconnected(
@@ -295,24 +317,49 @@ class MqttLink:
 
     def _received(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
         on_message = self._on_message
-        if on_message is not None:
+        if on_message is None:
+            return
+        try:
             got = Publication(
-                topic=message.topic, payload=bytes(message.payload), qos=message.qos, retain=message.retain
+                topic=message.topic,
+                payload=bytes(message.payload),
+                qos=message.qos,
+                retain=message.retain,
+                properties=_from_paho(getattr(message, "properties", None)),
             )
-            self._hand_over(lambda: on_message(got))
+        except UnicodeDecodeError:  # a topic that is none; an exception would end paho's thread
+            return
+        size = got.size_bytes
+        if not self._backlog.enter(size, lambda: self._gone.is_set() or self._stopping.is_set()):
+            return
 
-    def _subscribed(self, _client: Client, _data: Any, _mid: int, codes: list[ReasonCode], _properties: Any) -> None:
-        refused = [str(code) for code in codes if code.value >= _FAILURE]
-        if refused:
-            self._set(msgspec.structs.replace(self._state, reason=f"subscription refused: {refused[0]}"))
+        def taken() -> None:
+            self._backlog.leave(size)
+            on_message(got)
+
+        if not self._hand_over(taken):
+            self._backlog.leave(size)
+
+    def _subscribed(
+        self, _client: Client, session: _Session, _mid: int, codes: list[ReasonCode], _properties: Any
+    ) -> None:
+        refused = [f"subscription refused: {code}" for code in codes if code.value >= _FAILURE]
+        with self._lock:
+            if session is self._session:
+                granted = self._state.subscriptions + len(codes) - len(refused)
+                reason = refused[0] if refused else self._state.reason
+                self._set(msgspec.structs.replace(self._state, reason=reason, subscriptions=granted))
 
     def _tell(self, on_delivered: Callable[[Delivery], None] | None, delivery: Delivery) -> None:
         if on_delivered is not None:
             self._hand_over(lambda: on_delivered(delivery))
 
-    def _hand_over(self, function: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the caller's event loop is closed: nobody is left to tell
+    def _hand_over(self, function: Callable[[], None]) -> bool:
+        try:
             self._call(function)
+        except RuntimeError:  # the caller's event loop is closed: nobody is left to tell
+            return False
+        return True
 
     def _set(self, state: LinkState) -> None:
         with self._lock:
@@ -322,6 +369,56 @@ class MqttLink:
             on_state = self._on_state
             if on_state is not None:
                 self._hand_over(lambda: on_state(state))
+
+
+def _send_at_once(_client: Client, _data: Any, sock: Any) -> None:
+    # An acknowledgement and an answer behind it are two small writes: Nagle would hold the second one back until the
+    # broker's kernel acknowledged the first, which it does 40 ms later.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
+def _connect_properties(max_packet_bytes: int | None) -> Properties | None:
+    if max_packet_bytes is None:
+        return None
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.MaximumPacketSize = max_packet_bytes
+    return properties
+
+
+def _subscribe(client: Client, topic_filter: str, qos: int, *, retained: bool) -> None:
+    if client.protocol != MQTTv5:
+        client.subscribe(topic_filter, qos)
+        return
+    handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if retained else SubscribeOptions.RETAIN_DO_NOT_SEND
+    client.subscribe(topic_filter, options=SubscribeOptions(qos=qos, retainHandling=handling))
+
+
+def _to_paho(properties: MessageProperties) -> Properties | None:
+    if properties == NONE:
+        return None
+    made = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+    for name, value in (
+        ("ResponseTopic", properties.response_topic),
+        ("CorrelationData", properties.correlation_data),
+        ("ContentType", properties.content_type),
+        ("MessageExpiryInterval", properties.expiry_s),
+        ("UserProperty", list(properties.user) or None),
+    ):
+        if value is not None:
+            setattr(made, name, value)
+    return made
+
+
+def _from_paho(properties: Properties | None) -> MessageProperties:
+    if properties is None or properties.isEmpty():  # type: ignore[no-untyped-call]
+        return NONE
+    return MessageProperties(
+        response_topic=getattr(properties, "ResponseTopic", None),
+        correlation_data=getattr(properties, "CorrelationData", None),
+        content_type=getattr(properties, "ContentType", None),
+        expiry_s=getattr(properties, "MessageExpiryInterval", None),
+        user=tuple((str(name), str(value)) for name, value in getattr(properties, "UserProperty", ())),
+    )
 
 
 class MqttListener:

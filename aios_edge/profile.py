@@ -26,12 +26,14 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Threads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a worker uses the CPU. ``spinning`` trades CPU time for latency and is off on anything shared."""
+    """How a worker uses the CPU. ``spinning`` trades CPU time for latency and is off on anything shared.
+    ``cpu_affinity``: the CPUs all its threads keep to; empty: any."""
 
     intra_op: int = 1
     inter_op: int = 1
     spinning: bool = False
     workers: int = 1
+    cpu_affinity: tuple[int, ...] = ()
 
 
 class PowerEstimate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -87,7 +87,7 @@ def profile_faults(profile: DeviceProfile) -> tuple[str, ...]:
         if not ok:
             faults.append(f"{key}: {what}")
 
-    def unique(key: str, values: tuple[str, ...]) -> None:
+    def unique(key: str, values: tuple[object, ...]) -> None:
         require(len(values) == len(set(values)), key, "an entry is there twice")
 
     require(profile.schema == PROFILE_SCHEMA, "schema", f"is {profile.schema!r}, this version reads {PROFILE_SCHEMA!r}")
@@ -108,6 +108,11 @@ def profile_faults(profile: DeviceProfile) -> tuple[str, ...]:
     for key in ("intra_op", "inter_op", "workers"):
         require(getattr(profile.threads, key) >= 1, f"threads.{key}", "is less than 1")
     require(profile.threads.workers <= 1, "threads.workers", "more than one worker is not available in this version")
+    cpus = profile.threads.cpu_affinity
+    unique("threads.cpu_affinity", cpus)
+    require(all(cpu >= 0 for cpu in cpus), "threads.cpu_affinity", "CPUs are numbered from 0")
+    enough = not cpus or len(set(cpus)) >= profile.threads.intra_op
+    require(enough, "threads.cpu_affinity", f"{len(set(cpus))} CPUs for {profile.threads.intra_op} threads.intra_op")
     unique("power.sources", profile.power.sources)
     for source in profile.power.sources:
         what = f"{source!r} is not one of {', '.join(POWER_SOURCES)}{_meant(source, POWER_SOURCES)}"

@@ -24,6 +24,22 @@ def rfc3339(unix_s: float) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
+class ProviderStep(msgspec.Struct, frozen=True, kw_only=True):
+    """An execution provider of the profile's chain at one model. ``options``: what onnxruntime was to be handed.
+
+    ``reason``: why it isn't active. ``nodes``: how many of the model's nodes run on it, as the graph was divided when
+    the session was made, and ``operators`` which; None, and ``nodes_reason``, where onnxruntime doesn't tell.
+    """
+
+    name: str
+    active: bool
+    reason: str | None = None
+    options: dict[str, str] = {}
+    nodes: int | None = None
+    nodes_reason: str | None = None
+    operators: dict[str, int] = {}
+
+
 class BundleStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model of the device. ``bundle_id`` is None for a raw ONNX file, whose ``contract`` is ``none``: nothing was
     promised, nothing is checked."""
@@ -36,6 +52,7 @@ class BundleStatus(msgspec.Struct, frozen=True, kw_only=True):
     providers_requested: tuple[str, ...] = ()
     providers_active: tuple[str, ...] = ()
     providers_reason: str | None = None
+    provider_steps: tuple[ProviderStep, ...] = ()
     detail: str | None = None
 
 
@@ -130,10 +147,12 @@ class UnauthorizedFigures(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """``depth`` when the window closed; waits of the window's local requests."""
+    """``depth`` when the window closed, and ``waiting_limits``: how many without a deadline might wait then, by model
+    (those that were asked without one); waits of the window's local requests."""
 
     depth: int | None = None
     depth_reason: str | None = None
+    waiting_limits: dict[str, int] = {}
     wait_p50_s: float | None = None
     wait_p95_s: float | None = None
     wait_reason: str | None = None
@@ -199,6 +218,28 @@ class TrialFigures(msgspec.Struct, frozen=True, kw_only=True):
     current_p95_s: float | None
 
 
+class PolicyFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """The routing policy in force: what tells it from others, and since when (RFC 3339)."""
+
+    digest: str
+    since: str
+
+
+class MqttInferFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Inference asked for over MQTT, since the start. Of ``asked`` ``answered`` have their answer at the broker
+    (refusals are answers), ``shed`` were refused by the door for being too many at once, ``lost`` answers never got
+    there. ``ignored``: retained messages. ``waiting``: answers that the broker hasn't acknowledged."""
+
+    asked: int = 0
+    answered: int = 0
+    shed: int = 0
+    ignored: int = 0
+    lost: int = 0
+    lost_reason: str | None = None  # of the last one
+    in_flight: int = 0
+    waiting: int = 0
+
+
 class OutboxFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Messages that wait for the broker, and those the byte bound cost since the outbox was made."""
 
@@ -244,6 +285,8 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     memory: MemoryFigures = MemoryFigures()
     trials: dict[str, TrialFigures] = {}  # by model, while they go on
     outbox: OutboxFigures = OutboxFigures()
+    mqtt_infer: MqttInferFigures | None = None  # None: it isn't answered here
+    policy: PolicyFigures | None = None  # None: of an agent that has none
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import quote, unquote
 
 from aios_edge.errors import SettingsError
 
@@ -39,6 +40,19 @@ class Topics:
     def event(self) -> str:
         """What happened, as it happens."""
         return f"{self.base}/event"
+
+    @property
+    def infer_filter(self) -> str:
+        """Where inference is asked for, of any model. The answers' own topics are a level further down."""
+        return f"{self.base}/infer/+"
+
+    def infer(self, model: str) -> str:
+        """Where inference of that model is asked for. What a level can't hold is percent-encoded, as in an URL."""
+        return f"{self.base}/infer/{quote(model, safe='')}"
+
+    def model(self, topic: str) -> str:
+        """The model that is asked for at a topic of :attr:`infer_filter`."""
+        return unquote(topic.rpartition("/")[2])
 
 
 def _level(where: str, name: str) -> None:

@@ -16,6 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import load_generator
+import msgspec
+from load_generator import Load, Result
+
 PEERS = Path(__file__).parent / "peers_serving"
 PATIENCE_S = 120.0
 PROFILE = Path(__file__).parents[1] / "profiles" / "x86-gateway.toml"
@@ -74,9 +78,11 @@ def agent(
     isolation: Literal["process", "thread"] = "process",
     checkout: Path | None = None,
     more: str = "",
+    http: str = "",
+    policy: str = "",
 ) -> Server:
     """Our agent with these bundles. ``checkout``: another tree of the project, for a comparison of two; ``more``:
-    further tables of its agent.toml."""
+    further tables of its agent.toml; ``http`` and ``policy``: lines of its ``[http]`` and ``[policy]``."""
     folder = work / "agents" / name.replace(" ", "-").replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     text = PROFILE.read_text(encoding="utf-8").replace('arch = "x86_64"', f'arch = "x86_64"\nisolation = "{isolation}"')
@@ -85,7 +91,7 @@ def agent(
     listed = "\n".join(f'[[bundle]]\npath = "{bundle.absolute()}"' for bundle in bundles)
     (folder / "agent.toml").write_text(
         f'[device]\nid = "bench"\nprofile = "profile.toml"\n[http]\nbind = "127.0.0.1:{port}"\n'
-        f"[policy]\nmax_rows = 100000\n{listed}\n{more}",
+        f"{http}\n[policy]\nmax_rows = 100000\n{policy}\n{listed}\n{more}",
         encoding="utf-8",
     )
     command = [sys.executable, "-m", "aios_edge.cli.main", "agent", "run", "--config", str(folder / "agent.toml")]
@@ -106,11 +112,20 @@ def echo(work: Path, body: str, answer_bytes: int) -> Server:
 def peer(name: str, model: Path, threads: int, work: Path, body: str) -> Server:
     """A peer in an environment of its own, made of the requirements in its first line. Raises RuntimeError where that
     can't be made, or the peer doesn't start."""
-    script, port = PEERS / f"{name}.py", free_port()
+    return _peer(name, PEERS / f"{name}.py", [str(model.absolute())], [str(threads)], work, body)
+
+
+def text_peer(name: str, script: Path, setting: str, bundle: Path, threads: int, work: Path, body: str) -> Server:
+    """A peer that serves a bundle's texts, at one of its settings; otherwise as :func:`peer`."""
+    return _peer(name, script, [str(bundle.absolute())], [str(threads), setting], work, body)
+
+
+def _peer(name: str, script: Path, first: list[str], last: list[str], work: Path, body: str) -> Server:
+    port = free_port()
     lines = script.read_text(encoding="utf-8").splitlines()
     requirements, path = lines[0].removeprefix("# requires:").split(), lines[1].removeprefix("# path:").strip()
     python = _environment(name, requirements, work)
-    command = [str(python), str(script), str(model.absolute()), str(port), str(threads)]
+    command = [str(python), str(script), *first, str(port), *last]
     # Its scripts before ours: some start themselves again by name.
     more = {"PATH": f"{python.parent}:{os.environ['PATH']}", "PYTHONPATH": ""}
     return _start(name, command, port, path, work / f"{name}.log", body, more)
@@ -159,6 +174,14 @@ def cpu_s(pids: Iterable[int]) -> float:
     return total / 1e9
 
 
+def measured(server: Server, load: Load) -> Result:
+    """One turn of a server, with the processor time that it took."""
+    pids = tree(server.process.pid)
+    first, whole = cpu_s(pids[:1]), cpu_s(pids)
+    result = load_generator.run(load)
+    return msgspec.structs.replace(result, first_cpu_s=cpu_s(pids[:1]) - first, server_cpu_s=cpu_s(pids) - whole)
+
+
 def free_port() -> int:
     """A port that nobody has, with two free ones behind it."""
     with socket.socket() as sock:
@@ -190,12 +213,15 @@ def _start(
 def _environment(name: str, requirements: list[str], work: Path) -> Path:
     folder = work.absolute() / "envs" / name
     python = folder / "bin" / "python"
-    if not (folder / "ready").is_file():
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    ready = folder / "ready"
+    missing = set(requirements) - set(ready.read_text().split() if ready.is_file() else ())
+    if missing:
+        if not python.is_file():
+            subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         made = subprocess.run(
             [str(python), "-m", "pip", "install", "--quiet", *requirements], capture_output=True, text=True, check=False
         )
         if made.returncode:
             raise RuntimeError(f"{name} can't be installed:\n{made.stderr[-800:]}")
-        (folder / "ready").touch()
+        ready.write_text("\n".join(requirements))
     return python

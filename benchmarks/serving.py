@@ -12,7 +12,8 @@ generator shares the cores; its own processor time is printed.
 
 ``load``     all servers; memory (PSS) and time from the start to the first answer.
 ``growth``   the agent's p50 with the size of the request and with the number of loaded models.
-``text``     text in, label out, mixed lengths: beside a bare ``run()`` of batches of the sizes that were served.
+``text``     text in, label out, mixed lengths: beside a bare ``run()``, without length bucketing, and beside other
+             servers (``serving_text.py``).
 ``compare``  this tree and another one (before a change, say) in turn.
 """
 
@@ -28,18 +29,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import load_generator
-import msgspec
 import numpy as np
 import served_models as models
 import servers
 from load_generator import Load, Result
 from servers import Server
+from serving_text import text_part
 
-from aios_edge import open_bundle
 from aios_edge.host import describe, inspect_host
-from aios_edge.profile_files import load_profile
-from aios_edge.session import native, session_options
-from aios_edge.tasks import task_for
 
 CONNECTIONS = (1, 8, 32)
 ROWS = (1, 10, 100, 1000, 10_000)  # some 0.1 KB to 0.5 MB of JSON
@@ -73,7 +70,7 @@ def main() -> None:
         elif part == "growth":
             growth_part(work, model, tiny, options)
         elif part == "text":
-            text_part(work, options)
+            text_part(work, [name for name in options.peers.split(",") if name], options)
         elif part == "compare":
             compare_part(work, tiny, options)
         else:
@@ -130,21 +127,11 @@ def in_turn(those: Iterable[Server], bodies: list[str], options: argparse.Namesp
                     connections=connections,
                     seconds=options.seconds if number >= 0 else 1.0,
                 )
-                result = measured(server, load)
+                result = servers.measured(server, load)
                 if number >= 0:
                     found[server.name][connections].append(result)
         print(f"round {number + 1} of {options.rounds} done", file=sys.stderr)
     return found
-
-
-def measured(server: Server, load: Load) -> Result:
-    """One turn of a server, with the processor time that it took."""
-    pids = servers.tree(server.process.pid)
-    first, whole = servers.cpu_s(pids[:1]), servers.cpu_s(pids)
-    result = load_generator.run(load)
-    return msgspec.structs.replace(
-        result, first_cpu_s=servers.cpu_s(pids[:1]) - first, server_cpu_s=servers.cpu_s(pids) - whole
-    )
 
 
 def load_table(rounds: Rounds) -> str:
@@ -219,95 +206,6 @@ def growth_part(work: Path, model: Path, tiny: Path, options: argparse.Namespace
             f"| {count} | {median(r.p50_s for r in ones) * 1e6:.0f} µs | {median(r.rate for r in many):.0f} "
             f"| {server.ready_s:.2f} s | {first:.1f} MB | {whole:.1f} MB |"
         )
-
-
-def text_part(work: Path, options: argparse.Namespace) -> None:
-    """Text in, label out, over 8 connections; bare ``run()`` of batches of the sizes that were served, in turn."""
-    if options.bundle is None:
-        print("\ntext: skipped, no --bundle was given", file=sys.stderr)
-        return
-    bundle = open_bundle(options.bundle)
-    texts = mixed_texts(256)
-    bodies = tuple(
-        msgspec.json.encode({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}]}).decode()
-        for text in texts
-    )
-    task = task_for(bundle.manifest, bundle.path)
-    profile = load_profile("x86-gateway")
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(
-        str(bundle.file(bundle.manifest.model)),
-        native(onnxruntime, session_options(bundle.manifest.session, profile.threads)),
-        providers=["CPUExecutionProvider"],
-    )
-    server = servers.agent("ours, text", [options.bundle], bundle.manifest.name, work, bodies[0])
-    shares, bare_rates, rates, sizes, cpus = [], [], [], [1.0], []
-    try:
-        for _ in range(options.rounds):
-            load = Load(
-                port=server.port,
-                path=server.path,
-                bodies=bodies,
-                connections=8,
-                seconds=options.seconds,
-                read_batch_sizes=True,
-            )
-            result = measured(server, load)
-            counts = {size: requests / size for size, requests in result.batch_sizes.items()}  # batches of each size
-            bare, bare_cpu_s = bare_rate(
-                lambda encoded: session.run(None, encoded), task.encode, texts, counts, options.seconds
-            )
-            rates.append(result.rate)
-            bare_rates.append(bare)
-            shares.append(result.rate / bare)
-            cpus.append((bare_cpu_s, first_cpu(result), all_cpu(result)))
-            sizes.append(result.requests / sum(counts.values()))
-    finally:
-        server.stop()
-    print(f"\n{bundle.manifest.name}, {bundle.manifest.precision}: 8 connections, mixed lengths; {result.generator}\n")
-    bare_cpu, first, whole = (median(column) * 1e3 for column in zip(*cpus, strict=True))
-    print("| | requests/s | of the bare run() | mean batch | CPU ms a request, run() or worker | supervisor |")
-    print("|---|" + "---:|" * 5)
-    print(f"| bare run(), encoded before | {median(bare_rates):.1f} | 1 | {sizes[-1]:.2f} | {bare_cpu:.3f} | |")
-    print(
-        f"| ours, text to label | {median(rates):.1f} | {median(shares) * 100:.1f} % | {sizes[-1]:.2f} "
-        f"| {whole - first:.3f} | {first:.3f} |"
-    )
-
-
-def mixed_texts(count: int) -> list[str]:
-    """Texts of 3 to 60 words, most of them short."""
-    words = ["the", "film", "my", "card", "please", "order", "what", "is", "much", "time", "would", "you", "know"]
-    chance = np.random.default_rng(0)
-    lengths = np.clip(np.round(np.exp(chance.normal(2.4, 0.7, count))), 3, 60).astype(int)
-    return [" ".join(chance.choice(words, length)) for length in lengths]
-
-
-def bare_rate(
-    run: Callable[[dict[str, np.ndarray]], object],
-    encode: Callable[[list[str]], dict[str, np.ndarray]],
-    texts: list[str],
-    counts: dict[int, float],
-    seconds: float,
-) -> tuple[float, float]:
-    """Requests a second of the model alone, in batches whose sizes are spread as ``counts`` says, and the processor
-    time of each."""
-    sizes = sorted(counts)
-    weights = np.array([counts[size] for size in sizes])
-    chance = np.random.default_rng(1)
-    batches, at = [], 0
-    for size in chance.choice(sizes, 64, p=weights / weights.sum()):
-        batches.append(encode([texts[(at + k) % len(texts)] for k in range(size)]))
-        at += int(size)
-    for batch in batches[:8]:
-        run(batch)
-    done, began, cpu_began = 0, time.perf_counter(), time.process_time()
-    while time.perf_counter() - began < seconds:
-        for batch in batches:
-            run(batch)
-            done += len(next(iter(batch.values())))
-    return done / (time.perf_counter() - began), (time.process_time() - cpu_began) / done
 
 
 def compare_part(work: Path, tiny: Path, options: argparse.Namespace) -> None:

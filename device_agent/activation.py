@@ -35,8 +35,9 @@ from aios_edge.profile import DeviceProfile
 from aios_edge.tasks import Task, task_for
 from device_agent import activation_golden as golden_checks
 from device_agent import activation_measure as measure
+from device_agent.affinity import cpus
 from device_agent.runtime import Runtime, open_runtime
-from device_agent.values import ActivationCheck, ActivationReport
+from device_agent.values import ActivationCheck, ActivationReport, Engines
 from device_agent.worker_memory import resident_bytes
 
 QUICK_SAMPLES = 8
@@ -71,12 +72,14 @@ def activate(
     alone: bool,
     state_dir: Path | None = None,
     bundle_id: str | None = None,
+    engines: Engines = "build",
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Activated:
     """Load a bundle and check its contract on this device.
 
     ``alone``: this process holds nothing but this model, so its resident set is the model's. ``state_dir``: where
-    engines are kept that take minutes to build (None: nowhere). ``bundle_id``: which bundle is meant (None: any).
+    engines are kept that take minutes to build (None: nowhere), ``engines`` whether to build one. ``bundle_id``: which
+    bundle is meant (None: any).
     Raises :class:`ActivationRefused` with the check's name as ``promise``; :class:`MissingExtra` and
     :class:`UsageError` (no such directory) as they come.
     """
@@ -97,7 +100,7 @@ def activate(
 
         record.stage("load")
         started_at = time.perf_counter()
-        record.runtime = runtime = open_runtime(bundle, profile, state_dir=state_dir)
+        record.runtime = runtime = open_runtime(bundle, profile, state_dir=state_dir, engines=engines)
         record.load_s = time.perf_counter() - started_at
         record.add(golden_checks.check_tensors(bundle.manifest, runtime))
 
@@ -107,6 +110,7 @@ def activate(
         record.stage("golden")
         outputs = golden_checks.run_samples(runtime, golden, indices)
         record.add(golden_checks.check_outputs(bundle, golden, outputs, runtime.providers_active))
+        runtime.keep_engine()
         record.stage("golden_raw")
         task = task_for(bundle.manifest, bundle.path)
         record.add(golden_checks.check_raw(bundle, golden, outputs, task))
@@ -170,6 +174,10 @@ class Record:
             latency_p95_s=latency,
             rss_bytes=resident_bytes() if alone else None,
             load_s=self.load_s,
+            provider_steps=runtime.steps if runtime else (),
+            engine=runtime.engine if runtime else None,
             inputs=runtime.inputs if runtime else (),
             outputs=runtime.outputs if runtime else (),
+            intra_op_threads=runtime.options.intra_op_threads if runtime else None,
+            cpus=cpus(),
         )

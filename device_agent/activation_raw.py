@@ -9,6 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from aios_edge.bundle.read import Bundle
 from aios_edge.errors import BundleRefused, RuntimeUnavailable
 from aios_edge.golden import RawInput
 from aios_edge.manifest import TensorSpec
@@ -18,7 +19,7 @@ from aios_edge.tasks import Prediction
 from device_agent.activation import Activated, Record
 from device_agent.raw_model import digested, notes, raw_bundle, with_tensors
 from device_agent.runtime import open_runtime
-from device_agent.values import ActivationCheck
+from device_agent.values import ActivationCheck, Engines
 from device_agent.wire import RawModel
 
 
@@ -29,6 +30,7 @@ def activate_raw(
     *,
     alone: bool,
     state_dir: Path | None = None,
+    engines: Engines = "build",
     on_stage: Callable[[str], None] = lambda stage: None,
 ) -> Activated:
     """Load the model in ``root``, the one with ``model.digest`` where that is known.
@@ -39,15 +41,16 @@ def activate_raw(
     record.bundle = bundle = raw_bundle(root, model.name, model.version)
     try:
         record.stage("digest")
-        record.bundle = bundle = digested(bundle)
+        record.bundle = bundle = _digested(record, bundle)
         if model.digest not in (None, bundle.bundle_id):
             what, remedy = "was written over while it served", "Load it again, and put a new model in a new version"
             raise record.refused(BundleRefused("digest", what, where=str(root), remedy=remedy))
         record.add(ActivationCheck(name="contract", passed=True, skipped=True, detail=notes(bundle)))
         record.stage("load")
         started_at = time.perf_counter()
-        record.runtime = runtime = open_runtime(bundle, profile, state_dir=state_dir)
+        record.runtime = runtime = open_runtime(bundle, profile, state_dir=state_dir, engines=engines)
         record.load_s = time.perf_counter() - started_at
+        runtime.keep_engine()
         record.add(ActivationCheck(name="load", passed=True, detail=f"loaded on {', '.join(runtime.providers_active)}"))
     except (RuntimeUnavailable, OSError) as error:
         what = error.what if isinstance(error, RuntimeUnavailable) else f"can't be read ({error.strerror})"
@@ -63,6 +66,13 @@ def activate_raw(
         raw=True,
         takes_empty=alone,
     )
+
+
+def _digested(record: Record, bundle: Bundle) -> Bundle:
+    try:
+        return digested(bundle)
+    except BundleRefused as error:
+        raise record.refused(error) from error
 
 
 class NoTask:

@@ -11,6 +11,7 @@ import msgspec
 from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import CloudFigures, StatusBody
 from aios_edge.version import __version__
+from device_agent import event_loop
 from device_agent import status as st
 from device_agent.cloud import CloudPool
 from device_agent.cloud_account import CloudAccount
@@ -18,6 +19,9 @@ from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.metrics import Metrics
 from device_agent.model_views import bundle_status, model_status
+from device_agent.mqtt_door import MqttDoor
+from device_agent.policy_in_force import PolicyInForce, policy_values
+from device_agent.reload import Reload
 from device_agent.reporter import Reporter
 from device_agent.settings import Settings
 from device_agent.strain import Strain
@@ -41,12 +45,16 @@ def agent_status(
     now: float,
     uptime_s: float,
     listen: tuple[str, ...],
+    grpc: st.GrpcStatus | None,
     deployment: Deployment,
     cloud: CloudPool,
     reporter: Reporter,
     strain: Strain,
+    rules: PolicyInForce,
+    reload: Reload,
     metrics: Metrics,
     desk: FrontDesk,
+    mqtt_door: MqttDoor | None,
 ) -> st.AgentStatus:
     """Everything, ``now``."""
     device, reading = settings.device, reporter.last_reading
@@ -61,17 +69,20 @@ def agent_status(
             machine=platform.machine(),
             kernel=platform.release(),
             python=platform.python_version(),
+            event_loop=event_loop.running_on(),
             cpu_count=os.cpu_count(),
         ),
         listen=listen,
+        grpc=grpc,
         models={
             name: model_status(
                 host,
                 deployment.entries[name],
-                deployment.probations.get(name),
-                deployment.trials.get(name),
-                deployment.rejected.get(name),
-                now,
+                probation=deployment.probations.get(name),
+                trial=deployment.trials.get(name),
+                rejected=deployment.rejected.get(name),
+                build=deployment.builds.get(name),
+                now=now,
             )
             for name, host in deployment.hosts.items()
         },
@@ -81,6 +92,9 @@ def agent_status(
         power=reading,
         power_reason="not sampled yet" if reading is None else reading.reason,
         device_state=st.DeviceStateStatus(**msgspec.structs.asdict(strain.state), strained=strain.reasons),
+        policy=st.PolicyStatus(
+            digest=rules.digest, since=rules.since, values=policy_values(rules.policy), last_reload=reload.last
+        ),
         privacy=st.PrivacyStatus(
             never_leave_device=cloud.audit.staying,
             payloads_sent=dict(cloud.audit.sent),
@@ -88,12 +102,17 @@ def agent_status(
             kept_back=cloud.audit.kept_back,
         ),
         mqtt=reporter.counts,
+        mqtt_infer=None if mqtt_door is None else _mqtt_infer(mqtt_door),
         totals=metrics.totals(),
         in_flight=desk.in_flight,
         in_flight_bytes=desk.in_flight_bytes,
         emulate=st.EmulationStatus(slowdown=settings.emulate.slowdown),
         events=tuple(reporter.recent_events),
     )
+
+
+def _mqtt_infer(door: MqttDoor) -> st.MqttInferStatus:
+    return st.MqttInferStatus(**msgspec.structs.asdict(door.figures()), link=door.link)
 
 
 def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployment) -> StatusBody:
@@ -112,17 +131,23 @@ def status_body(settings: Settings, profile: DeviceProfile, deployment: Deployme
     )
 
 
-def gauges(deployment: Deployment, cloud: CloudPool, strain: Strain) -> Gauges:
+def gauges(
+    deployment: Deployment, cloud: CloudPool, strain: Strain, rules: PolicyInForce, mqtt_door: MqttDoor | None
+) -> Gauges:
     """What telemetry tells of this moment."""
     workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
+    limits = {name: host.room.limit for name, host in deployment.hosts.items()}
     return Gauges(
         queue_depth=sum(host.queued for host in deployment.hosts.values()),
+        waiting_limits={name: limit for name, limit in limits.items() if limit is not None},
         breakers={name: endpoint.breaker.state for name, endpoint in cloud.endpoints.items()},
         cloud={name: _cloud_figures(endpoint.account) for name, endpoint in cloud.endpoints.items()},
         strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),
         workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
         trials={name: trial.figures for name, trial in deployment.trials.items()},
+        policy=rules.figures(),
+        mqtt_infer=mqtt_door.figures() if mqtt_door is not None else None,
     )
 
 

@@ -51,6 +51,8 @@ _SHED_TEXT = {
     Reason.BUDGET: "this device can't answer in time and the cloud's budget of the day is spent",
     Reason.LOCAL_ONLY: "this device would be late and the request is local-only",
     Reason.WORKER_LOST: "the model's worker is not running",
+    Reason.QUARANTINED: "the model's workers died again and again; none is started for now",
+    Reason.LOADING: "the model was unloaded to make room for others, and is loaded again",
     Reason.QUEUE_FULL: "too many requests are waiting",
     Reason.DEADLINE_PASSED: "the deadline has passed",
     Reason.DRAINING: "the agent is stopping, or the model was unloaded",

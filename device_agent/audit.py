@@ -23,6 +23,7 @@ import msgspec
 log = logging.getLogger("device_agent.audit")
 
 FOLDER = "audit"
+CLIP_CHARS = 200  # of what a client chose freely
 MAX_WAITING = 10_000  # lines that a hanging disk may keep in memory
 _GATHER_S = 0.1
 _REOPEN_S = 5.0

@@ -92,6 +92,12 @@ class BudgetBook:
             self.budgets[key] = Budget(per_day=budget.per_day, spendings=before.spendings).spend(before.ahead, now)
         self._strangers = known
 
+    def resize(self, endpoint: str, limits: Mapping[str, Limit]) -> None:
+        """Give an endpoint's budgets another size. What was spent of them stays spent."""
+        for name, limit in limits.items():
+            key = (endpoint, name)
+            self.budgets[key] = msgspec.structs.replace(self.budgets[key], per_day=limit.per_day)
+
     def affords(self, endpoint: str, amounts: Mapping[str, float]) -> bool:
         """Whether all of that may be spent now."""
         now = self._clock()
@@ -101,8 +107,8 @@ class BudgetBook:
             if (key := (endpoint, name)) in self.budgets
         )
 
-    async def spend(self, endpoint: str, amounts: Mapping[str, float]) -> bool:
-        """Spend all of it, on disk as well, or nothing and return False. It is spent before this first waits."""
+    def take(self, endpoint: str, amounts: Mapping[str, float]) -> bool:
+        """Spend all of it, or nothing and return False. It is on disk soon: a kill may forget what wasn't there yet."""
         if not self.affords(endpoint, amounts):
             return False
         now = self._clock()
@@ -111,13 +117,24 @@ class BudgetBook:
             if key in self.budgets:
                 self.budgets[key] = self.budgets[key].spend(amount, now)
                 self._ahead[key] -= amount
-        while self._path is not None and any(ahead < self._granted[key] / 2 for key, ahead in self._ahead.items()):
-            if self._saving is None or self._saving.done():
-                self._saving = asyncio.get_running_loop().create_task(self._save(self._path), name="budgets")
-            if all(ahead >= 0 for ahead in self._ahead.values()):
-                break
-            await asyncio.shield(self._saving)  # who goes away doesn't keep the others from their turn
+        self._save_in_time()
         return True
+
+    async def spend(self, endpoint: str, amounts: Mapping[str, float]) -> bool:
+        """:meth:`take`, and wait until the file knows of it. It is spent before this first waits."""
+        if not self.take(endpoint, amounts):
+            return False
+        while (saving := self._save_in_time()) is not None and any(ahead < 0 for ahead in self._ahead.values()):
+            await asyncio.shield(saving)  # who goes away doesn't keep the others from their turn
+        return True
+
+    def _save_in_time(self) -> asyncio.Task[None] | None:
+        """Write the file where half of what it is ahead is spent; None where that can wait."""
+        if self._path is None or all(ahead >= self._granted[key] / 2 for key, ahead in self._ahead.items()):
+            return None
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.get_running_loop().create_task(self._save(self._path), name="budgets")
+        return self._saving
 
     def give_back(self, endpoint: str, name: str, unused: float, spent_at: float) -> None:
         """So much of what was spent at that time was not used; less than 0 where it wasn't enough."""

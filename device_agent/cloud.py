@@ -53,6 +53,13 @@ class CloudPool:
             if not only_mapped or endpoint.maps(shape.name):
                 endpoint.add(shape)
 
+    def follow(self, policy: Policy, endpoints: tuple[CloudEndpoint, ...]) -> None:
+        """Go on by other rules: the same endpoints, whose limits may be others."""
+        self._policy = policy
+        for settings in endpoints:
+            self._book.resize(settings.name, limits_of(settings))
+            self.endpoints[settings.name].follow(settings, policy)
+
     def start(self, state_dir: Path | None = None) -> None:
         """Start the background checks, with what was spent according to the folder."""
         if state_dir is not None:

@@ -54,12 +54,7 @@ class Endpoint:
         self.weight = settings.weight
         self.hedges = 0  # requests that were sent here because another endpoint took long
         self.models: dict[str, CloudModel] = {}
-        rule = BreakerRule(
-            failures=policy.breaker_failures,
-            backoff_s=policy.breaker_backoff_s,
-            backoff_max_s=policy.breaker_backoff_max_s,
-        )
-        self.health = Health(self.name, rule, emit, clock, self._opened)
+        self.health = Health(self.name, _rule(policy), emit, clock, self._opened)
         self.account = CloudAccount(settings, book, emit, clock)
         self._settings = settings
         self._clock = clock
@@ -88,6 +83,12 @@ class Endpoint:
             return
         self.models[shape.name] = CloudModel.at(self._settings.model_map.get(shape.name, shape.name), shape)
         self.watch.wake.set()
+
+    def follow(self, settings: CloudEndpoint, policy: Policy) -> None:
+        """Go on with another weight and timeout, and other rules for the breaker."""
+        self._settings = settings
+        self.weight = settings.weight
+        self.health.follow(_rule(policy))
 
     def maps(self, model: str) -> bool:
         """Whether the model map names it."""
@@ -233,6 +234,14 @@ class Endpoint:
     def _opened(self) -> None:
         self._client.close()
         self.watch.wake.set()
+
+
+def _rule(policy: Policy) -> BreakerRule:
+    return BreakerRule(
+        failures=policy.breaker_failures,
+        backoff_s=policy.breaker_backoff_s,
+        backoff_max_s=policy.breaker_backoff_max_s,
+    )
 
 
 async def _packed(body: bytes, headers: dict[str, str]) -> tuple[bytes, dict[str, str]]:

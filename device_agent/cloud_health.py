@@ -6,6 +6,8 @@ import logging
 import random
 from collections.abc import Callable
 
+import msgspec
+
 from device_agent.breaker import Breaker, BreakerRule
 
 log = logging.getLogger("device_agent.cloud")
@@ -24,6 +26,10 @@ class Health:
         self._emit = emit
         self._clock = clock
         self._on_open = on_open
+
+    def follow(self, rule: BreakerRule) -> None:
+        """Count by another rule from the next failure on; an open breaker's pause stays as it is."""
+        self.breaker = msgspec.structs.replace(self.breaker, rule=rule)
 
     def sent(self) -> None:
         """A request is on its way."""

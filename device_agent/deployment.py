@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import msgspec
@@ -20,16 +21,19 @@ from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import BundleStatus
 from device_agent.announcements import Announcements
 from device_agent.cloud_fit import ModelShape
+from device_agent.engine_builds import EngineBuilds, found_unfit
+from device_agent.engine_cache import forget_engines, model_digest
 from device_agent.hosting import entries_of, no_bundle, open_entry, other_name, same_name, worker_spec
 from device_agent.kept_bundles import forget_others
 from device_agent.model_host import ModelHost
-from device_agent.provider_chain import forget_engines
 from device_agent.raw_model import contract_of, digested, is_raw
 from device_agent.rejected import Rejected, RejectedBundles
 from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.succession import Probation, Succession
 from device_agent.surroundings import Surroundings
 from device_agent.trial_run import TrialRun
+from device_agent.upkeep import Upkeep
+from device_agent.values import EngineReport
 
 
 class Deployment:
@@ -44,7 +48,11 @@ class Deployment:
         self._entries: dict[str, BundleEntry] = {}
         self._away: dict[BundleEntry, BundleStatus] = {}
         self._rejected = RejectedBundles(settings.device.state_dir)
-        self._succession = Succession(self._hosts, settings, around, self._rejected, self._in_background)
+        self.builds = EngineBuilds(around, self._change_over)
+        self._succession = Succession(
+            self._hosts, settings, around, self._rejected, self._in_background, on_taken=self.builds.consider
+        )
+        self._upkeep = Upkeep(self._hosts, self._entries, around)
         self._started = False
         self._closing = False
         self._turn = asyncio.Lock()
@@ -89,15 +97,16 @@ class Deployment:
     def ready(self) -> bool:
         """Whether the activations of the start are over and any model serves. A worker that restarts, or a model that
         is loaded later, doesn't make the agent unready."""
-        return self._started and any(host.state == "ready" for host in self._hosts.values())
+        return self._started and any(host.serves for host in self._hosts.values())
 
     @property
     def degraded(self) -> bool:
         """Whether any bundle doesn't serve that should."""
-        return bool(self.refused) or any(host.state != "ready" for host in self._hosts.values())
+        return bool(self.refused) or any(not host.serves for host in self._hosts.values())
 
     def host(self, model: str, version: str | None) -> ModelHost:
-        """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404)."""
+        """The one a client names; ``version`` None: whichever is here. Raises :class:`RequestError` (404; 503 at the
+        start, when nobody knows yet)."""
         host = self._hosts.get(model)
         if host is None:
             if away := self._status_away(model):
@@ -114,6 +123,15 @@ class Deployment:
         host, trial = self.host(model, version), self.trials.get(model)
         return host if trial is None or version is not None else trial.takes()
 
+    def no_model(self, model: str, known: Iterable[str]) -> RequestError:
+        """What a client is told that names a model which isn't among those it knows of: 404, or 503 at the start, when
+        nobody knows all of them."""
+        if not self._started:
+            what = f"there is no model {model!r} yet: the agent has just started and checks its bundles"
+            return RequestError(what, status=503, remedy="Try again, or wait for /v2/health/ready")
+        remedy = f"Models here: {', '.join(known) or 'none'}"
+        return RequestError(f"there is no model {model!r}", status=404, remedy=remedy)
+
     def knows(self, model: str) -> bool:
         """Whether it is here, or could be loaded."""
         return model in self._hosts or self._status_away(model) is not None
@@ -122,7 +140,7 @@ class Deployment:
         """Whether a model serves; raises :class:`RequestError` (404) for one that agent.toml doesn't know."""
         if model not in self._hosts and self._status_away(model):
             return False
-        return self.host(model, version).state == "ready"
+        return self.host(model, version).serves
 
     async def activate_all(self) -> None:
         """One bundle after the other, at the start.
@@ -143,12 +161,15 @@ class Deployment:
                     await self._activate(entry)
                 except AiosEdgeError as error:
                     last = error
-            forget_engines(self._settings.device.state_dir, self._ids())
-            if not any(host.state == "ready" for host in self._hosts.values()):
+            models = {model_digest(host.bundle) for host in self._hosts.values()}
+            forget_engines(self._settings.device.state_dir, models)
+            if not any(host.serves for host in self._hosts.values()):
                 raise last if last is not None else no_bundle()
             self._started = True
+            self._upkeep.start()
             for host in self._hosts.values():
                 await self._succession.keep(host)
+                self.builds.consider(host)
             await self._tidy()
 
     async def load(self, model: str) -> None:
@@ -174,6 +195,8 @@ class Deployment:
     async def stop(self) -> None:
         """Stop every model; requests that still wait are refused as draining."""
         self.give_up_changes()
+        await self.builds.stop()
+        await self._upkeep.stop()
         await asyncio.gather(*self._changes, return_exceptions=True)
         self._succession.stop()
         hosts = {*self._hosts.values(), *self._succession.leaving}
@@ -209,8 +232,10 @@ class Deployment:
     async def _load(self, model: str) -> None:
         host = self._hosts.get(model)
         if host is None:
-            await self._succession.keep(await self._activate(self._entry_away(model), asked=model))
+            host = await self._activate(self._entry_away(model), asked=model)
+            await self._succession.keep(host)
             await asyncio.to_thread(self._rejected.forget, model)
+            self.builds.consider(host)
             return
         entry = self._entries[model]
         try:
@@ -218,13 +243,45 @@ class Deployment:
             if bundle.bundle_id in self._succession.on_trial(model):
                 return
             await self._succession.call_off(model, f"{bundle.bundle_id[:16]} was loaded")
-            if bundle.bundle_id == host.bundle.bundle_id and host.state == "ready":
+            if bundle.bundle_id == host.bundle.bundle_id and host.serves:
                 await asyncio.to_thread(self._rejected.forget, model)
+                await host.instance.resting.back()
                 return
-            await self._succession.swap(model, self._host(entry, bundle))
+            if bundle.bundle_id == host.bundle.bundle_id and host.state == "quarantined":
+                await host.instance.release()
+                return
+            await self._swap(model, entry, bundle)
         except AiosEdgeError as error:
             self._tell.refused(entry, error)
             raise
+        self.builds.consider(self._hosts[model])
+
+    async def _swap(self, model: str, entry: BundleEntry, bundle: Bundle) -> None:
+        new = self._host(entry, bundle)
+        try:
+            await self._succession.swap(model, new)
+        except AiosEdgeError as error:
+            if not found_unfit(new, error, self._around.emit):
+                raise
+            await self._succession.swap(model, self._host(entry, bundle))
+
+    async def _change_over(self, model: str, host: ModelHost, engine: EngineReport) -> None:
+        """The engine of a model that serves without was built: a worker with it takes the place."""
+        # First its bundle has to keep its contract, or to hold its place.
+        while (other := self.probations.get(model) or self.trials.get(model)) is not None:
+            await other.over.wait()
+
+        async def change() -> None:
+            if self._hosts.get(model) is not host:  # swapped or unloaded meanwhile
+                return
+            new = self._host(self._entries[model], replace(host.bundle, path=host.instance.worker.spec.bundle_path))
+            try:
+                await self._succession.swap(model, new)
+            except AiosEdgeError as error:
+                if not found_unfit(new, error, self._around.emit):
+                    self._around.emit("engine_failed", model=model, reason=str(error))
+
+        await self._in_background(change)
 
     async def _lying_at(self, entry: BundleEntry) -> Bundle:
         bundle = open_entry(entry)
@@ -238,6 +295,7 @@ class Deployment:
             return
         self._succession.end_probation(model)
         await asyncio.to_thread(self._rejected.forget, model)
+        self.builds.give_up(model)
         entry, manifest = self._entries.pop(model), host.bundle.manifest
         bundle_id, why = host.bundle.bundle_id, "unloading"
         status = BundleStatus(
@@ -249,7 +307,7 @@ class Deployment:
             contract=contract_of(entry),
         )
         self._away[entry] = status
-        await self._succession.retire(host, limit_s=self._settings.policy.drain_s)
+        await self._succession.retire(host, limit_s=self._around.policy.drain_s)
         self._away[entry] = msgspec.structs.replace(status, state="unloaded", detail="unloaded")
         self._around.emit("unloaded", model=model, version=manifest.version, bundle_id=bundle_id)
 
@@ -283,18 +341,21 @@ class Deployment:
         self._tell.checking(host)
         try:
             report = await host.activate()
-        except BaseException:
+        except BaseException as error:
             del self._hosts[name], self._entries[name]
             await host.stop()
+            if isinstance(error, AiosEdgeError) and found_unfit(host, error, self._around.emit):
+                return await self._activated(entry, asked)
             raise
         self._tell.activated(host, report)
+        await self._upkeep.keep_budget(asking=name)
         return host
 
     def _host(self, entry: BundleEntry, bundle: Bundle) -> ModelHost:
         spec = worker_spec(self._settings, self._profile, entry, bundle, state_dir=self._settings.device.state_dir)
         # Clients know the name: two entries may claim it one after the other, and it was promised for one of them.
         stays = entry.never_leave_device or bundle.manifest.name in self._around.cloud.audit.staying
-        return ModelHost(spec, bundle, self._around, never_leaves=stays)
+        return ModelHost(spec, bundle, self._around, never_leaves=stays, make_room=self._upkeep.make_room)
 
     # Those that aren't here
 
@@ -318,7 +379,7 @@ class Deployment:
         raise self._unknown(model)
 
     def _unknown(self, model: str) -> RequestError:
-        return no_model(model, [*self._hosts, *(status.model for status in self._away.values())])
+        return self.no_model(model, [*self._hosts, *(status.model for status in self._away.values())])
 
     def _ids(self) -> set[str]:
         return {host.bundle.bundle_id for host in self._hosts.values()}
@@ -328,8 +389,3 @@ class Deployment:
         kept = self._ids() | {probation.previous.bundle.bundle_id for probation in self.probations.values()}
         kept |= {trial.successor.bundle.bundle_id for trial in self.trials.values()}
         await asyncio.to_thread(forget_others, self._settings.device.state_dir, kept)
-
-
-def no_model(model: str, known: Iterable[str]) -> RequestError:
-    """What a client is told that names a model which isn't among those it knows of."""
-    return RequestError(f"there is no model {model!r}", status=404, remedy=f"Models here: {', '.join(known) or 'none'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import time
 from collections.abc import Callable
@@ -28,8 +29,8 @@ from device_agent.metadata import model_metadata
 from device_agent.metrics import Metrics
 from device_agent.model_host import ModelHost
 from device_agent.model_views import repository_index
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.raw_model import is_raw
-from device_agent.settings import Policy
 from device_agent.status import AgentStatus
 from device_agent.tenants import Tenant
 from device_agent.values import Completion, InferenceRequest, Shed
@@ -41,7 +42,7 @@ class FrontDesk:
     def __init__(
         self,
         deployment: Deployment,
-        policy: Policy,
+        rules: PolicyInForce,
         metrics: Metrics,
         agent_status: Callable[[], AgentStatus],
         clock: Callable[[], float] = time.monotonic,
@@ -50,7 +51,7 @@ class FrontDesk:
         self.in_flight_bytes = 0
         self.in_flight = 0
         self._deployment = deployment
-        self._policy = policy
+        self._rules = rules
         self._metrics = metrics
         self._agent_status = agent_status
         self._clock = clock
@@ -97,31 +98,72 @@ class FrontDesk:
         """``GET /status``."""
         return msgspec.json.encode(self._agent_status())
 
-    async def infer(
-        self, model: str, version: str | None, body: bytes, json_length: int | None, tenant: Tenant | None = None
-    ) -> Reply:
-        """Answer one inference request; raises :class:`RequestError` for what can't be understood."""
+    def submit(
+        self,
+        model: str,
+        version: str | None,
+        body: bytes,
+        json_length: int | None,
+        on_reply: Callable[[Reply], None],
+        tenant: Tenant | None = None,
+        within_s: float | None = None,
+    ) -> Callable[[], None]:
+        """Take in one inference request; ``on_reply`` is called once, maybe before this returns. What is returned is
+        called when the client goes away. ``within_s``: how long the answer is worth something, whatever the request
+        says. Raises :class:`RequestError` for what can't be understood."""
         arrived_at = self._clock()
         host = self._deployment.answering(model, version)
         envelope = parse_request(body, json_length)
-        request = self._request(host, envelope, body, json_length, arrived_at, tenant)
+        request = self._request(host, envelope, body, json_length, arrived_at, tenant, within_s)
         load = Load(
             draining=self.draining,
             in_flight_bytes=self.in_flight_bytes,
-            in_flight_limit_bytes=self._policy.in_flight_bytes,
+            in_flight_limit_bytes=self._rules.policy.in_flight_bytes,
         )
         admission = admit(request, arrived_at, load)
         if isinstance(admission, Shed):
-            answer = shed_answer(admission)
-        else:
-            self.in_flight_bytes += len(body)
-            self.in_flight += 1
-            try:
-                answer = await host.infer(request)
-            finally:
-                self.in_flight_bytes -= len(body)
-                self.in_flight -= 1
-        return self._reply(host, request, answer)
+            on_reply(self._reply(host, request, shed_answer(admission)))
+            return _stay
+        self.in_flight_bytes += len(body)
+        self.in_flight += 1
+
+        def over() -> None:
+            self.in_flight_bytes -= len(body)
+            self.in_flight -= 1
+
+        def answered(answer: Answer) -> None:
+            over()
+            on_reply(self._reply(host, request, answer))
+
+        def leave() -> None:
+            if not ticket.answered:
+                over()
+                host.leave(ticket)
+
+        ticket = host.submit(request, answered)
+        return leave
+
+    async def infer(
+        self,
+        model: str,
+        version: str | None,
+        body: bytes,
+        json_length: int | None,
+        tenant: Tenant | None = None,
+        within_s: float | None = None,
+    ) -> Reply:
+        """:meth:`submit`, awaited; cancelling it is going away."""
+        replied: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def reply(found: Reply) -> None:
+            if not replied.done():
+                replied.set_result(found)
+
+        leave = self.submit(model, version, body, json_length, reply, tenant, within_s)
+        try:
+            return await replied
+        finally:
+            leave()
 
     def _request(
         self,
@@ -131,13 +173,16 @@ class FrontDesk:
         json_length: int | None,
         arrived_at: float,
         tenant: Tenant | None,
+        within_s: float | None,
     ) -> InferenceRequest:
-        timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._policy.default_deadline_s
+        timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._rules.policy.default_deadline_s
+        if within_s is not None:
+            timeout_s = within_s if timeout_s is None else min(timeout_s, within_s)
         rows = max((tensor.shape[0] for tensor in envelope.inputs if tensor.shape), default=1)
         # The first dimension of a raw model's tensor may be anything: the samples of a sound, say.
-        if rows > self._policy.max_rows and not is_raw(host.bundle.manifest):
+        if rows > self._rules.policy.max_rows and not is_raw(host.bundle.manifest):
             raise RequestError(
-                f"has {rows} rows, at most {self._policy.max_rows} are taken at once",
+                f"has {rows} rows, at most {self._rules.policy.max_rows} are taken at once",
                 status=413,
                 remedy="Send smaller batches, or raise policy.max_rows",
             )
@@ -154,8 +199,8 @@ class FrontDesk:
             arrived_at=arrived_at,
             cost_hint_bytes=envelope.cost_hint_bytes,
             natural=any(tensor.name not in host.tensors for tensor in envelope.inputs),
+            tenant="" if tenant is None else tenant.id,
             lowered=priority != envelope.priority,
-            tenant=None if tenant is None else tenant.id,
         )
 
     def _reply(self, host: ModelHost, request: InferenceRequest, answer: Answer) -> Reply:
@@ -180,7 +225,10 @@ class FrontDesk:
             # No route took it, and the reason is what a program decides by.
             shed = {"route": None, "reason": answer.reason.value, **request.changed_parameters}
             error = error_body(answer.error, shed if answer.route == "shed" else None)
-            return Reply(status=answer.status, body=error, headers=headers, completion=completion)
+            after_s = answer.retry_after_s
+            return Reply(
+                status=answer.status, body=error, headers=headers, completion=completion, retry_after_s=after_s
+            )
         if answer.remote_body is not None:
             body, json_length = answer.remote_body, answer.remote_json_length
         else:
@@ -200,6 +248,10 @@ class FrontDesk:
             headers=((JSON_LENGTH_HEADER.lower().encode(), str(json_length).encode()),),
             completion=completion,
         )
+
+
+def _stay() -> None:
+    """There is nothing to leave."""
 
 
 def _parameters(answer: Answer) -> dict[str, Any]:

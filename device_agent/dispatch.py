@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+
 import msgspec
 
 from aios_edge.errors import WorkerLost
@@ -10,17 +13,23 @@ from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.review import Review
+from device_agent.room import Room
+from device_agent.scheduler import Forecast
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running, Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.track_record import TrackRecord
-from device_agent.values import Local, Reason
-from device_agent.watched_run import run_watched
+from device_agent.values import Cloud, Local, Reason, Shed
+from device_agent.watched_run import Watchdog
 from device_agent.worker_pool import BatchResult
+
+LEARN_EVERY_S = 0.002  # of batches that take less, some teach as much as all; learning would be a part of their cost
 
 
 class Dispatch:
-    """One worker's loop; :meth:`serve` runs as a task until it is cancelled."""
+    """One worker's: :meth:`offer` for each request that is to run here. A batch begins the moment that there is one and
+    the worker is free, in the same turn of the event loop. :meth:`serve` brings the worker back, as a task that runs
+    until it is cancelled."""
 
     def __init__(
         self,
@@ -31,6 +40,8 @@ class Dispatch:
         learning: Learning,
         record: TrackRecord,
         around: Surroundings,
+        wake: asyncio.Event,
+        room: Room,
     ) -> None:
         self._instance = instance
         self._queue = queue
@@ -39,58 +50,101 @@ class Dispatch:
         self._learning = learning
         self._record = record
         self._around = around
+        self._room = room
+        self._watchdog = Watchdog()
+        self._learnt_at = -math.inf
+        self._wake = wake  # set when the worker may have died, or there is a chore
+
+    def offer(self, ticket: Ticket) -> None:
+        """Run a ticket that was judged this moment, now or when its turn comes."""
+        if not self._queue and self._free():
+            now = ticket.taken_at = self._around.clock()
+            self._room.taken([(ticket.pending, ticket.request.arrived_at)], now)
+            self._begin([ticket], now, self._learning.alone_s(ticket.pending))
+        else:
+            self._queue.put(ticket)
+            self.next()
+
+    def next(self) -> None:
+        """Give the worker its next batch, when it is free and somebody waits."""
+        if self._free() and (batch := self._take()):
+            self._begin(*batch)
+
+    def _free(self) -> bool:
+        """Whether the worker can take a batch; what else is to be done first is :meth:`serve`'s."""
+        instance = self._instance
+        if instance.running.tickets:
+            return False
+        if instance.ready and instance.chore(len(self._queue)) is None:
+            return True
+        self._wake.set()
+        return False
 
     async def serve(self) -> None:
-        """Batch after batch; waits for requests, and for a worker that restarts."""
-        while True:
-            if not self._instance.worker.ready:
-                await self._bring_back()
-            elif batch := self._take():
-                await self._run(batch)
-            else:
-                self._queue.wake.clear()
-                await self._queue.wake.wait()
+        """Bring the worker back whenever it is lost, and do what is to be done between two batches."""
+        try:
+            while True:
+                self._wake.clear()
+                if self._instance.running.tickets:
+                    await self._wake.wait()
+                elif chore := self._instance.chore(len(self._queue)):
+                    await chore()
+                elif not self._instance.worker.ready and self._instance.state != "resting":
+                    await self._bring_back()
+                else:
+                    self.next()
+                    await self._wake.wait()
+        finally:
+            self._watchdog.close()
 
-    def _take(self) -> list[Ticket]:
-        """The next batch, after judging each member again: no work for the dead."""
+    def _take(self) -> tuple[list[Ticket], float, float] | None:
+        """The next batch, after judging each member again (no work for the dead); now, and how long it will take."""
         while self._queue:
             now = self._around.clock()
             batch, busy, forecast = self._judge.next_batch(now)
-            strained = self._around.strain() is not None  # else one without a deadline stays where it is
-            leaving = [
-                (ticket, decision)
-                for ticket in batch
-                if (strained or ticket.request.deadline_at is not None)
-                and not isinstance(decision := self._judge.decide(ticket, forecast), Local)
-            ]
-            for ticket, decision in leaving:
+            if leaves := self._first_to_leave(batch, forecast):  # one at a time: without it the others may be in time
+                ticket, decision = leaves
                 self._queue.drop(ticket)
-                if not isinstance(decision, Local):
-                    ticket.resolve(decision)
-            if not leaving:
+                ticket.resolve(decision)
+            else:
+                self._room.taken([(ticket.pending, ticket.request.arrived_at) for ticket in batch], now)
                 for ticket in batch:
-                    self._queue.drop(ticket)
+                    self._queue.take(ticket)
                     ticket.taken_at = now
-                self._instance.running = Running(batch, now, busy)
-                return batch
-        return []
+                return batch, now, busy
+        return None
 
-    async def _run(self, batch: list[Ticket]) -> None:
-        instance, requests = self._instance, [ticket.request for ticket in batch]
-        timeout_s, expected_s = self._around.policy.batch_timeout_s, instance.running.expected_s
-        try:
-            result = await run_watched(instance.worker, requests, timeout_s, expected_s)
-        except WorkerLost as lost:
-            self._record.lost(requests)
-            self._lost(lost, batch)
-            return
-        finally:
-            seen_s = self._around.clock() - instance.running.since
-            instance.running = Running()
-        instance.plan = instance.plan.served()
-        self._answer(batch, result)
-        self._record.answered(requests, result)
-        self._learning.learn(requests, result, seen_s)
+    def _first_to_leave(self, batch: list[Ticket], forecast: Forecast) -> tuple[Ticket, Cloud | Shed] | None:
+        strained = self._around.strain() is not None  # else one without a deadline stays where it is
+        for ticket in batch:
+            if strained or ticket.request.deadline_at is not None:
+                decision = self._judge.decide(ticket, forecast)
+                if not isinstance(decision, Local):
+                    return ticket, decision
+        return None
+
+    def _begin(self, batch: list[Ticket], now: float, expected_s: float) -> None:
+        self._instance.running = Running(batch, now, expected_s)
+        requests = [ticket.request for ticket in batch]
+
+        def ended(end: BatchResult | WorkerLost) -> None:
+            self._instance.running = Running()
+            if isinstance(end, WorkerLost):
+                self._record.lost(requests)
+                self._lost(end, batch)
+                self._wake.set()
+                return
+            seen_s = self._around.clock() - now
+            self._instance.served()
+            self.next()  # the worker needn't wait for the answers to be written, nor clients for the rest
+            self._answer(batch, end)
+            self._record.answered(requests, end, expected_s)
+            if now + seen_s - self._learnt_at >= LEARN_EVERY_S:
+                self._learnt_at = now + seen_s
+                self._learning.learn(requests, end, seen_s)
+
+        timeout_s = self._around.policy.batch_timeout_s
+        self._watchdog.run(self._instance.worker, requests, ended, timeout_s=timeout_s, predicted_s=expected_s)
 
     def _answer(self, batch: list[Ticket], result: BatchResult) -> None:
         items = {item.request_id: item for item in result.done.items}
@@ -109,7 +163,7 @@ class Dispatch:
         """Each request of the dead batch: once more, alone, where its deadline allows; else the cloud; else 503."""
         now = self._instance.lost(lost.what, in_flight=len(batch), queued=len(self._queue))
         for ticket in batch:
-            if ticket.verdict.done():
+            if not ticket.waits:
                 continue
             if not ticket.pending.alone:
                 again = msgspec.structs.replace(ticket.pending, alone=True)
@@ -123,7 +177,7 @@ class Dispatch:
 
     def _elsewhere(self, ticket: Ticket, now: float) -> None:
         self._queue.drop(ticket)
-        decision = self._judge.elsewhere(ticket, now, self._instance.plan.expected_s)
+        decision = self._judge.elsewhere(ticket, now)
         if not isinstance(decision, Local):
             ticket.resolve(decision)
 
@@ -133,11 +187,16 @@ class Dispatch:
             self._record.lost()
             instance.lost_while_idle(queued=len(self._queue))
             self._review.run()
+        if instance.state == "quarantined":
+            self._all_elsewhere()
         failure = await instance.restart()
         if failure is None:
             return
         self._record.lost()
         self._review.run()
         if instance.plan.hopeless(failure):
-            for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
-                self._elsewhere(ticket, instance.lost_at)
+            self._all_elsewhere()
+
+    def _all_elsewhere(self) -> None:
+        for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
+            self._elsewhere(ticket, self._instance.lost_at)

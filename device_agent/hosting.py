@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from aios_edge.bundle.read import Bundle, open_bundle
+from aios_edge.contract import MEMORY
 from aios_edge.errors import BundleRefused, SettingsError
 from aios_edge.profile import DeviceProfile
 from aios_edge.session import session_options
+from device_agent.core_share import niceness
 from device_agent.raw_model import RawEntry, is_raw, open_raw, repository_entries
+from device_agent.recycle import ceiling_bytes
 from device_agent.settings import BundleEntry, Settings
 from device_agent.worker_pool import WorkerSpec
 
@@ -29,6 +32,20 @@ def worker_spec(
     settings: Settings, profile: DeviceProfile, entry: BundleEntry, bundle: Bundle, *, state_dir: Path | None
 ) -> WorkerSpec:
     """How a bundle's worker is started; ``state_dir`` None: it leaves nothing behind, engines included."""
+    heaviest = max(each.weight for each in (entry, *settings.bundle))
+    promised = next((promise.value for promise in bundle.contract.promises if promise.name == MEMORY), None)
+    if profile.isolation == "thread":  # its memory is the agent's
+        promised = None
+        for key, value in (
+            ("max_rss_bytes", entry.max_rss_bytes),
+            ("policy.memory_budget_bytes", settings.policy.memory_budget_bytes),
+        ):
+            if value:
+                raise SettingsError(
+                    f"{key} needs worker processes, and {profile.name} has isolation = thread",
+                    where=str(entry.path),
+                    remedy="Remove it, or use isolation = process",
+                )
     return WorkerSpec(
         model=bundle.manifest.name,
         bundle_path=bundle.path,
@@ -39,6 +56,9 @@ def worker_spec(
         state_dir=state_dir,
         raw_version=bundle.manifest.version if is_raw(bundle.manifest) else None,
         bundle_id=bundle.bundle_id or None,  # of a raw model only the worker knows it
+        engines="cached",
+        nice=niceness(entry.weight, heaviest),
+        max_rss_bytes=ceiling_bytes(entry.max_rss_bytes, promised),
     )
 
 

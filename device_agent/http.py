@@ -12,7 +12,7 @@ import functools
 import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import unquote
 
 import msgspec
@@ -39,13 +39,22 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole HTTP response. ``completion`` is recorded once it was sent."""
+    """A whole HTTP response. ``completion`` is recorded once it was sent. ``retry_after_s``: what the header of that
+    name says in whole seconds."""
 
     status: int = 200
     body: bytes = b""
     content_type: str = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
     completion: Completion | None = None
+    retry_after_s: float | None = None
+
+
+class Inference(NamedTuple):
+    """Which model a request is for; ``version`` None: whichever is here."""
+
+    model: str
+    version: str | None
 
 
 class Desk(Protocol):
@@ -70,13 +79,34 @@ class Desk(Protocol):
     def status(self) -> bytes: ...
 
 
-class HttpApp:
-    """The ASGI callable."""
+class DirectDesk(Protocol):
+    """A desk that takes inferences without a task for each; :class:`device_agent.desk.FrontDesk` does."""
 
-    def __init__(self, desk: Desk, *, max_body_bytes: int, record: Callable[[Completion], None]) -> None:
+    def submit(
+        self,
+        model: str,
+        version: str | None,
+        body: bytes,
+        json_length: int | None,
+        on_reply: Callable[[Reply], None],
+    ) -> Callable[[], None]: ...
+
+
+class HttpApp:
+    """The ASGI callable. ``direct``: where a door that can may bring inferences, past ASGI."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        *,
+        max_body_bytes: int,
+        record: Callable[[Completion], None],
+        direct: DirectDesk | None = None,
+    ) -> None:
+        self.max_body_bytes = max_body_bytes
+        self.record = record
+        self.direct = direct
         self._desk = desk
-        self._max_body_bytes = max_body_bytes
-        self._record = record
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -91,13 +121,13 @@ class HttpApp:
             reply = Reply(status=error.http_status, body=error_body(str(error)))
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
-            reply = Reply(status=500, body=error_body("an internal error; the agent's log has it"))
+            reply = internal_error()
         completion = reply.completion
         try:
             await respond(scope, send, reply)
         finally:
             if completion is not None:
-                self._record(completion)
+                self.record(completion)
 
     async def _answer(self, scope: Scope, receive: Receive) -> Reply:
         method = scope["method"]
@@ -148,14 +178,21 @@ class HttpApp:
                 status=415,
                 remedy="Send the body as it is, or as gzip",
             )
-        inflater = Inflater(self._max_body_bytes) if encoding == b"gzip" else None
+        inflater = Inflater(self.max_body_bytes) if encoding == b"gzip" else None
         body = await self._body(headers, receive, inflater)
         json_length = parse_json_length(headers.get(_JSON_LENGTH))
         return await _unless_gone(self._desk.infer(model, version, body, json_length), scope, receive)
 
     async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, inflater: Inflater | None = None) -> bytes:
+        coding = headers.get(b"transfer-encoding", b"chunked").strip().lower()
+        if coding != b"chunked":
+            raise RequestError(
+                f"bodies with Transfer-Encoding {coding[:40].decode('latin-1')} are not accepted",
+                status=501,
+                remedy="Send the body as it is, with its length or chunked",
+            )
         announced = headers.get(b"content-length", b"0")
-        if announced.isdigit() and int(announced) > self._max_body_bytes:
+        if announced.isdigit() and int(announced) > self.max_body_bytes:
             raise self._too_long()
         pieces: list[bytes] = []
         size = 0
@@ -165,7 +202,7 @@ class HttpApp:
                 raise _Gone
             piece = message.get("body", b"")
             size += len(piece)
-            if size > self._max_body_bytes:
+            if size > self.max_body_bytes:
                 raise self._too_long()
             if inflater is not None:
                 inflater.feed(piece)
@@ -178,7 +215,7 @@ class HttpApp:
 
     def _too_long(self) -> RequestError:
         return RequestError(
-            f"the body is longer than {self._max_body_bytes} bytes",
+            f"the body is longer than {self.max_body_bytes} bytes",
             status=413,
             remedy="Send smaller batches, or raise http.max_body_bytes",
         )
@@ -190,18 +227,38 @@ def path_parts(scope: Scope) -> list[str]:
     return _parts(raw) if len(raw) <= _COMMON_PATH_BYTES else _split(raw)
 
 
-async def respond(scope: Scope, send: Send, reply: Reply) -> None:
-    """Send a whole response."""
+def inference(url: bytes) -> Inference | None:
+    """What the path of an inference names; None for any other path."""
+    match _split(url) if url.startswith(b"/") else []:
+        case ["v2", "models", model, "infer"]:
+            return Inference(model, None)
+        case ["v2", "models", model, "versions", version, "infer"]:
+            return Inference(model, version)
+    return None
+
+
+def reply_headers(reply: Reply) -> list[tuple[bytes, bytes]]:
+    """The headers of a response."""
     headers = [
         (b"content-type", reply.content_type.encode()),
-        (b"content-length", str(len(reply.body)).encode()),
+        (b"content-length", b"%d" % len(reply.body)),
         *reply.headers,
     ]
     if reply.status == 413:
         headers.append((b"connection", b"close"))  # the rest of the body is only thrown away
     if reply.status == 415:
         headers.append((b"accept-encoding", b"gzip"))
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    return headers
+
+
+def internal_error() -> Reply:
+    """What a client is told of a fault of ours."""
+    return Reply(status=500, body=error_body("an internal error; the agent's log has it"))
+
+
+async def respond(scope: Scope, send: Send, reply: Reply) -> None:
+    """Send a whole response."""
+    await send({"type": "http.response.start", "status": reply.status, "headers": reply_headers(reply)})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
 
 

@@ -16,12 +16,21 @@ import struct
 from collections.abc import Callable
 from typing import cast
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn._types import ASGI3Application
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from aios_edge.oip.envelope import error_body
-from device_agent.http import ON_GONE, Scope
+from device_agent.descriptors import connection_limit
+from device_agent.half_closed import INTERIM, HalfClosed
+from device_agent.http import ON_GONE, HttpApp, Scope
+from device_agent.http_direct import DirectCycle, Headers
+from device_agent.seldom import Seldom
+from device_agent.slow_clients import LEAST_BYTES, Part, Progress
+from device_agent.upgrade import declined
 
 log = logging.getLogger("device_agent.http")
+_seldom = Seldom(log)
 
 #: Of a request line with its headers. What arrives in one piece may be longer by the size of a read.
 MAX_HEAD_BYTES = 64 * 1024
@@ -46,11 +55,25 @@ class DoorProtocol(HttpToolsProtocol):
     _owed: tuple[bytes, str] | None = None  # a refusal that waits for the answers to whole requests before it
     _on_gone: set[Callable[[], None]] | None = None  # who wait for an answer that only this client wants
     _peer_uid: int | None = None
+    _direct: DirectCycle | None = None  # the request whose body is being read, where it goes the short way
+    cycle: RequestResponseCycle | DirectCycle  # type: ignore[assignment]
+    _answered_at = 0.0
+    _quiet: asyncio.TimerHandle | None = None  # ends a connection that nobody uses
+    _half_closed: HalfClosed | None = None  # once the client has ended its direction
+    _begun = False  # a head, of which more is to come
+    _heads = 0  # whole ones, on this connection
+    _received_bytes = 0
+    _declined: bytes | None = None  # a head that is to be read again
+    _answering: RequestResponseCycle | None = None  # uvicorn knows the latest of a pipeline only
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
         super().connection_made(transport)
         self._peer_uid = _peer_uid(transport)
+        if len(self.connections) > connection_limit():
+            _seldom.warn("full", "more than %d connections: those on top are refused", connection_limit())
+            self._write_refusal(b"503 Service Unavailable", "too many connections. Try again later")
+            transport.close()  # no lingering: that would keep the descriptor
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client; closes the connection when they can't become a request."""
@@ -62,44 +85,161 @@ class DoorProtocol(HttpToolsProtocol):
         if self._owed is not None:
             return
         self._turned = False
-        super().data_received(data)
-        if self._turned or not self._in_head or self.lingers or self._owed is not None:
+        self._received_bytes += len(data)
+        self._feed(data)
+        if self._turned or self.lingers or self._owed is not None or not (self._in_head or self.headers):
             return
-        self._head_bytes += len(data)
+        self._head_bytes += len(data)  # or of a trailer, which comes in the place of headers
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            log.warning("a client's request line and headers are longer than %d bytes", MAX_HEAD_BYTES)
+            _seldom.warn("head", "a client's request line and headers are longer than %d bytes", MAX_HEAD_BYTES)
             text = f"request line and headers are longer than {MAX_HEAD_BYTES} bytes"
             self._refuse(b"431 Request Header Fields Too Large", text)
 
+    def _feed(self, data: bytes) -> None:
+        while True:
+            body_at = 0
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as stopped:  # behind a head
+                body_at = stopped.args[0]
+            except httptools.HttpParserError as error:
+                why = f" ({error})" if str(error) else ""
+                _seldom.warn("junk", "a client's bytes are not HTTP/1.1%s", why)
+                self._refuse(b"400 Bad Request", f"this is not HTTP/1.1, or its body doesn't follow its headers{why}")
+                return
+            if self._declined is None:
+                return
+            data, self._declined = self._declined + data[body_at:], None
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+
+    def on_message_begin(self) -> None:
+        """A request begins. What ASGI wants to know of it is gathered when it is clear that ASGI will be asked."""
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self._begun = True
+
     def on_headers_complete(self) -> None:
         """The head is whole; what follows is its body."""
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._declined = declined(self.parser, self.url, self.headers)
+            return
         self._in_head, self._turned = False, True
         self._head_bytes = 0
+        self._begun = False
+        self._heads += 1
+        if (direct := self._straight()) is not None:
+            self._direct = self.cycle = direct
+            self.headers = []
+            return
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.headers, self.expect_100_continue = url, headers, expects
+        self.scope["headers"] = headers
         self.scope["state"][PEER_UID] = self._peer_uid
         super().on_headers_complete()
+        self.headers = []  # what comes behind the body is no header of this request, whatever its name
+        assert isinstance(self.cycle, RequestResponseCycle)
         self.cycle.transport = _AnswerTransport(self)  # its task begins later
         if self._on_gone is None:
             self._on_gone = set()
         cast(Scope, self.cycle.scope)[ON_GONE] = self._on_gone
 
+    def _straight(self) -> DirectCycle | None:
+        """The request whose head is whole, where it is one for the short way and nothing is owed before it."""
+        app, parser = self.app, self.parser
+        if not isinstance(app, HttpApp) or app.direct is None or parser.get_method() != b"POST":
+            return None
+        if parser.get_http_version() != "1.1" or not (self.cycle is None or self.cycle.response_complete):
+            return None
+        if self.flow.write_paused or self.transport.is_closing():  # the long way waits for a client that doesn't read
+            return None
+        headers = dict(self.headers)
+        asked = DirectCycle.takes(self.url, headers, app.max_body_bytes)
+        if asked is None or parser.should_upgrade():
+            return None
+        keep_alive = parser.should_keep_alive()
+        return DirectCycle(self, app.direct, app.record, asked, headers, keep_alive=keep_alive)
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of a body."""
+        if self._direct is not None:
+            self._direct.feed(body)
+        else:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         """The body is whole; what follows is the next head."""
+        if self._declined is not None:
+            return
         self._in_head, self._turned = True, True
-        super().on_message_complete()
+        self._head_bytes = 0
+        if self._direct is not None:
+            direct, self._direct = self._direct, None
+            direct.run()
+        else:
+            super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """What the parser couldn't read."""
-        self._refuse(b"400 Bad Request", "this is not HTTP/1.1, or its body doesn't follow its headers")
+    def common_headers(self) -> Headers:
+        """Those of every answer, as uvicorn keeps them: the date."""
+        return self.server_state.default_headers
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends no more. True keeps the connection: who has asked may wait for the answer."""
+        if self.lingers or self.transport.is_closing() or self.scheme == "https":  # TLS ends both directions at once
+            return False
+        half_closed = HalfClosed(self.transport.get_extra_info("socket").fileno(), self.transport.abort)
+        if half_closed.gone():
+            return False
+        unanswered = self.cycle is not None and not self.cycle.response_complete
+        progress = self.progress()
+        if progress is not None and progress.part != "answer" and self._received_bytes:
+            self._refuse(b"400 Bad Request", f"the request ended within its {progress.part}")
+        if self.lingers or not unanswered:
+            return False
+        self._half_closed = half_closed
+        half_closed.watch()
+        spoken = "1.1" if isinstance(self.cycle, DirectCycle) else self.scope.get("http_version")
+        if not self.cycle.response_started and spoken == "1.1":
+            self.transport.write(INTERIM)
+        return True
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         """A request is answered, and the next one of the pipeline begins."""
         was_last = not self.pipeline
         self.flush()
-        super().on_response_complete()
+        self._go_on()
         if was_last and self._owed is not None:
             self._send_refusal(*self._owed)
-        if self.lingers:
-            self._unset_keepalive_if_required()  # what ends it is the cut-off, however long a connection is kept
+        if was_last and self._half_closed is not None:
+            self.transport.close()
+
+    def _go_on(self) -> None:
+        """With the next request of the pipeline, or with waiting for one. A timer that is set and taken back with each
+        request would be a part of what one costs: ours looks again when it finds the connection in use."""
+        if self.pipeline:
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        self._answered_at = self.loop.time()
+        if self._quiet is None:
+            self._quiet = self.loop.call_later(self.timeout_keep_alive, self._end_when_quiet)
+
+    def _end_when_quiet(self) -> None:
+        self._quiet = None
+        left_s = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if self.transport.is_closing() or self.lingers:
+            return
+        if left_s > 0 or not self.cycle.response_complete or not self._in_head or self._head_bytes:
+            self._quiet = self.loop.call_later(max(left_s, 1.0), self._end_when_quiet)
+        else:
+            self.transport.close()
 
     @property
     def lingers(self) -> bool:
@@ -138,10 +278,38 @@ class DoorProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by whomever."""
-        if self._cut_off is not None:
-            self._cut_off.cancel()
+        for timer in (self._cut_off, self._quiet):
+            if timer is not None:
+                timer.cancel()
+        if self._half_closed is not None:
+            self._half_closed.end()
+        if self._answering is not None and not self._answering.response_complete:
+            self._answering.disconnected = True
         super().connection_lost(exc)
         self._leave()
+
+    def progress(self) -> Progress | None:
+        """What this client is to do next, and how far it is; None while it is our turn."""
+        if unread_bytes := self.transport.get_write_buffer_size():
+            return Progress("answer", self._heads, unread_bytes)
+        if self.lingers or self._owed is not None or self.transport.is_closing() or self.flow.read_paused:
+            return None
+        if not self._in_head:
+            return Progress("body", self._heads, self._received_bytes)
+        begun = self.cycle is None or self._head_bytes > 0 or self._begun
+        return Progress("head", self._heads, self._received_bytes) if begun else None
+
+    def too_slow(self, part: Part, limit_s: float) -> None:
+        """This client had its time: it reads why, unless it reads nothing, or asked nothing."""
+        if part == "answer":
+            _seldom.warn(part, "a client read too little of its answer within %g s and is cut off", limit_s)
+            self.transport.abort()
+        elif not self._received_bytes:
+            self.transport.close()
+        else:
+            _seldom.warn(part, "a client sent too little of a request's %s within %g s and is refused", part, limit_s)
+            least = "was not whole" if part == "head" else f"brought less than {LEAST_BYTES} bytes"
+            self._refuse(b"408 Request Timeout", f"the request's {part} {least} within {limit_s:g} s")
 
     def _linger(self) -> None:
         """Send nothing more, and throw away what comes until the client ends too, or sends too much or too long."""
@@ -162,6 +330,8 @@ class DoorProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _leave(self) -> None:
+        if isinstance(self.cycle, DirectCycle):
+            self.cycle.leave()
         for leave in tuple(self._on_gone or ()):
             leave()
 
@@ -179,11 +349,14 @@ class DoorProtocol(HttpToolsProtocol):
     def _send_refusal(self, status: bytes, text: str) -> None:
         if self.lingers or self.transport.is_closing():
             return
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            self._write_refusal(status, text)
+        self._linger()
+
+    def _write_refusal(self, status: bytes, text: str) -> None:
         body = error_body(text)
         head = b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            self.transport.write(head % (status, len(body)) + body)
-        self._linger()
+        self.transport.write(head % (status, len(body)) + body)
 
 
 class _AnswerTransport(asyncio.Transport):

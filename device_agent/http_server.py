@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import socket
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import uvicorn
 
+from device_agent.descriptors import accept_errors
 from device_agent.http import App
 from device_agent.http_protocol import DoorProtocol
+from device_agent.listen import BACKLOG
+from device_agent.seldom import Seldom
+from device_agent.slow_clients import SlowClients
+
+#: In one turn of the loop, for each door; the next turns refuse what is too much (:mod:`device_agent.descriptors`).
+ACCEPTED_AT_ONCE = 32
 
 
 class HttpServer(uvicorn.Server):
-    """Serves the application on sockets that are already open; ``should_exit`` closes it.
+    """Serves the application on sockets that are already open; :meth:`close` ends it.
 
-    ``drain_s``: how long requests in flight may take after that; two seconds are added to tell those who still wait.
+    ``receive_timeout_s``: of a client that hardly moves (:mod:`device_agent.slow_clients`).
     ``tls``: for TCP only. What the file system guards stays plain.
     """
 
-    def __init__(self, app: App, *, drain_s: float, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, app: App, *, receive_timeout_s: float = 60.0, tls: ssl.SSLContext | None = None) -> None:
         config = uvicorn.Config(
             app,
             http=DoorProtocol,
@@ -28,25 +39,39 @@ class HttpServer(uvicorn.Server):
             loop="asyncio",
             lifespan="off",
             log_config=None,
-            log_level="warning",
+            log_level="error",  # its warnings are of clients, as many as they like; ours are said seldom
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            backlog=1024,
+            backlog=ACCEPTED_AT_ONCE,
             timeout_keep_alive=75,
-            timeout_graceful_shutdown=round(drain_s) + 2,
         )
         super().__init__(config)
         self._tls = tls
+        self._slow_clients = SlowClients(receive_timeout_s)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept."""
+        loop = asyncio.get_running_loop()
+        seldom = Seldom(logging.getLogger("device_agent.http"))
+        loop.set_exception_handler(accept_errors(seldom, loop.get_exception_handler()))
         servers = []
         for sock in sockets or ():
             self.config.ssl = None if sock.family == socket.AF_UNIX else self._tls
             await super().startup(sockets=[sock])
             servers += self.servers
+            sock.listen(BACKLOG)  # asyncio has set it to what it accepts at once
         self.servers = servers
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second."""
+        self._slow_clients.look(cast("Iterable[DoorProtocol]", self.server_state.connections), time.monotonic())
+        return await super().on_tick(counter)
+
+    def close(self, *, drain_s: float) -> None:
+        """Accept no more. Requests in flight have ``drain_s``; two seconds are added to tell those who still wait."""
+        self.config.timeout_graceful_shutdown = round(drain_s) + 2
+        self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

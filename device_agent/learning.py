@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from device_agent.service_time import ServiceTime
+from device_agent.scheduler import Pending
+from device_agent.service_time import DEFAULT_UNITS, ServiceTime
 from device_agent.values import InferenceRequest
 from device_agent.worker_pool import BatchResult
 
@@ -12,12 +13,18 @@ from device_agent.worker_pool import BatchResult
 class Learning:
     """Holds the estimate that stands now; what it is made of is pure, in :mod:`device_agent.service_time`."""
 
-    def __init__(self) -> None:
-        self.service = ServiceTime.prior(None)
+    def __init__(self, *, one_by_one: bool = False) -> None:
+        self._one_by_one = one_by_one
+        self.service = ServiceTime.prior(None, one_by_one=one_by_one)
 
     def begin(self, busy_s: float | None, length: int | None = None) -> None:
         """Forget what was learnt and begin from one request: how long it took, and its tokens where they are known."""
-        self.service = ServiceTime.prior(busy_s) if length is None else ServiceTime.prior(busy_s, max(length, 1))
+        units = DEFAULT_UNITS if length is None else max(length, 1)
+        self.service = ServiceTime.prior(busy_s, units, one_by_one=self._one_by_one)
+
+    def alone_s(self, pending: Pending) -> float:
+        """How long a request would take alone."""
+        return self.service.busy_s(self.service.units(pending.cost_bytes))
 
     def learn(self, requests: Sequence[InferenceRequest], result: BatchResult, seen_s: float) -> None:
         """Learn from a batch that took ``seen_s`` from its sending to its answer."""

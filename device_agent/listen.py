@@ -20,7 +20,7 @@ def open_sockets(http: Http) -> tuple[socket.socket, ...]:
     opened: list[socket.socket] = []
     try:
         if http.bind:
-            opened.append(_tcp(http.bind))
+            opened.append(_tcp(http.bind, "http.bind"))
         if http.unix_socket is not None:
             opened.append(_unix(http.unix_socket))
     except BaseException:
@@ -28,6 +28,12 @@ def open_sockets(http: Http) -> tuple[socket.socket, ...]:
             sock.close()
         raise
     return tuple(opened)
+
+
+def check_free(bind: str, *, where: str) -> None:
+    """Whether an address can be bound, for servers that don't tell why not. Raises :class:`ResourceError`."""
+    if split_bind(bind)[1]:
+        _tcp(bind, where).close()
 
 
 def address(sock: socket.socket, *, tls: bool = False) -> str:
@@ -45,7 +51,7 @@ def remove_socket_file(path: Path) -> None:
         path.unlink()
 
 
-def _tcp(bind: str) -> socket.socket:
+def _tcp(bind: str, where: str) -> socket.socket:
     host, port = split_bind(bind)
     try:
         family, _, _, _, name = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -53,7 +59,7 @@ def _tcp(bind: str) -> socket.socket:
         # client's delayed acknowledgement hold the second packet of every answer back for 40 ms.
         sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     except OSError as error:
-        raise ResourceError(f"{bind} can't be bound ({error.strerror})", where="http.bind") from error
+        raise ResourceError(f"{bind} can't be bound ({error.strerror})", where=where) from error
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind(name)
@@ -64,11 +70,11 @@ def _tcp(bind: str) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise ResourceError(
                 f"port {port} on {host} is in use by another process",
-                where="http.bind",
-                remedy=f"Stop that process (see: ss -ltnp 'sport = :{port}') or set another port in [http] bind",
+                where=where,
+                remedy=f"Stop that process (see: ss -ltnp 'sport = :{port}') or set another port in {where}",
             ) from error
         raise ResourceError(
-            f"{bind} can't be bound ({error.strerror})", where="http.bind", remedy="Choose an address of this machine"
+            f"{bind} can't be bound ({error.strerror})", where=where, remedy="Choose an address of this machine"
         ) from error
     return sock
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from device_agent.device_state import STRAINS
 from device_agent.status import AgentStatus
-from device_agent.values import Completion
+from device_agent.values import SERVING, Completion
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -99,6 +99,10 @@ class Metrics:
         models = status.models.values()
         one = ("model",)
         page.family("aios_queue_depth", "gauge", "Requests waiting.", [((m.model,), m.queued) for m in models], one)
+        limited: list[tuple[tuple[str, ...], float]] = [
+            ((m.model,), m.waiting_limit) for m in models if m.waiting_limit is not None
+        ]
+        page.family("aios_waiting_limit", "gauge", "How many without a deadline may wait.", limited, one)
         page.family(
             "aios_running", "gauge", "Requests in the worker's batch.", [((m.model,), m.running) for m in models], one
         )
@@ -106,7 +110,7 @@ class Metrics:
             "aios_model_ready",
             "gauge",
             "1 while it serves.",
-            [((m.model,), int(m.state == "ready")) for m in models],
+            [((m.model,), int(m.state in SERVING)) for m in models],
             one,
         )
         page.family(
@@ -114,6 +118,13 @@ class Metrics:
             "counter",
             "Workers that died and came back.",
             [((m.model,), m.restarts) for m in models],
+            one,
+        )
+        page.family(
+            "aios_worker_recycles_total",
+            "counter",
+            "Workers that were replaced because of the memory they took.",
+            [((m.model,), m.recycles) for m in models],
             one,
         )
         page.family(
@@ -149,6 +160,14 @@ class Metrics:
         self._device(page, status)
         self._privacy(page, status)
         page.family("aios_outbox_depth", "gauge", "Messages waiting.", [((), status.mqtt.outbox.depth)], ())
+        if (infer := status.mqtt_infer) is not None:
+            page.family(
+                "aios_mqtt_infer_total",
+                "counter",
+                "Inference asked for over MQTT: how it ended.",
+                _keyed((name, getattr(infer, name)) for name in ("answered", "shed", "lost", "ignored")),
+                ("outcome",),
+            )
         page.family("aios_mqtt_connected", "gauge", "1 while connected.", [((), int(status.mqtt.link.connected))], ())
 
     def _cloud(self, page: Page, status: AgentStatus) -> None:

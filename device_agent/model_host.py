@@ -1,8 +1,9 @@
 """One model: its queue, its worker, and the life of a request between them.
 
-The request's own task asks the router, waits in the queue or for the cloud, and asks again when either fails it, so a
-client that goes away takes its request along. One task per model feeds the worker and brings it back when it dies.
-Every request gets exactly one answer: the one its own task returns.
+A request asks the router when it comes, waits in the queue or for the cloud, and asks again when either fails it. One
+that stays on this device is a ticket and nothing else: no task, no future, no turn of the event loop beyond those in
+which its bytes came and its batch was answered. One that leaves is a task from then on. Every request gets exactly one
+answer, unless its client goes away, which takes it along.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -24,17 +27,19 @@ from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
 from device_agent.raw_model import as_loaded
 from device_agent.rehearsal import rehearse
+from device_agent.resting import MakeRoom, no_budget
 from device_agent.review import Review
+from device_agent.room import Room
 from device_agent.router import for_want_of_cloud
 from device_agent.scheduler import Pending
 from device_agent.second_opinion import second_opinion
 from device_agent.service_time import ServiceTime
 from device_agent.surroundings import Surroundings
-from device_agent.ticket import Ticket
+from device_agent.ticket import Arrival, Ticket, Verdict
 from device_agent.ticket_queue import TicketQueue
 from device_agent.trace import Decided, traced
 from device_agent.track_record import TrackRecord
-from device_agent.values import ActivationReport, Cloud, Decision, InferenceRequest, Local, Reason, Shed
+from device_agent.values import SERVING, ActivationReport, Cloud, Decision, InferenceRequest, Local, Reason, Shed
 from device_agent.worker_pool import WorkerSpec
 
 log = logging.getLogger("device_agent.model")
@@ -43,20 +48,33 @@ log = logging.getLogger("device_agent.model")
 class ModelHost:
     """Serves one bundle. What its worker is doing: ``instance``. ``never_leaves``: every request is local-only."""
 
-    def __init__(self, spec: WorkerSpec, bundle: Bundle, around: Surroundings, *, never_leaves: bool = False) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        bundle: Bundle,
+        around: Surroundings,
+        *,
+        never_leaves: bool = False,
+        make_room: MakeRoom = no_budget,
+    ) -> None:
         self.name = spec.model
         self.never_leaves = never_leaves
         self.bundle = bundle
         self.tensors = frozenset(tensor.name for tensor in bundle.manifest.inputs)  # the model's own inputs
         self.slowdown = spec.slowdown
         self._around = around
-        self._queue = queue = TicketQueue()
-        self._learning = learning = Learning()
-        self.instance = ModelInstance(spec, around, on_lost=queue.wake.set)
-        self._judge = Judge(bundle.manifest, around, queue, self.instance, learning)
+        weights = {tenant.id: tenant.weight for tenant in around.tenants if tenant.sees(spec.model)}
+        self._learning = learning = Learning(one_by_one=bundle.manifest.max_batch_size == 1)
+        self._queue = queue = TicketQueue(weights, learning.alone_s)
+        self.room = room = Room(queue, learning, around.rules, weights, bundle.manifest.max_batch_size)
+        wake = asyncio.Event()
+        self.instance = ModelInstance(spec, around, wake.set, make_room)
+        self._judge = Judge(bundle.manifest, around, queue, self.instance, learning, room)
         self._review = Review(queue, self._judge, around.clock)
         self.record = TrackRecord(learning, around.slowed)
-        self._dispatch = Dispatch(self.instance, queue, self._judge, self._review, learning, self.record, around)
+        self._dispatch = Dispatch(
+            self.instance, queue, self._judge, self._review, learning, self.record, around, wake, room
+        )
         self._task: asyncio.Task[None] | None = None
         self._here = 0  # requests that aren't answered yet, wherever they wait
         self._nobody_here = asyncio.Event()
@@ -64,8 +82,13 @@ class ModelHost:
 
     @property
     def state(self) -> str:
-        """loading, ready, restarting, refused, stopped."""
+        """loading, ready, restarting, quarantined, resting, waking, refused, stopped."""
         return self.instance.state
+
+    @property
+    def serves(self) -> bool:
+        """Whether who asks is answered, if need be after a load."""
+        return self.instance.state in SERVING
 
     @property
     def detail(self) -> str | None:
@@ -131,22 +154,14 @@ class ModelHost:
         for ticket in waiting:
             ticket.resolve(Shed(Reason.DRAINING, 5.0))
         self._queue.clear()
+        await self.instance.recycling.end()
         await self.instance.worker.stop()
 
     # A request
 
-    async def infer(self, request: InferenceRequest) -> Answer:
-        """Answer one request, wherever it may; cancelling takes it out of the queue."""
-        self._here += 1
-        self._nobody_here.clear()
-        try:
-            return await self._infer(request)
-        finally:
-            self._here -= 1
-            if not self._here:
-                self._nobody_here.set()
-
-    async def _infer(self, request: InferenceRequest) -> Answer:
+    def submit(self, request: InferenceRequest, on_answer: Callable[[Answer], None]) -> Ticket:
+        """Take a request in. ``on_answer`` is called with its answer, once, maybe before this returns; never after
+        :meth:`leave`."""
         if self.never_leaves:
             request = msgspec.structs.replace(request, local_only=True)
         ticket = Ticket(
@@ -156,65 +171,125 @@ class ModelHost:
                 priority=request.priority,
                 deadline_at=request.deadline_at,
                 cost_bytes=request.cost_hint_bytes,
+                tenant=request.tenant,
             ),
-            reason=Reason.IDLE,
-            verdict=asyncio.get_running_loop().create_future(),
+            on_verdict=self._told,
+            on_answer=on_answer,
         )
-        question = self._judge.question(ticket)
-        decision = question.decide()
+        self.room.arrives(ticket.pending, self._around.clock())
+        if self._around.trace is None:
+            decision = self._judge.decide(ticket)
+        else:
+            question = self._judge.question(ticket)
+            decision = question.decide()
+            ticket.arrival = Arrival(question, decision, *self._around.device())
         if not isinstance(decision, Local) and self.instance.ready and not self.queued and not self.running:
             self.record.turned_away(request, self._around.clock())
-        if self._around.trace is None:
-            return await self._answer(ticket, decision)
-        device, sampled_at = self._around.device()
-        answer = await self._answer(ticket, decision)
-        line = traced(
-            self.name,
-            question,
-            ticket.unsure or decision,
-            device=device,
-            sampled_at=sampled_at,
-            opinion=ticket.opinion,
-            outcome=Decided(route=answer.route, reason=answer.reason.value),
-            status=answer.status,
-            now=self._around.clock(),
-        )
-        self._around.trace(line)
-        return answer
+        if not isinstance(decision, Local) and self.state == "resting":
+            self.instance.resting.want()
+        self._here += 1
+        self._nobody_here.clear()
+        self._follow(ticket, decision)
+        return ticket
 
-    async def _answer(self, ticket: Ticket, decision: Decision) -> Answer:
-        """Follow a decision, and those after it, to an answer."""
-        request = ticket.request
-        while True:
-            if isinstance(decision, Shed):
-                return shed_answer(decision)
-            if isinstance(decision, Cloud):
-                answer = await self._around.cloud.infer(decision, request, self.name, tried=ticket.failed_at)
-                if isinstance(answer, Answer):
-                    return answer
-                ticket.failed_at = (*ticket.failed_at, *answer.endpoints)
-                decision = self._judge.decide(ticket)  # another endpoint, if there is time
-                if not isinstance(decision, Cloud):
-                    decision = for_want_of_cloud(decision, answer.reason)
-                continue
-            ticket.reason = decision.reason
-            outcome = await self._wait(ticket)
-            if isinstance(outcome, Answer):
-                ticket.unsure = self._judge.second_opinion(ticket, outcome.confidence)
-                if ticket.unsure is None:
-                    return outcome
-                now, cloud = self._around.clock(), self._around.cloud
-                return await second_opinion(outcome, ticket.unsure, request, cloud, now, ticket.failed_at)
-            decision = outcome
+    def leave(self, ticket: Ticket) -> None:
+        """Its client has gone: it frees its place. Nothing happens to one that was answered."""
+        if not ticket.answered:
+            ticket.waits = False
+            self._queue.drop(ticket)
+            if ticket.asking is not None:
+                ticket.asking.cancel()
+            self._gone(ticket)
 
-    async def _wait(self, ticket: Ticket) -> Answer | Cloud | Shed:
-        """Queue the ticket and wait for its verdict."""
-        if ticket.verdict.done():  # it was decided before, and the decision failed
-            ticket.verdict = asyncio.get_running_loop().create_future()
-        self._queue.put(ticket)
-        if ticket.request.deadline_at is not None:  # nobody else is ever reviewed
-            self._review.plan()
+    async def infer(self, request: InferenceRequest) -> Answer:
+        """:meth:`submit`, awaited; cancelling it is leaving."""
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        ticket = self.submit(request, lambda answer: None if answered.done() else answered.set_result(answer))
         try:
-            return await ticket.verdict
+            return await answered
         finally:
-            self._queue.drop(ticket)  # no-op once it was taken; a cancelled client frees its place
+            self.leave(ticket)
+
+    def _follow(self, ticket: Ticket, decision: Decision) -> None:
+        """Do what the router says."""
+        if isinstance(decision, Local):
+            ticket.reason, ticket.waits = decision.reason, True
+            self._dispatch.offer(ticket)
+            # Nobody else is ever reviewed, and who runs already needn't be.
+            if ticket.request.deadline_at is not None and ticket in self._queue:
+                self._review.plan()
+        elif isinstance(decision, Cloud):
+            ticket.asking = self._task_of(self._ask_cloud(ticket, decision), ticket)
+        else:
+            self._answer(ticket, shed_answer(decision))
+
+    def _told(self, ticket: Ticket, verdict: Verdict) -> None:
+        """What became of one that waited here. Others wait behind it: whatever goes wrong is its trouble alone."""
+        try:
+            if not isinstance(verdict, Answer):
+                self._follow(ticket, verdict)
+                return
+            ticket.unsure = self._judge.second_opinion(ticket, verdict.confidence)
+            if ticket.unsure is None:
+                self._answer(ticket, verdict)
+            else:
+                ticket.asking = self._task_of(self._ask_again(ticket, verdict, ticket.unsure), ticket)
+        except Exception:
+            self._failed(ticket)
+
+    async def _ask_cloud(self, ticket: Ticket, decision: Cloud) -> None:
+        """Ask one endpoint, and another, while the router says so; then do what it says instead."""
+        after: Decision = decision
+        while isinstance(after, Cloud):
+            answer = await self._around.cloud.infer(after, ticket.request, self.name, tried=ticket.failed_at)
+            if isinstance(answer, Answer):
+                self._answer(ticket, answer)
+                return
+            ticket.failed_at = (*ticket.failed_at, *answer.endpoints)
+            after = self._judge.decide(ticket)  # another endpoint, if there is time
+            if not isinstance(after, Cloud):
+                after = for_want_of_cloud(after, answer.reason)
+        self._follow(ticket, after)
+
+    async def _ask_again(self, ticket: Ticket, ours: Answer, unsure: Cloud) -> None:
+        now, cloud = self._around.clock(), self._around.cloud
+        self._answer(ticket, await second_opinion(ours, unsure, ticket.request, cloud, now, ticket.failed_at))
+
+    def _task_of(self, asking: Coroutine[Any, Any, None], ticket: Ticket) -> asyncio.Task[None]:
+        async def guarded() -> None:
+            try:
+                await asking
+            except Exception:
+                self._failed(ticket)
+
+        return asyncio.get_running_loop().create_task(guarded(), name=f"cloud-{self.name}")
+
+    def _failed(self, ticket: Ticket) -> None:
+        log.exception("a request for %s failed", self.name)
+        text = "an internal error; the agent's log has it"
+        self._answer(ticket, Answer(status=500, route="error", reason=ticket.reason, error=text))
+
+    def _answer(self, ticket: Ticket, answer: Answer) -> None:
+        if ticket.answered:
+            return
+        self._gone(ticket)
+        if (arrival := ticket.arrival) is not None and self._around.trace is not None:
+            line = traced(
+                self.name,
+                arrival.question,
+                ticket.unsure or arrival.decision,
+                device=arrival.device,
+                sampled_at=arrival.sampled_at,
+                opinion=ticket.opinion,
+                outcome=Decided(route=answer.route, reason=answer.reason.value),
+                status=answer.status,
+                now=self._around.clock(),
+            )
+            self._around.trace(line)
+        ticket.on_answer(answer)
+
+    def _gone(self, ticket: Ticket) -> None:
+        ticket.answered = True
+        self._here -= 1
+        if not self._here:
+            self._nobody_here.set()

@@ -6,37 +6,55 @@ What becomes of requests meanwhile is the model host's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
-from aios_edge.errors import AiosEdgeError, BundleRefused
+import msgspec
+
+from aios_edge.errors import AiosEdgeError, BundleRefused, WorkerLost
+from device_agent.quarantine import Quarantine
+from device_agent.recycling import Recycling
 from device_agent.restart import RestartPlan
+from device_agent.resting import MakeRoom, Resting, no_budget
 from device_agent.surroundings import Surroundings
 from device_agent.ticket import Running
-from device_agent.values import ActivationReport
+from device_agent.values import ActivationReport, Reason
 from device_agent.worker_pool import WorkerHandle, WorkerSpec
 
 log = logging.getLogger("device_agent.model")
 
 
 class ModelInstance:
-    """A worker, and its successors. ``state``: loading, ready, restarting, refused, stopped.
+    """A worker, and its successors. ``state``: loading, ready, restarting, quarantined, resting, waking, refused,
+    stopped.
 
     ``on_lost`` is called when a worker ends that nobody stopped, busy or idle.
     """
 
-    def __init__(self, spec: WorkerSpec, around: Surroundings, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        around: Surroundings,
+        on_lost: Callable[[], None],
+        make_room: MakeRoom = no_budget,
+    ) -> None:
         self.state = "loading"
         self.detail: str | None = None  # why it isn't ready
         self.report: ActivationReport | None = None
         self.restarts = 0
         self.running = Running()
         self.plan = RestartPlan()
+        self.quarantine = Quarantine()
         self.lost_at = 0.0
         self.worker = WorkerHandle(spec, on_stage=self._staged, on_lost=self._told_lost)
         self._name = spec.model
+        self.recycling = Recycling(self, spec.model, spec.max_rss_bytes, around)
+        self.resting = Resting(self, spec.model, around, make_room)
         self._around = around
         self._on_lost = on_lost
+        self._released: asyncio.Future[Exception | None] | None = None  # an operator waits for the next try
+        self._release = asyncio.Event()
         self._how_lost = "ended"  # as the handle said it; of a batch's worker its WorkerLost says it too
 
     @property
@@ -47,6 +65,8 @@ class ModelInstance:
     def free_at(self, now: float) -> float:
         """When it is expected to take the next batch. Whatever overran its estimate is given a tenth more of what it
         took so far: the longer something hangs, the longer it is likely to hang on."""
+        if self.state == "resting":
+            return now + self.plan.start_s
         if not self.ready:
             return max(self.lost_at + self.plan.expected_s, now + 0.1 * (now - self.lost_at))
         if not self.running.tickets:
@@ -54,10 +74,58 @@ class ModelInstance:
         since = self.running.since
         return max(since + self.running.expected_s, now + 0.1 * (now - since))
 
+    @property
+    def away(self) -> Reason:
+        """What is said to those who would have to wait for a worker."""
+        if self.state == "quarantined":
+            return Reason.QUARANTINED
+        return Reason.LOADING if self.state in ("resting", "waking") else Reason.WORKER_LOST
+
+    def back_in_s(self, now: float) -> float:
+        """When a worker is expected that isn't there."""
+        until = self.quarantine.until
+        return self.plan.expected_s if until is None else max(until - now, 0.0) + self.plan.start_s
+
+    def served(self) -> None:
+        """A batch was answered: the crashes before it are history."""
+        self.plan, self.quarantine = self.plan.served(), self.quarantine.served()
+        self.resting.used_at = self._around.clock()
+        self.recycling.look()
+
+    def chore(self, waiting: int) -> Callable[[], Awaitable[None]] | None:
+        """What is to be done between two batches, before the next one, while so many requests wait."""
+        return self.recycling.between_batches if self.recycling.due else self.resting.chore(waiting)
+
+    def wake(self) -> None:
+        """There is a chore."""
+        self._on_lost()
+
+    def hand_over(self, old: WorkerHandle, new: WorkerHandle) -> bool:
+        """Let another worker take the next batch; False when the old one isn't there any more."""
+        if self.state != "ready" or self.worker is not old or not old.ready:
+            return False
+        new.spec = old.spec
+        self.worker = new
+        return True
+
+    async def start_fresh(self, state: str, why: str) -> bool:
+        """End the worker, which has no batch, and start another; whether it serves. Else it is as after a crash."""
+        self.state, self.detail, self.lost_at = state, why, self._around.clock()
+        began = self.lost_at
+        await self.worker.stop()
+        try:
+            await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s)
+        except Exception as error:
+            self._did_not_start(error)
+            return False
+        self.plan = self.plan.started(self._around.clock() - began)
+        self.open()
+        return True
+
     async def activate(self) -> ActivationReport:
         """Start the worker and check the whole contract. Raises what refused it."""
         try:
-            self.report = await self.worker.start("full")
+            self.report = await self.worker.start("full", timeout_s=self._around.policy.load_timeout_s)
         except AiosEdgeError as error:
             self.state, self.detail = "refused", str(error)
             self.report = self.worker.report
@@ -70,12 +138,23 @@ class ModelInstance:
         Raises what refused it."""
         started = self._around.clock()
         try:
-            await self.worker.start("quick")
+            self._reopened(await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s))
         except AiosEdgeError as error:
             self.detail = str(error)
             raise
         self.plan = RestartPlan().started(self._around.clock() - started)
         self.open()
+
+    def _reopened(self, found: ActivationReport) -> None:
+        """A quick check measures nothing, but the model may be on other providers now."""
+        if self.report is not None:
+            self.report = msgspec.structs.replace(
+                self.report,
+                providers_active=found.providers_active,
+                provider_reason=found.provider_reason,
+                provider_steps=found.provider_steps,
+                engine=found.engine,
+            )
 
     def open(self) -> None:
         """Batches may come."""
@@ -84,11 +163,15 @@ class ModelInstance:
     def lost(self, description: str, *, in_flight: int, queued: int) -> float:
         """The worker died; returns when that was noticed."""
         now = self._around.clock()
-        self.state, self.detail = "restarting", description
-        self.lost_at = now
-        self.plan = self.plan.crashed()
+        replaced = self.state == "ready" and self.worker.ready  # in its last batch, another one serves already
+        if not replaced:
+            self.state, self.detail, self.lost_at = "restarting", description, now
+            self.plan = self.plan.crashed()
         self._around.emit("worker_crashed", model=self._name, how=description, in_flight=in_flight, queued=queued)
+        if replaced:
+            return now
         log.warning("worker of %s %s with %d requests in its batch; restarting", self._name, description, in_flight)
+        self._count_crash(now, description)
         return now
 
     def lost_while_idle(self, *, queued: int) -> None:
@@ -97,18 +180,39 @@ class ModelInstance:
 
     async def restart(self) -> Exception | None:
         """Start a worker again when the plan says so; returns what kept it from coming back."""
-        await asyncio.sleep(self.plan.pause_s)
+        if self.state == "quarantined":
+            await self._sit_out()
+        else:
+            await asyncio.sleep(self.plan.pause_s)
+        failure = await self._start_again()
+        if self._released is not None and not self._released.done():
+            self._released.set_result(failure)
+        return failure
+
+    async def release(self) -> None:
+        """Try now, however often its workers died. Raises what kept one from coming back."""
+        self._released = asyncio.get_running_loop().create_future()
+        self._release.set()
+        failure = await self._released
+        if failure is not None:
+            raise failure
+
+    async def _sit_out(self) -> None:
+        """Wait for the end of the quarantine, or for an operator who ends it."""
+        self._release.clear()
+        left_s = (self.quarantine.until or 0.0) - self._around.clock()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._release.wait(), max(left_s, 0.0))
+        self.quarantine = Quarantine() if self._release.is_set() else self.quarantine.tried()
+        log.info("%s: quarantine is over, one try", self._name)
+
+    async def _start_again(self) -> Exception | None:
         await self.worker.stop(grace_s=0.0)
         started = self._around.clock()
         try:
-            await self.worker.start("quick")
+            self._reopened(await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s))
         except Exception as error:  # no descriptors left, say: whatever it is, it is tried again
-            self.plan = self.plan.crashed()
-            self.detail = str(error)
-            if isinstance(error, BundleRefused):
-                self._around.emit("contract_broken", model=self._name, check=error.promise, detail=error.what)
-            log.error("worker of %s did not come back: %s", self._name, error)
-            self.lost_at = self._around.clock()
+            self._did_not_start(error)
             return error
         self.restarts, now = self.restarts + 1, self._around.clock()
         self.plan = self.plan.started(now - started)
@@ -117,6 +221,35 @@ class ModelInstance:
         self._around.emit("worker_recovered", model=self._name, away_s=away_s, restarts=self.restarts)
         log.info("worker of %s is back after %.2f s", self._name, away_s)
         return None
+
+    def _did_not_start(self, error: Exception) -> None:
+        if self.state != "quarantined":
+            self.state = "restarting"
+        self.plan = self.plan.crashed()
+        self.detail = str(error)
+        if isinstance(error, BundleRefused):
+            self._around.emit("contract_broken", model=self._name, check=error.promise, detail=error.what)
+        log.error("worker of %s did not come back: %s", self._name, error)
+        self.lost_at = self._around.clock()
+        its_own_fault = isinstance(error, WorkerLost | BundleRefused)  # not the machine's
+        if its_own_fault or self.quarantine.on_trial:
+            self._count_crash(self.lost_at, str(error))
+
+    def _count_crash(self, now: float, how: str) -> None:
+        """Quarantine the model when it was one crash too many."""
+        self.quarantine = self.quarantine.crashed(now, self._around.policy)
+        if self.quarantine.until is None:
+            return
+        crashes, pause_s = len(self.quarantine.crashed_at), self.quarantine.until - now
+        within_s = round(now - self.quarantine.crashed_at[0], 3)
+        self.state = "quarantined"
+        self.detail = (
+            f"{crashes} crashes within {within_s:.3g} s, the last: {how}; one try in {pause_s:.3g} s, or load it"
+        )
+        self._around.emit(
+            "quarantined", model=self._name, crashes=crashes, within_s=within_s, how=how, pause_s=round(pause_s, 3)
+        )
+        log.error("%s is quarantined: %s", self._name, self.detail)
 
     def _told_lost(self, description: str) -> None:
         self._how_lost = description

@@ -10,7 +10,7 @@ from device_agent.model_host import ModelHost
 from device_agent.raw_model import is_raw
 from device_agent.rejected import Rejected
 from device_agent.settings import BundleEntry
-from device_agent.status import ModelStatus, ProbationStatus
+from device_agent.status import EngineBuild, ModelStatus, ProbationStatus
 from device_agent.succession import Probation
 from device_agent.trial_run import TrialRun
 
@@ -27,6 +27,7 @@ def bundle_status(host: ModelHost) -> BundleStatus:
         providers_requested=report.providers_requested if report else (),
         providers_active=report.providers_active if report else (),
         providers_reason=report.provider_reason if report else None,
+        provider_steps=report.provider_steps if report else (),
         detail=host.detail if host.state != "loading" else None,  # stages are for /status, not for the broker
     )
 
@@ -34,9 +35,11 @@ def bundle_status(host: ModelHost) -> BundleStatus:
 def model_status(
     host: ModelHost,
     entry: BundleEntry,
+    *,
     probation: Probation | None,
     trial: TrialRun | None,
     rejected: Rejected | None,
+    build: EngineBuild | None,
     now: float,
 ) -> ModelStatus:
     """A model for ``/status``, ``now``."""
@@ -52,14 +55,18 @@ def model_status(
         detail=host.detail,
         worker_pid=host.instance.worker.pid,
         worker_rss_bytes=host.instance.worker.rss_bytes,
+        worker_max_rss_bytes=host.instance.recycling.ceiling,
         restarts=host.instance.restarts,
+        recycles=host.instance.recycling.count,
         queued=host.queued,
+        waiting_limit=host.room.limit,
         running=host.running,
         max_batch_size=host.bundle.manifest.max_batch_size,
         service_base_s=host.service.base_s,
         service_per_unit_s=host.service.per_unit_s,
         spread=host.service.spread,
         activation=host.instance.report,
+        engine_build=build,
         probation=None if probation is None else _probation_status(host, probation, now),
         trial=None if trial is None else trial.figures,
         rejected=rejected if trial is None else None,
@@ -90,7 +97,13 @@ def _contract(host: ModelHost) -> Contract:
 
 def repository_index(deployment: Deployment) -> list[dict[str, Any]]:
     """Every model in Triton's words; bundles that may not serve are in it, with the reason."""
-    words = {"ready": "READY", "loading": "LOADING", "stopped": "UNLOADING", "unloading": "UNLOADING"}
+    words = {
+        "ready": "READY",
+        "loading": "LOADING",
+        "waking": "LOADING",
+        "stopped": "UNLOADING",
+        "unloading": "UNLOADING",
+    }
     index = [
         {
             "name": name,

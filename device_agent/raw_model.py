@@ -7,6 +7,7 @@ agent serves it as it serves any bundle; what differs asks :func:`is_raw`.
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -101,8 +102,9 @@ def raw_bundle(root: Path, name: str, version: str) -> Bundle:
 
 
 def digested(bundle: Bundle) -> Bundle:
-    """With the digests of all its files, and an id made of them: other weights are another model."""
-    paths = sorted(path for path in bundle.path.rglob("*") if path.is_file())
+    """With the digests of all its files, and an id made of them: other weights are another model. Raises
+    :class:`BundleRefused` (``repository``) for what is no file of the model's own."""
+    paths = own_files(bundle.path)
     files = tuple(
         FileEntry(
             path=path.relative_to(bundle.path).as_posix(), sha256=sha256_file(path), size_bytes=path.stat().st_size
@@ -112,6 +114,26 @@ def digested(bundle: Bundle) -> Bundle:
     identity = {"name": bundle.manifest.name, "version": bundle.manifest.version, "files": msgspec.to_builtins(files)}
     manifest = msgspec.structs.replace(bundle.manifest, files=files)
     return replace(bundle, manifest=manifest, bundle_id=bundle_id(identity))
+
+
+def own_files(root: Path) -> list[Path]:
+    """The files in ``root``. Whoever may put a model there must not have the agent read what else there is on the
+    device, or wait for a pipe: raises :class:`BundleRefused` (``repository``) for links that lead out of the model's
+    folder, and for what is neither file nor folder."""
+    home = root.parent.parent if root.name == MODEL else root.parent
+    allowed = {home.resolve(), root.resolve()}  # a whole version, or model, may be linked from elsewhere
+    found: list[Path] = []
+    for folder, names, files in os.walk(root):
+        for path in (Path(folder, name) for name in (*names, *files)):
+            if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in allowed):
+                what = f"{path.relative_to(root)} is a link that leads out of the model's folder"
+                raise BundleRefused("repository", what, where=str(root), remedy="Put the file itself there")
+            if path.is_file():
+                found.append(path)
+            elif not path.is_dir():
+                what = f"{path.relative_to(root)} is neither a file nor a folder"
+                raise BundleRefused("repository", what, where=str(root), remedy="Remove it")
+    return sorted(found)
 
 
 def is_raw(manifest: Manifest) -> bool:

@@ -35,9 +35,16 @@ class Move(msgspec.Struct, frozen=True, kw_only=True):
     count: int
 
 
+class Under(msgspec.Struct, frozen=True, kw_only=True):
+    """How many were recorded under a policy, by its digest; None: the trace doesn't say."""
+
+    digest: str | None
+    requests: int
+
+
 class Replay(msgspec.Struct, frozen=True, kw_only=True):
     """``unsure_unknown``: requests that would have stayed here, where the recording can't tell how sure their answers
-    would have been; only counted under a policy with ``min_confidence``."""
+    would have been; only counted under a policy with ``min_confidence``. ``policies``: those of the recording."""
 
     requests: int
     span_s: float
@@ -45,6 +52,7 @@ class Replay(msgspec.Struct, frozen=True, kw_only=True):
     replayed: tuple[Count, ...]
     moved: tuple[Move, ...]
     unsure_unknown: int
+    policies: tuple[Under, ...] = ()
 
 
 def replay(lines: Iterable[Line], policy: Policy) -> Replay:
@@ -52,6 +60,7 @@ def replay(lines: Iterable[Line], policy: Policy) -> Replay:
     recorded: Counter[Decided] = Counter()
     replayed: Counter[Decided] = Counter()
     moved: Counter[tuple[Decided, Decided]] = Counter()
+    policies: Counter[str | None] = Counter()
     span_s = 0.0
     unknown = 0
     for start in _starts(lines):
@@ -65,6 +74,7 @@ def replay(lines: Iterable[Line], policy: Policy) -> Replay:
             decision = _again(line, policy, triggers)
             unknown += isinstance(decision, Local) and line.opinion is None and policy.min_confidence is not None
             new = decided(decision)
+            policies[line.policy] += 1
             recorded[line.decided] += 1
             replayed[new] += 1
             if new != line.decided:
@@ -76,6 +86,7 @@ def replay(lines: Iterable[Line], policy: Policy) -> Replay:
         replayed=_counts(replayed),
         moved=tuple(Move(recorded=a, replayed=b, count=n) for (a, b), n in moved.most_common()),
         unsure_unknown=unknown,
+        policies=tuple(Under(digest=digest, requests=n) for digest, n in policies.most_common()),
     )
 
 
@@ -86,7 +97,7 @@ def _starts(lines: Iterable[Line]) -> list[list[Traced]]:
     for line in lines:
         if isinstance(line, Began):
             starts.append([])
-        else:
+        elif isinstance(line, Traced):
             starts[-1].append(line)
     return [sorted(start, key=lambda line: line.at) for start in starts if start]
 
@@ -104,7 +115,8 @@ def _again(line: Traced, policy: Policy, triggers: tuple[Trigger, ...]) -> Decis
         here=Here(
             forecast=line.forecast,
             worker_ready=line.worker_ready,
-            queue_full=line.queued >= policy.queue_limit,
+            away=line.away,
+            queue_full=line.crowded or line.queued >= policy.queue_limit,
             strain=triggers[0].reason if triggers else None,
         ),
     )

@@ -1,13 +1,12 @@
 """onnxruntime on the device: load a model with the bundle's session options on the profile's provider chain, run it.
 
-The only user of onnxruntime in the agent. onnxruntime falls back to the CPU without failing, so the chain is walked
-here: only providers that this build has are asked for, what the session really uses is compared afterwards, and the
-reason for a difference is kept. (A GPU build lists its providers even on a machine without a GPU.)
+The only importer of onnxruntime in the agent. How the chain is walked: :mod:`device_agent.provider_walk`.
 """
 
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,17 +15,21 @@ from numpy.typing import NDArray
 
 from aios_edge.bundle.read import Bundle
 from aios_edge.errors import MissingExtra, RequestError, RuntimeUnavailable
-from aios_edge.manifest import Scalar, SessionSpec, TensorSpec
+from aios_edge.manifest import SessionSpec, TensorSpec
 from aios_edge.oip.datatypes import DTYPES
 from aios_edge.profile import DeviceProfile, Provider
-from aios_edge.session import native, session_options
-from device_agent.provider_chain import cache_folder, provider_chain
+from aios_edge.session import session_options
+from aios_edge.telemetry import ProviderStep
+from device_agent.engine_cache import keep
+from device_agent.engine_plan import EnginePlan, plan_engine, settle
+from device_agent.provider_chain import provider_chain
+from device_agent.provider_walk import open_session, start_fault, step_down
 from device_agent.runtime_values import run_session, unservable
+from device_agent.values import Engines
 from device_agent.wide_outputs import needs_wide_outputs, with_wide_outputs
 
-CPU = "CPUExecutionProvider"
-_ERRORS_ONLY = 3
-_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_ERRORS_ONLY, _NOTHING = 3, 4
+_EVERYWHERE = ("CPUExecutionProvider", "AzureExecutionProvider")  # the latter asks a service: nothing of this machine
 
 #: onnxruntime's type -> the protocol's datatype.
 _DATATYPES = {
@@ -51,8 +54,8 @@ class Runtime:
     """A loaded model.
 
     ``providers_requested`` is the profile's chain, ``providers_active`` what the session uses, ``provider_reason``
-    why they differ (None when they don't; onnxruntime's implicit CPU at the end is no difference). ``options`` is what
-    the session was opened with.
+    why they differ (None when they don't; onnxruntime's implicit CPU at the end is no difference), ``steps`` all of it,
+    provider by provider. ``options`` is what the session was opened with, ``engine`` TensorRT's.
     """
 
     def __init__(
@@ -60,9 +63,9 @@ class Runtime:
         model_path: Path,
         session: SessionSpec,
         profile: DeviceProfile,
-        providers: tuple[Provider, ...] | None = None,
+        plan: EnginePlan | None = None,
     ) -> None:
-        """``providers``: the profile's with the bundle's options over theirs (default: the profile's).
+        """``plan``: the profile's chain with the bundle's options over it (default: the profile's alone).
 
         Raises :class:`MissingExtra` without onnxruntime, :class:`RuntimeUnavailable` when the model can't be
         loaded or a strict profile doesn't get its first provider.
@@ -71,28 +74,37 @@ class Runtime:
         ort.set_default_logger_severity(_ERRORS_ONLY)
         self.options = session_options(session, profile.threads)
         self.providers_requested = tuple(provider.name for provider in profile.providers)
-        self._providers = provider_chain(profile.providers, {}, None) if providers is None else providers
         self._model_path = model_path
-        self._session, reasons = self._open(ort, profile)
+        plan = plan or EnginePlan(chain=provider_chain(profile.providers, {}, None))
+        strict = profile.name if profile.strict_providers else None
+        began = time.monotonic()
+        opened = open_session(ort, model_path, self.options, plan.chain, strict=strict, left_out=plan.left_out)
+        took_s = time.monotonic() - began
+        self._session = opened.session
         self.providers_active: tuple[str, ...] = tuple(self._session.get_providers())
-        self.provider_reason = self._reason(reasons)
-        if profile.strict_providers and self.providers_active[0] != self.providers_requested[0]:
-            raise RuntimeUnavailable(
-                f"profile '{profile.name}' is strict and {self.providers_requested[0]} is not active: "
-                f"{self.provider_reason}",
-                where=str(model_path),
-                remedy="Install the runtime with that provider (see aios-edge doctor), or set strict_providers = false",
-            )
         self.inputs = tuple(_spec(node, model_path) for node in self._session.get_inputs())
         self.outputs = tuple(_spec(node, model_path) for node in self._session.get_outputs())
+        self._engine_key = plan.builds
+        self.steps, self.engine = settle(plan, opened.steps, self.inputs, took_s)
+        self.provider_reason = step_down(self.steps)
         if (why := unservable(ort, self.inputs, self.outputs)) is not None:
             remedy = "Cast to FP32 at the model's ends, or update onnxruntime"
             raise RuntimeUnavailable(why, where=str(model_path), remedy=remedy)
         self._wide = needs_wide_outputs(self.inputs, self.outputs)
         if self._wide:
-            self._session, _ = self._open(ort, profile, with_wide_outputs(model_path.read_bytes(), self.outputs))
+            content = with_wide_outputs(model_path.read_bytes(), self.outputs)
+            opened = open_session(
+                ort, model_path, self.options, plan.chain, strict=strict, left_out=plan.left_out, content=content
+            )
+            self._session = opened.session
         self._ort = ort
-        self._datatypes = {spec.name: spec.datatype for spec in self.inputs}
+        self.datatypes = {spec.name: spec.datatype for spec in self.inputs}
+        self.declared_empty = frozenset(spec.name for spec in self.inputs if 0 in spec.shape)
+        self.output_datatypes = {spec.name: spec.datatype for spec in self.outputs}
+        self._plain = all(
+            datatype not in ("BYTES", "BF16")
+            for datatype in (*self.datatypes.values(), *self.output_datatypes.values())
+        )
         #: Input -> the names of its free dimensions; equal names mean equal sizes, and onnxruntime doesn't ask for it.
         self._free = {
             node.name: tuple(dim if isinstance(dim, str) else None for dim in node.shape)
@@ -108,7 +120,10 @@ class Runtime:
         check_inputs(self.inputs, inputs)
         check_sizes(self._free, inputs)
         try:
-            values = run_session(self._ort, self._session, self.outputs, self._datatypes, inputs, wide=self._wide)
+            if self._plain:
+                values = self._session.run(None, inputs)
+            else:
+                values = run_session(self._ort, self._session, self.outputs, self.datatypes, inputs, wide=self._wide)
         except RequestError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no root
@@ -118,73 +133,42 @@ class Runtime:
             if kind == "InvalidArgument" or ("while running" in text and "allocate memory" not in text):
                 raise RequestError(f"the model refuses these inputs ({text})") from error
             raise RuntimeUnavailable(f"onnxruntime failed: {kind}: {text}", where=str(self._model_path)) from error
-        return {spec.name: value for spec, value in zip(self.outputs, values, strict=True)}
+        return dict(zip(self.output_datatypes, values, strict=True))
 
-    def _open(self, ort: Any, profile: DeviceProfile, model: bytes | None = None) -> tuple[Any, list[str]]:
-        """``model``: other bytes than the file's; its external data lie beside the file."""
-        available = ort.get_available_providers()
-        reasons = [f"{name} is not in this onnxruntime" for name in self.providers_requested if name not in available]
-        chain = [
-            (provider.name, {key: _option(value) for key, value in provider.options.items()})
-            for provider in self._providers
-            if provider.name in available
-        ]
-        strict = profile.strict_providers and self.providers_requested[0] != CPU
-        if strict:
-            # Fails loudly where a node would fall to the CPU; must not be combined with listing the CPU.
-            chain = [entry for entry in chain if entry[0] != CPU]
-            if not chain:
-                raise RuntimeUnavailable(
-                    f"profile '{profile.name}' is strict and {'; '.join(reasons)}",
-                    where=str(self._model_path),
-                    remedy="Install the onnxruntime that has it: [gpu], or on a Jetson NVIDIA's wheel",
-                )
-        elif all(name != CPU for name, _ in chain):
-            chain.append((CPU, {}))
-        while True:
-            options = native(ort, self.options)
-            if strict:
-                options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
-            if model is not None:
-                options.add_session_config_entry(_DATA_FOLDER, str(self._model_path.parent))
-            try:
-                opened = ort.InferenceSession(
-                    str(self._model_path) if model is None else model,
-                    options,
-                    providers=chain,
-                    disabled_optimizers=list(self.options.disabled_optimizers) or None,
-                    # onnxruntime's own fallback prints to stdout and drops the whole chain at once
-                    enable_fallback=0,
-                )
-            except Exception as error:  # onnxruntime's exceptions share no root
-                text = str(error).replace("\n", " ")[:300]
-                if strict or len(chain) <= 1:
-                    raise RuntimeUnavailable(
-                        f"onnxruntime {ort.__version__} can't load the model ({text})",
-                        where=str(self._model_path),
-                        remedy="Check the bundle with: aios-edge bundle verify; export it again for this device",
-                    ) from error
-                reasons.append(f"{chain[0][0]} failed ({text})")
-                chain = chain[1:]
-                continue
-            return opened, reasons
-
-    def _reason(self, reasons: list[str]) -> str | None:
-        missing = [name for name in self.providers_requested if name not in self.providers_active]
-        for name in missing:
-            if all(not reason.startswith(name) for reason in reasons):
-                reasons.append(f"{name} is in this onnxruntime but didn't start (driver or library missing?)")
-        return "; ".join(reasons) if missing else None
+    def keep_engine(self) -> None:
+        """Whoever opens the model next may use the engine that was built now: it has answered."""
+        engine = self.engine
+        if self._engine_key and engine and engine.state == "built" and engine.folder and engine.took_s is not None:
+            keep(Path(engine.folder), self._engine_key, engine.took_s)
 
 
-def open_runtime(bundle: Bundle, profile: DeviceProfile, *, state_dir: Path | None = None) -> Runtime:
-    """A bundle's model as the device runs it: its session options, its providers' options over the profile's, and
-    their caches in ``state_dir`` (None: no caches). Raises as :class:`Runtime` does."""
+def open_runtime(
+    bundle: Bundle,
+    profile: DeviceProfile,
+    *,
+    state_dir: Path | None = None,
+    engines: Engines = "build",
+    root: Path = Path("/"),
+) -> Runtime:
+    """A bundle's model as the device runs it: its session options, its providers' options over the profile's, and its
+    engine in ``state_dir`` (None: engines aren't kept). Raises as :class:`Runtime` does.
+
+    ``root``: where TensorRT and the driver are looked for."""
     manifest = bundle.manifest
-    runtime = _onnxruntime().__version__
-    cache = cache_folder(profile.providers, bundle.bundle_id, state_dir, runtime=runtime)
-    chain = provider_chain(profile.providers, manifest.provider_options, cache)
-    return Runtime(bundle.file(manifest.model), manifest.session, profile, chain)
+    plan = plan_engine(_onnxruntime(), bundle, profile, state_dir=state_dir, engines=engines, root=root)
+    return Runtime(bundle.file(manifest.model), manifest.session, profile, plan)
+
+
+def accelerators() -> tuple[ProviderStep, ...]:
+    """What the installed onnxruntime has beyond the CPU, and whether it starts on this machine, whatever the model.
+
+    Raises :class:`MissingExtra` without onnxruntime.
+    """
+    ort = _onnxruntime()
+    ort.set_default_logger_severity(_NOTHING)
+    names = (name for name in ort.get_available_providers() if name not in _EVERYWHERE)
+    faults = {name: start_fault(ort, Provider(name=name)) for name in names}
+    return tuple(ProviderStep(name=name, active=fault is None, reason=fault) for name, fault in faults.items())
 
 
 def runtime_note() -> str:
@@ -194,21 +178,25 @@ def runtime_note() -> str:
 
 def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any]]) -> None:
     """Names, datatypes, ranks and fixed dimensions against the model's inputs; raises :class:`RequestError` (400)."""
-    names = [spec.name for spec in specs]
-    wants = f"The model's inputs are {', '.join(names)}"
-    if missing := [name for name in names if name not in inputs]:
-        raise RequestError(f"missing input {', '.join(missing)}", remedy=wants)
-    if unknown := [name for name in inputs if name not in names]:
+    if len(specs) != len(inputs) or any(spec.name not in inputs for spec in specs):
+        names = [spec.name for spec in specs]
+        wants = f"The model's inputs are {', '.join(names)}"
+        if missing := [name for name in names if name not in inputs]:
+            raise RequestError(f"missing input {', '.join(missing)}", remedy=wants)
+        unknown = [name for name in inputs if name not in names]
         raise RequestError(f"unknown input {', '.join(unknown)[:200]}", remedy=wants)
     for spec in specs:
         array = inputs[spec.name]
-        where = f"input {spec.name!r}"
         if array.dtype != DTYPES[spec.datatype]:
+            where = f"input {spec.name!r}"
             raise RequestError(f"holds {array.dtype}, the model takes {spec.datatype}", where=where)
         if not spec.shape:  # a scalar, or a rank that onnxruntime doesn't tell: it judges by itself
             continue
-        fits = all(wanted in (-1, found) for wanted, found in zip(spec.shape, array.shape, strict=False))
-        if array.ndim != len(spec.shape) or not fits:
+        fits = len(array.shape) == len(spec.shape)
+        for wanted, found in zip(spec.shape, array.shape, strict=False):
+            fits = fits and wanted in (-1, found)
+        if not fits:
+            where = f"input {spec.name!r}"
             raise RequestError(f"has shape {list(array.shape)}, the model takes {list(spec.shape)}", where=where)
 
 
@@ -236,10 +224,6 @@ def _onnxruntime() -> Any:
         )
         raise missing from error
     return onnxruntime
-
-
-def _option(value: Scalar) -> str:
-    return str(int(value)) if isinstance(value, bool) else str(value)
 
 
 def _spec(node: Any, model_path: Path) -> TensorSpec:

@@ -1,7 +1,9 @@
 """How long a batch will keep the worker busy: pure, learnt from what the worker reports.
 
 Model: ``busy_s = base_s + per_unit_s * units``, where units are the batch's padded tokens (number of requests x the
-longest of them), estimated from bytes until the worker has counted them. The two coefficients are a least-squares
+longest of them), estimated from bytes until the worker has counted them. Of a model that runs one request at a time
+(``one_by_one``) several may travel together; nothing is padded then, and each costs what it would alone. The two
+coefficients are a least-squares
 fit with exponential forgetting, held up by a prior from the activation's own latency measurement, so that the very
 first request is predicted too. ``spread`` is the exponentially weighted root mean square of the relative error; a
 prediction is called safe with ``MARGIN_SPREADS`` of them on top, plus a fixed overhead for everything around the
@@ -18,7 +20,8 @@ import msgspec
 MEMORY = 0.97  # weight of the past per batch: about the last 30 batches count
 PRIOR_WEIGHT = 2.0
 BASE_SHARE = 0.2  # of the prior latency: what a batch costs before its first token
-MARGIN_SPREADS = 3.0
+MARGIN_SPREADS = 2.5  # of a promise
+CUT_SPREADS = 2.0  # of a batch's end: a batch that is cut costs everybody behind it
 LEAST_SPREAD = 0.05
 FIRST_SPREAD = 0.25
 FIRST_OVERHEAD_S = 0.002
@@ -40,9 +43,10 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_unit: float = FIRST_BYTES_PER_UNIT
     base_s: float
     per_unit_s: float
+    one_by_one: bool = False
 
     @staticmethod
-    def prior(busy_s: float | None, units: float = DEFAULT_UNITS) -> ServiceTime:
+    def prior(busy_s: float | None, units: float = DEFAULT_UNITS, *, one_by_one: bool = False) -> ServiceTime:
         """Start from the time one request of ``units`` tokens took at activation (None: a guess, soon corrected)."""
         busy = busy_s if busy_s else DEFAULT_BUSY_S
         base = BASE_SHARE * busy
@@ -55,23 +59,31 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
             xy=w * units * busy,
             base_s=base,
             per_unit_s=(busy - base) / units,
+            one_by_one=one_by_one,
         )
 
     def units(self, cost_bytes: float) -> float:
         """Estimated tokens of a request from the size of its input data."""
         return max(cost_bytes / self.bytes_per_unit, 1.0)
 
-    def batch_units(self, costs_bytes: Sequence[float]) -> float:
-        """Estimated padded tokens of a batch."""
-        return len(costs_bytes) * self.units(max(costs_bytes, default=0.0))
-
     def busy_s(self, units: float) -> float:
         """Expected time the worker is occupied with a batch of that many padded tokens."""
         return self.base_s + self.per_unit_s * units
 
-    def margin_s(self, expected_s: float) -> float:
+    def batch_s(self, costs_bytes: Sequence[float]) -> float:
+        """Expected time the worker is occupied with these requests together."""
+        if self.one_by_one:
+            return sum(self.busy_s(self.units(cost)) for cost in costs_bytes)
+        return self.busy_s(len(costs_bytes) * self.units(max(costs_bytes, default=0.0)))
+
+    def margin_s(self, expected_s: float, spreads: float = MARGIN_SPREADS) -> float:
         """What to add to an expected completion before calling it safe."""
-        return MARGIN_SPREADS * self.spread * expected_s + self.overhead_s
+        return spreads * self.spread * expected_s + self.overhead_s
+
+    def room_s(self, left_s: float, spreads: float = MARGIN_SPREADS) -> float:
+        """How long something may be expected to take whose end is to be safe within ``left_s``; the inverse of adding
+        :meth:`margin_s`."""
+        return (left_s - self.overhead_s) / (1.0 + spreads * self.spread)
 
     def observed(self, costs_bytes: Sequence[int], lengths: Sequence[int], busy_s: float) -> ServiceTime:
         """A batch was done: its requests' input sizes, their true lengths (0: unknown), and the time it took."""
@@ -83,11 +95,15 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
             ratio = max(sum(cost for cost, _ in counted) / sum(length for _, length in counted), 0.1)
             bytes_per_unit += 0.1 * (ratio - bytes_per_unit)
         # Predictions are made from bytes, so the error is judged against the estimate, not against the truth.
-        predicted = self.busy_s(self.batch_units(costs_bytes))
+        predicted = self.batch_s(costs_bytes)
         error = min(abs(busy_s - predicted) / max(predicted, 1e-9), 2.0)  # one stall must not blind us for minutes
         spread = math.sqrt(MEMORY * self.spread**2 + (1 - MEMORY) * error**2)
-        longest = max((length for _, length in counted), default=0) or self.units(max(costs_bytes))
-        units = len(costs_bytes) * float(longest)
+        if self.one_by_one:  # seen as one of the mean length: a fit of what each takes
+            known = [length or self.units(cost) for cost, length in zip(costs_bytes, lengths, strict=True)]
+            units, busy_s = sum(known) / len(known), busy_s / len(known)
+        else:
+            longest = max((length for _, length in counted), default=0) or self.units(max(costs_bytes))
+            units = len(costs_bytes) * float(longest)
         w, x, y = MEMORY * self.w + 1, MEMORY * self.x + units, MEMORY * self.y + busy_s
         xx, xy = MEMORY * self.xx + units * units, MEMORY * self.xy + units * busy_s
         base, slope = _fit(w, x, y, xx, xy)

@@ -18,6 +18,7 @@ import msgspec
 
 from aios_edge.errors import SettingsError
 from aios_edge.mqtt_options import MqttOptions
+from device_agent import event_loop
 from device_agent.cloud_settings import CloudEndpoint, check_endpoints
 from device_agent.tenants import Tenant, check_tenants
 
@@ -32,7 +33,17 @@ NOT_AVAILABLE = {
     ("commands", "*"),
 }
 #: Limits that 0 takes away.
-_OFF = dict.fromkeys(("probation_s", "shadow_share", "canary_share", "max_disagreement"), (0,))
+_OFF = dict.fromkeys(
+    (
+        "probation_s",
+        "queue_delay_s",
+        "quarantine_crashes",
+        "shadow_share",
+        "canary_share",
+        "max_disagreement",
+    ),
+    (0,),
+)
 _SHARES = ("min_confidence", "shadow_share", "canary_share", "max_disagreement")  # of everything
 _LOOPBACK = ("localhost", "::1")
 
@@ -44,16 +55,19 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     profile: str  # a shipped profile's name, or a file
     group: str = "default"  # the {group} level
     state_dir: Path = Path("state")  # the outbox and everything else that outlives the process
+    event_loop: event_loop.Wanted = "auto"  # auto: uvloop where it is installed
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
     """``[http]``: the doors."""
 
     bind: str = "127.0.0.1:8080"  # host:port, [v6]:port; port 0 lets the system choose; "" for no TCP
+    grpc_bind: str = ""  # the same protocol over gRPC, with the same certificate, limit and keys; "" for none
     unix_socket: Path | None = None  # mode 0660
     tls_cert: Path | None = None  # PEM, with what leads to its authority; of the TCP door
     tls_key: Path | None = None
     max_body_bytes: int = 32 * 1024 * 1024
+    receive_timeout_s: float = 60.0  # for a request's head; and its body, as its answer, moves at least 16 KiB in it
     allow_insecure: bool = False  # bind beyond loopback without TLS, or without a tenant that has a key
 
 
@@ -70,6 +84,8 @@ class Mqtt(msgspec.Struct, frozen=True, kw_only=True):
     format: Literal["json"] = "json"
     interval_s: float = 10.0  # length of a telemetry window
     outbox_bytes: int = 16_000_000  # what is kept while the broker is away
+    infer: bool = False  # answer inference requests that come through the broker
+    infer_tenant: str | None = None  # whose they are, where there are tenants
 
     def options(self) -> MqttOptions:
         """What the connection needs of it."""
@@ -88,7 +104,9 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
     """One ``[[bundle]]``: a directory, as ``aios-edge export`` or ``bundle unpack`` wrote it."""
 
     path: Path
-    pinned: bool = False  # never unloaded to make room; nothing is in this version
+    pinned: bool = False  # never unloaded to make room for others
+    weight: float = 1.0  # its share of the cores, beside the other models'; of worker processes
+    max_rss_bytes: int | None = None  # a worker above it is replaced; none: twice the contract's memory; 0: never
     never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
 
@@ -102,6 +120,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """``[policy]``: limits and habits of admission and routing."""
 
     queue_limit: int = 256  # requests waiting per model; beyond it: cloud, else 503
+    queue_delay_s: float = 10.0  # fewer wait, if those without a deadline would wait longer; 0: as many as that anyway
     max_rows: int = 4096  # of one request; more would keep everyone else waiting
     in_flight_bytes: int = 128 * 1024 * 1024  # request bodies in memory, all models and routes together
     default_deadline_s: float | None = None  # for requests without a timeout; none: they may wait
@@ -110,7 +129,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     breaker_backoff_max_s: float = 30.0
     drain_s: float = 20.0  # on SIGTERM queued work has this long
     hedge: bool = False  # ask a second cloud endpoint when the first takes longer than nearly always
+    length_bucketing: bool = True  # batches of like lengths, so that padding doesn't cost what batching gains
     batch_timeout_s: float = 60.0  # a batch that takes longer (and 20 times what was predicted) costs its worker
+    load_timeout_s: float = 600.0  # a model that isn't loaded and checked by then is refused; TensorRT takes minutes
+    quarantine_crashes: int = 8  # in a row until a model is no longer started by itself; 0: never
+    quarantine_window_s: float = 300.0  # crashes further apart than this are no row
+    quarantine_pause_s: float = 300.0  # until one more try
     probation_s: float = 60.0  # how long a swapped bundle may still have to give its place back; 0: never
     # Before a bundle takes another's place it answers some of that one's requests, copies first; 0: none.
     shadow_share: float = 0.0  # of the requests are answered by it too; its answers are compared and thrown away
@@ -119,6 +143,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     trial_s: float = 60.0  # … or as many as come in that time
     max_disagreement: float | None = None  # of what was compared; none: 0.05, or what both contracts allow
     min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
+    memory_budget_bytes: int | None = None  # of all models' workers; the least recently used is unloaded for others
     trace: Path | None = None  # a file of what each decision was made by, for aios-edge policy replay
     trace_bytes: int = 16_000_000  # it and the part before it together
     # What may leave goes to a cloud that is in time while one of these is passed; none by default: what this device
@@ -262,30 +287,42 @@ def _check_values(settings: Settings, where: str) -> None:
                 f"{value!r} can't be a level of an MQTT topic",
                 "Leave out + # / and don't leave it empty",
             )
-    if settings.http.bind:
+    for name, bind, example in (("bind", settings.http.bind, 8080), ("grpc_bind", settings.http.grpc_bind, 8081)):
+        if not bind:
+            continue
         try:
-            host, _ = split_bind(settings.http.bind)
+            host, _ = split_bind(bind)
         except ValueError:
-            fail("http.bind", f"{settings.http.bind!r} is not host:port", "Write for example 127.0.0.1:8080")
+            fail(f"http.{name}", f"{bind!r} is not host:port", f"Write for example 127.0.0.1:{example}")
         else:
             missing = _missing_beyond_loopback(settings)
             if missing and not (host in _LOOPBACK or host.startswith("127.")) and not settings.http.allow_insecure:
                 fail(
-                    "http.bind",
+                    f"http.{name}",
                     f"{host} is not loopback, and there is no {' and no '.join(missing)}",
                     "Set tls_cert and tls_key, and a [[tenant]] with a key (aios-edge agent key); or bind 127.0.0.1"
                     " behind a proxy, or set allow_insecure = true if the network is trusted",
                 )
-    elif settings.http.unix_socket is None:
+    if settings.http.grpc_bind == settings.http.bind != "" and split_bind(settings.http.bind)[1]:
+        fail("http.grpc_bind", f"{settings.http.bind} is the HTTP door's address", "Give it a port of its own")
+    if not settings.http.bind and settings.http.unix_socket is None:
         fail("http", "neither bind nor unix_socket is set", "Set one of them")
     if (settings.http.tls_cert is None) != (settings.http.tls_key is None):
         fail("http.tls_cert", "a certificate needs its key, and a key its certificate", "Set tls_cert and tls_key")
-    if settings.http.tls_cert is not None and not settings.http.bind:
+    if settings.http.tls_cert is not None and not (settings.http.bind or settings.http.grpc_bind):
         fail("http.tls_cert", "there is no TCP door for it; the Unix socket is always plain", "Set http.bind")
-    check_tenants(settings.tenant, where=where, unix_socket=settings.http.unix_socket is not None)
+    if any((entry.max_rss_bytes or 0) < 0 for entry in settings.bundle):
+        fail("bundle.max_rss_bytes", "memory can't be less than nothing", "Give bytes, or 0 for no limit")
+    over_mqtt = settings.mqtt.infer_tenant if settings.mqtt and settings.mqtt.infer else None
+    unix_socket = settings.http.unix_socket is not None
+    check_tenants(settings.tenant, where=where, unix_socket=unix_socket, over_mqtt=over_mqtt)
+    if settings.mqtt is not None and (problem := _infer_problem(settings.mqtt, settings.tenant)) is not None:
+        fail("mqtt.infer_tenant", *problem)
     positive: tuple[tuple[str, float], ...] = (
         ("http.max_body_bytes", settings.http.max_body_bytes),
+        ("http.receive_timeout_s", settings.http.receive_timeout_s),
         ("emulate.slowdown", settings.emulate.slowdown),
+        *((f"bundle[{index}].weight", entry.weight) for index, entry in enumerate(settings.bundle)),
         *(
             (f"policy.{name}", value)
             for name in Policy.__struct_fields__
@@ -311,6 +348,18 @@ def _check_values(settings: Settings, where: str) -> None:
     check_endpoints(settings.cloud, where)
     if settings.mqtt and settings.mqtt.password_file and not settings.mqtt.username:
         fail("mqtt.password_file", "a password needs a username", "Set mqtt.username")
+
+
+def _infer_problem(mqtt: Mqtt, tenants: tuple[Tenant, ...]) -> tuple[str, str] | None:
+    """What is wrong about who asks over MQTT, and the remedy."""
+    known = tuple(tenant.id for tenant in tenants)
+    if not mqtt.infer:
+        return None if mqtt.infer_tenant is None else ("nobody may ask over MQTT", "Set mqtt.infer, or leave it out")
+    if mqtt.infer_tenant is None:
+        return ("there are tenants, and none of them asks over MQTT", "Name one of them") if tenants else None
+    if mqtt.infer_tenant not in known:
+        return f"no [[tenant]] has the id '{mqtt.infer_tenant}'", _nearest(mqtt.infer_tenant, known or ("none",))
+    return None
 
 
 def _missing_beyond_loopback(settings: Settings) -> list[str]:

@@ -37,7 +37,24 @@ def hold(path: Path) -> IO[bytes]:
             where=_where(path),
             remedy="Stop that agent, or give this one a folder of its own",
         ) from error
+    with contextlib.suppress(OSError):  # a full disk: then nobody finds this agent by its folder
+        lock.truncate(0)
+        lock.write(b"%d\n" % os.getpid())
+        lock.flush()
     return lock
+
+
+def holder(path: Path) -> int | None:
+    """The process id of the agent that has the folder; None where none has, or it can't be told."""
+    try:
+        with (path / LOCK).open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(lock.read(20))
+    except (OSError, ValueError):
+        pass
+    return None
 
 
 def try_out(path: Path) -> None:

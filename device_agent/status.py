@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
-from aios_edge.telemetry import BudgetFigures, BundleStatus, CloudSpending, Contract, Event, TrialFigures
+from aios_edge.mqtt import LinkState
+from aios_edge.telemetry import (
+    BudgetFigures,
+    BundleStatus,
+    CloudSpending,
+    Contract,
+    Event,
+    MqttInferFigures,
+    PolicyFigures,
+    Scalar,
+    TrialFigures,
+)
 from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
 from device_agent.rejected import Rejected
@@ -28,9 +41,19 @@ class ProbationStatus(msgspec.Struct, frozen=True, kw_only=True):
     expected_p95_s: float | None
 
 
+class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
+    """A build that goes on: its worker's stage, how long it is at it, and what lies in the cache by now."""
+
+    stage: str
+    elapsed_s: float
+    size_bytes: int
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
-    ``spread`` of it (one standard deviation). ``contract`` ``none`` is a raw model's, which has no ``bundle_id``."""
+    ``spread`` of it (one standard deviation). ``waiting_limit``: how many without a deadline may wait at the moment,
+    None before the first of them, or when ``queue_delay_s`` is off. ``contract`` ``none`` is a raw model's, which has
+    no ``bundle_id``. ``engine_build``: TensorRT's engine, while it is built beside."""
 
     model: str
     version: str
@@ -43,14 +66,18 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     detail: str | None
     worker_pid: int | None
     worker_rss_bytes: int | None
+    worker_max_rss_bytes: int | None
     restarts: int
+    recycles: int
     queued: int
+    waiting_limit: int | None
     running: int
     max_batch_size: int
     service_base_s: float
     service_per_unit_s: float
     spread: float
     activation: ActivationReport | None
+    engine_build: EngineBuild | None
     probation: ProbationStatus | None
     trial: TrialFigures | None
     rejected: Rejected | None
@@ -92,6 +119,7 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     kernel: str
     python: str
+    event_loop: str  # uvloop, asyncio
     cpu_count: int | None
 
 
@@ -114,10 +142,41 @@ class PrivacyStatus(msgspec.Struct, frozen=True, kw_only=True):
     kept_back: int
 
 
+class Reloaded(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of reading the configuration again. ``digest``: of the policy in force from then on; ``changed``:
+    keys with their values before and after; ``error``: why nothing was taken over."""
+
+    outcome: Literal["changed", "unchanged", "refused"]
+    digest: str
+    changed: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class PolicyStatus(PolicyFigures, frozen=True, kw_only=True):
+    """The policy in force, with its values, and how the last reload went; None: there was none."""
+
+    values: dict[str, Scalar]
+    last_reload: Reloaded | None
+
+
+class MqttInferStatus(MqttInferFigures, frozen=True, kw_only=True):
+    """With its connection, which isn't the one that reports use."""
+
+    link: LinkState
+
+
 class DeviceStateStatus(DeviceState, frozen=True, kw_only=True):
     """What triggers look at; ``strained``: the reasons for which requests leave that this device could answer."""
 
     strained: tuple[str, ...] = ()
+
+
+class GrpcStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """The gRPC door. ``serving``: it takes calls; ``in_flight``: calls that aren't over, streams included."""
+
+    address: str
+    serving: bool
+    in_flight: int
 
 
 class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +190,7 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     device: DeviceStatus
     host: HostStatus
     listen: tuple[str, ...]
+    grpc: GrpcStatus | None  # None: agent.toml doesn't ask for it
     models: dict[str, ModelStatus]
     refused: tuple[BundleStatus, ...]
     unloaded: tuple[BundleStatus, ...]
@@ -138,8 +198,10 @@ class AgentStatus(msgspec.Struct, frozen=True, kw_only=True):
     power: PowerReading | None
     power_reason: str | None
     device_state: DeviceStateStatus
+    policy: PolicyStatus
     privacy: PrivacyStatus
     mqtt: ReporterCounts
+    mqtt_infer: MqttInferStatus | None  # None: it isn't answered here
     totals: dict[str, int]
     in_flight: int
     in_flight_bytes: int

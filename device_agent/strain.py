@@ -31,11 +31,20 @@ class Strain:
         """Every trigger that is on, by its reason."""
         return tuple(trigger.reason.value for trigger in self.triggers)
 
+    def follow(self, policy: Policy) -> None:
+        """Judge what was seen last by other limits."""
+        self._policy = policy
+        if self.sampled_at is not None:
+            self._judge(self._clock())
+
     def look(self, reading: PowerReading) -> None:
         """Take in a sample."""
-        before = set(self.reasons)
         self.state = DeviceState.of(reading)
         self.sampled_at = now = self._clock()
+        self._judge(now)
+
+    def _judge(self, now: float) -> None:
+        before = set(self.reasons)
         self.triggers = next_triggers(self.triggers, self.state, self._policy, now)
         self.reason = self.triggers[0].reason if self.triggers else None
         after = set(self.reasons)

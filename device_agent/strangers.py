@@ -41,6 +41,11 @@ class Unauthorized(msgspec.Struct, frozen=True, kw_only=True):
         return NAME
 
 
+def address_of(client: tuple[str, int] | None, uid: int | None) -> str:
+    """Where a request came from: of what the door knows of its other end."""
+    return client[0] if client else _ON_THE_SOCKET if uid is None else f"{_ON_THE_SOCKET}:{uid}"
+
+
 class Strangers:
     """``tell`` hears each one's address."""
 
@@ -58,9 +63,8 @@ class Strangers:
         self._bucket = Bucket.full(LINES_PER_S, BURST, clock())
         self._not_written = 0
 
-    def came(self, client: tuple[str, int] | None, uid: int | None, method: str, path: str, *, key_sent: bool) -> None:
+    def came(self, address: str, method: str, path: str, *, key_sent: bool) -> None:
         """One came, and was sent away."""
-        address = client[0] if client else _ON_THE_SOCKET if uid is None else f"{_ON_THE_SOCKET}:{uid}"
         self._tell(address)
         now = self._clock()
         if self._bucket.wait_s(now) > 0:

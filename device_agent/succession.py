@@ -17,9 +17,10 @@ from functools import partial
 
 import msgspec
 
-from aios_edge.errors import AiosEdgeError
+from aios_edge.errors import AiosEdgeError, BundleRefused
 from aios_edge.telemetry import rfc3339
 from device_agent.cloud_fit import ModelShape
+from device_agent.engine_builds import found_unfit
 from device_agent.hosting import other_name
 from device_agent.kept_bundles import keep
 from device_agent.model_host import ModelHost
@@ -49,6 +50,7 @@ class Probation:
     ends_at: float
     timer: asyncio.TimerHandle = field(repr=False)
     broken: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)
 
 
 class Succession:
@@ -62,6 +64,7 @@ class Succession:
         around: Surroundings,
         rejected: RejectedBundles,
         in_background: InBackground,
+        on_taken: Callable[[ModelHost], None],
     ) -> None:
         self.leaving: set[ModelHost] = set()
         self._hosts = hosts
@@ -69,6 +72,7 @@ class Succession:
         self._around = around
         self._rejected = rejected
         self._in_background = in_background
+        self._on_taken = on_taken
         self._probations: dict[str, Probation] = {}
         self._trials: dict[str, TrialRun] = {}
 
@@ -101,7 +105,8 @@ class Succession:
             raise
         self.end_probation(model)
         rules = self._trial_rules(old, new)
-        if rules.phases and old.instance.ready:  # else there is nothing to compare with, and clients wait
+        another = old.bundle.bundle_id != new.bundle.bundle_id  # else only its engine is new
+        if rules.phases and another and old.instance.ready:  # else there is nothing to compare with, and clients wait
             await self.keep(new)
             await self._reject(model, new, old, "its trial wasn't over")
             self._begin_trial(model, old, new, rules, began)
@@ -114,7 +119,7 @@ class Succession:
         if trial := self._trials.pop(model, None):
             trial.stop()
             self._tell_trial("trial_called_off", model, trial, reason=why)
-            await self.retire(trial.successor, limit_s=self._settings.policy.drain_s)
+            await self.retire(trial.successor, limit_s=self._around.policy.drain_s)
 
     def stop(self) -> None:
         """The agent stops: nobody is judged any more."""
@@ -146,6 +151,7 @@ class Succession:
         if probation := self._probations.pop(model, None):
             probation.timer.cancel()
             probation.current.record.unwatch()
+            probation.over.set()
 
     async def _take_over(
         self, model: str, old: ModelHost, new: ModelHost, expected: tuple[ServiceTime, ServiceTime], began: float
@@ -158,7 +164,7 @@ class Succession:
         self._begin_probation(model, old, new, expected)
 
     def _trial_rules(self, old: ModelHost, new: ModelHost) -> TrialRules:
-        policy = self._settings.policy
+        policy = self._around.policy
         bundles = [host.bundle for host in (old, new) if not is_raw(host.bundle.manifest)]
         promised = [bundle.contract.golden.min_agreement for bundle in bundles]
         return TrialRules(
@@ -181,13 +187,16 @@ class Succession:
         if self._trials.get(model) is not trial:  # called off meanwhile
             return
         del self._trials[model]
+        if reason is None and not trial.successor.instance.ready:  # other changes came first, and it didn't last
+            reason = trial.away
         self._tell_trial("trial_passed" if reason is None else "trial_failed", model, trial, reason=reason)
         trial.stop()
         if reason is None:
             await self._take_over(model, trial.current, trial.successor, trial.expected, began)
+            self._on_taken(trial.successor)
         else:
             await self._reject(model, trial.successor, trial.current, reason)
-            await self.retire(trial.successor, limit_s=self._settings.policy.drain_s)
+            await self.retire(trial.successor, limit_s=self._around.policy.drain_s)
 
     def _switch(self, model: str, old: ModelHost, new: ModelHost) -> None:
         """From here on requests go to the new one."""
@@ -201,7 +210,7 @@ class Succession:
     def _begin_probation(
         self, model: str, old: ModelHost, new: ModelHost, expected: tuple[ServiceTime, ServiceTime]
     ) -> None:
-        length_s = self._settings.policy.probation_s
+        length_s = self._around.policy.probation_s
         if not length_s or is_raw(old.bundle.manifest):  # its files may be gone, so there is no way back
             return
         timer = asyncio.get_running_loop().call_later(length_s, self._passed, model)
@@ -229,6 +238,8 @@ class Succession:
             return
         began, bad, good = self._around.clock(), probation.current, probation.previous
         self.end_probation(model)
+        if bad.bundle.bundle_id == good.bundle.bundle_id:  # only its engine was new
+            found_unfit(bad, BundleRefused("live", reason), self._around.emit)
         try:
             await good.come_back()
         except Exception as error:  # no descriptors left, say: the bundle that is here serves on
@@ -238,11 +249,12 @@ class Succession:
         self._switch(model, bad, good)
         self._tell("rolled_back", model, bad, good, took_s=self._around.clock() - began, reason=reason)
         await self._reject(model, bad, good, reason)
-        await self.retire(bad, limit_s=self._settings.policy.drain_s)
+        await self.retire(bad, limit_s=self._around.policy.drain_s)
 
     async def _reject(self, model: str, bad: ModelHost, good: ModelHost, reason: str) -> None:
-        """The next start is to begin with the good one. Raw models have no copy it could begin with."""
-        if is_raw(bad.bundle.manifest) or is_raw(good.bundle.manifest):
+        """The next start is to begin with the good one. Raw models have no copy it could begin with; of an engine that
+        had to go the bundle is the same."""
+        if is_raw(bad.bundle.manifest) or is_raw(good.bundle.manifest) or bad.bundle.bundle_id == good.bundle.bundle_id:
             return
         rejected = Rejected(
             bundle_id=bad.bundle.bundle_id,

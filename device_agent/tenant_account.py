@@ -60,13 +60,13 @@ class TenantAccount:
             self._bucket = self._bucket.taken(now)
         return self._too_many_bytes(announced_bytes)
 
-    async def receive(self, size_bytes: int) -> Refusal | None:
+    def receive(self, size_bytes: int) -> Refusal | None:
         """A piece of a body has come; None takes it."""
         refusal = self._too_many_bytes(size_bytes)
         if refusal is None:
             self.received_bytes += size_bytes
             if size_bytes and self.tenant.bytes_per_day is not None:
-                await self._book.spend(self.tenant.id, {BYTES: float(size_bytes)})
+                self._book.take(self.tenant.id, {BYTES: float(size_bytes)})
         return refusal
 
     def _too_many_bytes(self, size_bytes: int) -> Refusal | None:

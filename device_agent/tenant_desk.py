@@ -6,7 +6,8 @@ the cloud, events) is told to an admin only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
@@ -14,7 +15,7 @@ from aios_edge.oip.envelope import JSON_LENGTH_HEADER, parse_request
 from aios_edge.oip.repository import Action
 from aios_edge.version import __version__
 from device_agent.capture import Captured, Captures
-from device_agent.deployment import Deployment, no_model
+from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.http import Reply
 from device_agent.metrics import Page
@@ -22,6 +23,7 @@ from device_agent.model_host import ModelHost
 from device_agent.model_views import repository_index
 from device_agent.status import STATUS_SCHEMA
 from device_agent.tenant_account import Accounts, TenantAccount, account_families
+from device_agent.tenant_books import TenantBooks
 from device_agent.tenants import Tenant
 
 
@@ -56,6 +58,26 @@ class TenantStatus(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_day: int | None
     bytes_left: int | None
     priority_ceiling: int | None
+
+
+class TenantDesks:
+    """All tenants, what they used, and the desk of each. The doors share them: a limit is a tenant's, not a door's."""
+
+    def __init__(
+        self,
+        tenants: tuple[Tenant, ...],
+        front: FrontDesk,
+        deployment: Deployment,
+        books: TenantBooks,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.tenants = tenants
+        self.books = books
+        self.accounts = Accounts(tenants, books.quotas, clock())
+        self.of: Mapping[str, TenantDesk] = {
+            name: TenantDesk(account, self.accounts, front, deployment, books.captures)
+            for name, account in self.accounts.of.items()
+        }
 
 
 class TenantDesk:
@@ -105,12 +127,14 @@ class TenantDesk:
         """``POST /v2/repository/models/{m}/load`` and ``unload``; the door lets only an admin in."""
         return await self._front.repository_change(model, action, body)
 
-    async def infer(self, model: str, version: str | None, body: bytes, json_length: int | None) -> Reply:
+    async def infer(
+        self, model: str, version: str | None, body: bytes, json_length: int | None, within_s: float | None = None
+    ) -> Reply:
         """Answer one inference request in this tenant's name."""
         self._must_see(model)
         self._account.in_flight += 1
         try:
-            reply = await self._front.infer(model, version, body, json_length, tenant=self._tenant)
+            reply = await self._front.infer(model, version, body, json_length, tenant=self._tenant, within_s=within_s)
         finally:
             self._account.in_flight -= 1
         if reply.status == 200 and (wish := self._captures.wants(self._tenant.id)) is not None:
@@ -148,7 +172,7 @@ class TenantDesk:
             return self._front.metrics() + page.text()
         self._account.metrics.requests_on(page)
         ready: list[tuple[tuple[str, ...], float]] = [
-            ((name,), int(host.state == "ready")) for name, host in self._hosts().items()
+            ((name,), int(host.serves)) for name, host in self._hosts().items()
         ]
         page.family("aios_model_ready", "gauge", "1 while it serves.", ready, ("model",))
         account_families(page, (self._account,))
@@ -166,7 +190,9 @@ class TenantDesk:
                 agent_version=__version__,
                 state=self._state(hosts),
                 models={
-                    name: TenantModelStatus(version=host.bundle.manifest.version, state=host.state)
+                    name: TenantModelStatus(
+                        version=host.bundle.manifest.version, state="ready" if host.serves else host.state
+                    )
                     for name, host in hosts.items()
                 },
                 totals=self._account.metrics.totals(),
@@ -184,12 +210,12 @@ class TenantDesk:
     def _state(self, hosts: Mapping[str, ModelHost]) -> str:
         if self._front.draining:
             return "draining"
-        states = {host.state for host in hosts.values()}
-        if "loading" in states:
+        if any(host.state == "loading" for host in hosts.values()):
             return "starting"
         refused = any(self._tenant.sees(bundle.model) for bundle in self._deployment.refused)
-        return "ready" if states == {"ready"} and not refused else "degraded"
+        well = bool(hosts) and all(host.serves for host in hosts.values())
+        return "ready" if well and not refused else "degraded"
 
     def _must_see(self, model: str) -> None:
         if not (self._tenant.sees(model) and self._deployment.knows(model)):
-            raise no_model(model, self._hosts())
+            raise self._deployment.no_model(model, self._hosts())

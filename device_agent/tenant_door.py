@@ -7,25 +7,24 @@ and is ready, and nothing else: any other path, also one that doesn't exist, is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from aios_edge.errors import RequestError
 from aios_edge.oip.envelope import error_body
 from aios_edge.telemetry import rfc3339
-from device_agent.audit import AuditRecord
-from device_agent.deployment import Deployment
+from device_agent.audit import CLIP_CHARS, AuditRecord
 from device_agent.desk import FrontDesk
 from device_agent.http import HttpApp, Receive, Reply, Scope, Send, path_parts, respond, retry_after
 from device_agent.http_protocol import PEER_UID
-from device_agent.tenant_account import Accounts, Refusal, TenantAccount
+from device_agent.strangers import address_of
+from device_agent.tenant_account import Refusal, TenantAccount
 from device_agent.tenant_books import TenantBooks
-from device_agent.tenant_desk import TenantDesk
-from device_agent.tenants import Tenant, identify
+from device_agent.tenant_desk import TenantDesks
+from device_agent.tenants import identify
 from device_agent.values import Completion
 
 _OPEN = (["v2", "health", "live"], ["v2", "health", "ready"])
-_CLIP_CHARS = 200  # of what a client chose freely, in an audit record
 
 Record = Callable[[Completion], None]
 
@@ -35,26 +34,20 @@ class TenantDoor:
 
     def __init__(
         self,
-        tenants: tuple[Tenant, ...],
+        desks: TenantDesks,
         front: FrontDesk,
-        deployment: Deployment,
         books: TenantBooks,
         *,
         max_body_bytes: int,
         record: Record,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._tenants = tenants
+        self._desks = desks
         self._books = books
         self._max_body_bytes = max_body_bytes
         self._record = record
         self._clock = clock
         self._open = HttpApp(front, max_body_bytes=max_body_bytes, record=record)
-        self._accounts = Accounts(tenants, books.quotas, clock())
-        self._desks: Mapping[str, TenantDesk] = {
-            name: TenantDesk(account, self._accounts, front, deployment, books.captures)
-            for name, account in self._accounts.of.items()
-        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -66,14 +59,15 @@ class TenantDoor:
             return
         authorization = [value for name, value in scope["headers"] if name == b"authorization"]
         uid = scope["state"].get(PEER_UID)
-        tenant = identify(self._tenants, authorization, uid)
+        tenant = identify(self._desks.tenants, authorization, uid)
         if tenant is None:
-            self._accounts.strangers += 1
+            self._desks.accounts.strangers += 1
             client, sent = scope.get("client"), bool(authorization)
-            self._books.strangers.came(client, uid, scope["method"], scope["path"], key_sent=sent)
+            address = address_of(client, uid)
+            self._books.strangers.came(address, scope["method"], scope["path"], key_sent=sent)
             await respond(scope, send, _unauthorized(sent=bool(authorization)))
             return
-        visit = _Visit(self._accounts.of[tenant.id], receive, send, self._clock)
+        visit = _Visit(self._desks.accounts.of[tenant.id], receive, send, self._clock)
         try:
             await self._visit(visit, scope, parts)
         finally:
@@ -96,7 +90,7 @@ class TenantDoor:
             visit.account.metrics.record(completion)
             self._record(completion)
 
-        app = HttpApp(self._desks[tenant.id], max_body_bytes=self._max_body_bytes, record=record)
+        app = HttpApp(self._desks.of[tenant.id], max_body_bytes=self._max_body_bytes, record=record)
         await app(scope, visit.receive, visit.send)
 
 
@@ -125,7 +119,7 @@ class _Visit:
         message = await self._receive()
         size_bytes = len(message.get("body", b""))
         self._bytes_in += size_bytes
-        self.refusal = await self.account.receive(size_bytes)
+        self.refusal = self.account.receive(size_bytes)
         if self.refusal is not None:
             raise RequestError(self.refusal.text, status=self.refusal.status)
         return message
@@ -146,10 +140,10 @@ class _Visit:
             ts=rfc3339(time.time()),
             tenant=self.account.tenant.id,
             request_id=done.request_id if done else None,
-            id=done.client_id[:_CLIP_CHARS] if done and done.client_id else None,
+            id=done.client_id[:CLIP_CHARS] if done and done.client_id else None,
             method=scope["method"],
-            path=scope["path"][:_CLIP_CHARS],
-            model=parts[2][:_CLIP_CHARS] if parts[:2] == ["v2", "models"] and len(parts) > 2 else None,
+            path=scope["path"][:CLIP_CHARS],
+            model=parts[2][:CLIP_CHARS] if parts[:2] == ["v2", "models"] and len(parts) > 2 else None,
             route=done.route if done else None,
             reason=done.reason if done else self.refusal.limit if self.refusal else None,
             status=self._status,

@@ -33,6 +33,7 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     requests_per_s: float | None = None  # whatever they ask; none: no limit
     burst: int | None = None  # at once, after a pause; none: a second's worth
     bytes_per_day: int | None = None  # of request bodies, in any 24 hours; none: no limit
+    weight: float = 1.0  # its share of a model, beside the other tenants'
     priority_ceiling: int | None = None  # the highest it may claim: 1 is the highest of all, 0 the lowest
     admin: bool = False  # sees every model, all metrics and the whole status
     audit_bytes: int = 10_000_000  # of its audit on disk, the older half of it in a second file
@@ -81,26 +82,29 @@ def key_sha256(key: str) -> str:
     return _sha256(key.encode())
 
 
-def check_tenants(tenants: Sequence[Tenant], *, where: str, unix_socket: bool) -> None:
-    """Raise :class:`SettingsError` for what contradicts itself; ``unix_socket``: whether there is one."""
+def check_tenants(tenants: Sequence[Tenant], *, where: str, unix_socket: bool, over_mqtt: str | None = None) -> None:
+    """Raise :class:`SettingsError` for what contradicts itself; ``unix_socket``: whether there is one; ``over_mqtt``:
+    who asks over MQTT, which takes no key."""
     for index, tenant in enumerate(tenants):
-        problem = _problem(tenant, tenants[:index], unix_socket=unix_socket)
+        problem = _problem(tenant, tenants[:index], unix_socket=unix_socket, over_mqtt=over_mqtt)
         if problem is not None:
             key, what, remedy = problem
             raise SettingsError(what, where=f"{where}: tenant[{index}].{key}", remedy=remedy)
 
 
-def _problem(tenant: Tenant, before: Sequence[Tenant], *, unix_socket: bool) -> tuple[str, str, str] | None:
+def _problem(
+    tenant: Tenant, before: Sequence[Tenant], *, unix_socket: bool, over_mqtt: str | None
+) -> tuple[str, str, str] | None:
     """Key, what is wrong with it, and the remedy."""
     others = [other.id.lower() for other in before]  # some file systems take A and a for one
     uids = {uid for other in before for uid in other.unix_uids}
-    limits = {"requests_per_s", "burst", "bytes_per_day", "audit_bytes", "capture_share", "capture_bytes"}
+    limits = {"requests_per_s", "burst", "bytes_per_day", "audit_bytes", "weight", "capture_share", "capture_bytes"}
     not_positive = [name for name in sorted(limits) if (value := getattr(tenant, name)) is not None and not value > 0]
     if not _ID.fullmatch(tenant.id):
         return "id", f"{tenant.id!r} can't name a file", "Use up to 64 letters, digits, - _ ."
     if tenant.id.lower() in others:
         return "id", f"{tenant.id!r} appears twice", "Give each [[tenant]] its own id"
-    if tenant.key_sha256 is None and not tenant.unix_uids:
+    if tenant.key_sha256 is None and not tenant.unix_uids and tenant.id != over_mqtt:
         return "key_sha256", "nobody could ever be this tenant", "Make a key with: aios-edge agent key"
     if tenant.key_sha256 is not None and not _SHA256.fullmatch(tenant.key_sha256):  # it may be the key: don't repeat it
         return "key_sha256", "is not the SHA-256 of a key in 64 hex digits", "Take it from: aios-edge agent key"
@@ -112,6 +116,8 @@ def _problem(tenant: Tenant, before: Sequence[Tenant], *, unix_socket: bool) -> 
         return "unix_uids", "is negative or another tenant's", "Give each user id to one tenant"
     if not_positive:
         return not_positive[0], "must be greater than 0", "Correct the value, or leave it out for no limit"
+    if tenant.weight == float("inf"):
+        return "weight", "is not a finite number", "Give the other tenants less"
     if tenant.requests_per_s == float("inf"):
         return "requests_per_s", "is not a finite number", "Leave it out for no limit"
     if tenant.capture_share > 1:

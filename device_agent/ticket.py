@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from device_agent.answer import Answer
 from device_agent.cloud_choice import Wanted
+from device_agent.device_state import DeviceState
+from device_agent.router import Question
 from device_agent.scheduler import Pending
 from device_agent.trace import Opinion
-from device_agent.values import Cloud, InferenceRequest, Reason, Shed
+from device_agent.values import Cloud, Decision, InferenceRequest, Reason, Shed
 
 CLOUD_TRIES = 2
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """What a request was decided by when it came, and how the device was; kept for a trace."""
+
+    question: Question
+    decision: Decision
+    device: DeviceState
+    sampled_at: float | None
+
+
+Verdict = Answer | Cloud | Shed
+
+
 @dataclass(eq=False)
 class Ticket:
-    """A request in the host's hands. ``verdict`` is resolved with its answer, or with a decision that replaces the
-    one it waits under."""
+    """A request in the host's hands.
+
+    ``on_verdict`` is called with what becomes of it here: its answer, or a decision that replaces the one it waits
+    under; whoever took the request in follows that. ``waits``: it is in the queue or with the worker.
+    """
 
     request: InferenceRequest
     pending: Pending
-    reason: Reason
-    verdict: asyncio.Future[Answer | Cloud | Shed]
+    on_verdict: Callable[[Ticket, Verdict], None]
+    on_answer: Callable[[Answer], None]
+    reason: Reason = Reason.IDLE
+    waits: bool = False
+    answered: bool = False  # or its client has gone
+    asking: asyncio.Task[None] | None = None  # the cloud
     failed_at: tuple[str, ...] = ()  # cloud endpoints that were asked and gave no answer
     taken_at: float = 0.0
+    arrival: Arrival | None = None  # what is traced of it
     opinion: Opinion | None = None  # what was known when it was answered here
     unsure: Cloud | None = None  # who was asked again then
 
@@ -44,10 +68,11 @@ class Ticket:
             without=self.failed_at,
         )
 
-    def resolve(self, verdict: Answer | Cloud | Shed) -> None:
-        """Tell whoever waits; a cancelled one has nobody waiting."""
-        if not self.verdict.done():
-            self.verdict.set_result(verdict)
+    def resolve(self, verdict: Verdict) -> None:
+        """Tell whoever waits; of one that has gone nobody does."""
+        if self.waits:
+            self.waits = False
+            self.on_verdict(self, verdict)
 
 
 @dataclass

@@ -32,32 +32,43 @@ class TrackRecord:
         self._expected: tuple[ServiceTime, ...] = ()
         self._on_bad: Callable[[], None] | None = None
         self._follow: Follow | None = None
+        self._strict = False
 
     @property
     def conduct(self) -> Conduct:
         """Over the last batches."""
         return Conduct.of(list(self._batches))
 
-    def watch(self, expected: Sequence[ServiceTime], on_bad: Callable[[], None], follow: Follow | None = None) -> None:
+    def watch(
+        self,
+        expected: Sequence[ServiceTime],
+        on_bad: Callable[[], None],
+        follow: Follow | None = None,
+        *,
+        strict: bool = False,
+    ) -> None:
         """Begin anew: hold batches against the slowest of these predictions, tell of each that is bad, and to
-        ``follow`` of each that was answered."""
+        ``follow`` of each that was answered. ``strict``: they are copies of what another bundle answered well, so
+        whatever is refused is a failure."""
         self._batches.clear()
-        self._expected, self._on_bad, self._follow = tuple(expected), on_bad, follow
+        self._expected, self._on_bad, self._follow, self._strict = tuple(expected), on_bad, follow, strict
 
     def unwatch(self) -> None:
         """Nobody needs to be told any more."""
-        self._expected, self._on_bad, self._follow = (), None, None
+        self._expected, self._on_bad, self._follow, self._strict = (), None, None, False
 
-    def answered(self, requests: Sequence[InferenceRequest], result: BatchResult, *, copies: bool = False) -> None:
-        """A batch came back; before its time is learnt from. ``copies``: of requests that another bundle answered well,
-        so whatever is refused is a failure."""
-        failed = _failed(requests, result.done.items, copies=copies)
+    def answered(self, requests: Sequence[InferenceRequest], result: BatchResult, predicted_s: float) -> None:
+        """A batch came back that was predicted to take so long."""
+        expected_s = predicted_s
+        if self._expected:
+            expected_s = self._expected_s([request.cost_hint_bytes for request in requests])
+        failed = _failed(requests, result.done.items, strict=self._strict)
         self._add(
             Batch(
                 answers=len(requests),
                 failures=len(failed),
                 busy_s=result.done.busy_s,
-                expected_s=self._expected_s([request.cost_hint_bytes for request in requests]),
+                expected_s=expected_s,
                 parts=_parts(requests, failed),
                 held=self._held(),
             )
@@ -71,7 +82,7 @@ class TrackRecord:
         if not self._expected or request.deadline_at is None:
             return
         costs, learnt = [request.cost_hint_bytes], self._learning.service
-        busy_s, expected_s = learnt.busy_s(learnt.batch_units(costs)), self._expected_s(costs)
+        busy_s, expected_s = learnt.batch_s(costs), self._expected_s(costs)
         if SLOWER * expected_s < request.deadline_at - now < busy_s:
             batch = Batch(answers=1, failures=0, busy_s=busy_s, expected_s=expected_s, turned_away=True)
             self._add(msgspec.structs.replace(batch, held=self._held()))
@@ -84,7 +95,7 @@ class TrackRecord:
 
     def _expected_s(self, costs_bytes: Sequence[int]) -> float:
         services = self._expected or (self._learning.service,)
-        return max(service.busy_s(service.batch_units(costs_bytes)) for service in services)
+        return max(service.batch_s(costs_bytes) for service in services)
 
     def _add(self, batch: Batch) -> None:
         self._batches.append(batch)
@@ -111,7 +122,7 @@ class TrackRecord:
 
 
 def _failed(
-    requests: Sequence[InferenceRequest], items: Sequence[DoneItem], *, copies: bool
+    requests: Sequence[InferenceRequest], items: Sequence[DoneItem], *, strict: bool
 ) -> Sequence[InferenceRequest]:
     """Those where it was the model: it failed (500), or what it made of input that we prepared is no number (422)."""
     bad = {item.request_id: item.status for item in items if item.status != 200}
@@ -121,7 +132,7 @@ def _failed(
         request
         for request in requests
         if (status := bad.get(request.request_id)) is not None
-        and (copies or status == 500 or (status == 422 and request.natural))
+        and (strict or status == 500 or (status == 422 and request.natural))
     ]
 
 
@@ -130,4 +141,4 @@ def _parts(requests: Sequence[InferenceRequest], failed: Sequence[InferenceReque
         return ()
     answers = Counter(request.tenant for request in requests)
     failures = Counter(request.tenant for request in failed)
-    return tuple(Part(tenant, count, failures[tenant]) for tenant, count in answers.items() if tenant is not None)
+    return tuple(Part(tenant, count, failures[tenant]) for tenant, count in answers.items() if tenant)

@@ -1,8 +1,8 @@
 """A trial on its way: a bundle that waits for another's place answers part of its requests (:mod:`device_agent.trial`).
 
-Copies are made of batches that were answered, so no client waits for one. They run on the successor's own worker, one
-batch at a time, and only while nobody waits for the worker that serves and the device isn't to be spared. They never
-leave the device: a copy has no way to the cloud.
+Copies are made of batches that were answered, so no client waits for one. They go to the successor as a client's
+requests would, those of one batch at a time, and only while nobody waits for the worker that serves and the device
+isn't to be spared. They never leave the device: a copy has no way to the cloud.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from aios_edge.errors import WorkerLost
 from aios_edge.telemetry import TrialFigures
+from device_agent.answer import Answer
 from device_agent.model_host import ModelHost
 from device_agent.surroundings import Surroundings
 from device_agent.trial import Phase, Seen, TrialRules, Verdict, compare, judge
 from device_agent.values import InferenceRequest
-from device_agent.watched_run import run_watched
 from device_agent.wire import DoneItem
 from device_agent.worker_pool import BatchResult
 
@@ -42,11 +41,13 @@ class TrialRun:
         # What both learnt before they shared the device.
         self.expected = (current.service, successor.service)
         self.ended = False
+        self.over = asyncio.Event()  # nobody tries any more
         self._around = around
         self._on_end = on_end
         self._draw = draw
         self._phases = list(rules.phases)
-        self._copying: asyncio.Task[None] | None = None
+        self._copied: dict[int, tuple[str, ...] | None] = {}  # the last copies, with what their clients were told
+        self._on_the_way: set[int] = set()  # those of them that aren't answered yet
         self._begin_phase()
 
     @property
@@ -76,15 +77,21 @@ class TrialRun:
             current_p95_s=before.p95_s,
         )
 
+    @property
+    def away(self) -> str:
+        """Why a successor whose worker isn't there can't take over."""
+        return f"its worker is away: {self.successor.detail}"
+
     def takes(self) -> ModelHost:
         """Who answers a request that comes now."""
-        if self._phase != "canary" or self.ended or self._busy_copying or not self.successor.instance.ready:
+        if self._phase != "canary" or self.ended or self._on_the_way or not self.successor.instance.ready:
             return self.current
         return self.successor if self._draw() < self.rules.canary_share else self.current
 
     def stop(self) -> None:
-        """No copies any more, and nobody is judged. A batch of copies that runs ends by itself, or with its worker."""
+        """No copies any more, and nobody is judged. Copies on their way end as requests do."""
         self.ended = True
+        self.over.set()
         self._timer.cancel()
         for host in (self.current, self.successor):
             host.record.unwatch()
@@ -96,13 +103,19 @@ class TrialRun:
         self._began_at = self._around.clock()
         self._timer = asyncio.get_running_loop().call_later(self.rules.lasts_s, self._look)
         shadow = self._phase == "shadow"
-        for host, follow in ((self.current, self._copy if shadow else None), (self.successor, self._answered)):
-            host.record.watch(self.expected, self._look, follow)
+        self.current.record.watch(self.expected, self._look, self._copy if shadow else None)
+        self.successor.record.watch(self.expected, self._look, self._answered, strict=shadow)
+        for host in (self.current, self.successor):
             host.instance.worker.tells_classes = shadow
 
     def _answered(self, requests: Sequence[InferenceRequest], result: BatchResult) -> None:
         """The successor answered, copies or clients."""
-        self._seen = self._seen.plus(answers=len(requests))
+        compared = disagreed = 0
+        for item in result.done.items:
+            if item.status == 200 and item.request_id in self._copied:
+                rows, differ = compare(self._copied[item.request_id], _labels(self.successor, item))
+                compared, disagreed = compared + rows, disagreed + differ
+        self._seen = self._seen.plus(answers=len(requests), compared=compared, disagreed=disagreed)
         self._look()
 
     def _look(self) -> None:
@@ -111,7 +124,7 @@ class TrialRun:
         elapsed_s = self._around.clock() - self._began_at
         verdict = judge(self.rules, self._seen, elapsed_s, self.successor.record.conduct, self.current.record.conduct)
         if verdict.over and verdict.reason is None and not self.successor.instance.ready:
-            verdict = Verdict(over=True, reason=f"its worker is away: {self.successor.detail}")
+            verdict = Verdict(over=True, reason=self.away)
         if not verdict.over:
             return
         self._timer.cancel()
@@ -130,36 +143,27 @@ class TrialRun:
             for request in requests
             if request.request_id in answers and self._draw() < self.rules.shadow_share
         ]
-        if not due or self.ended:
+        if self.ended or not due:
             return
         if not self._room():
             self._seen = self._seen.plus(skipped=len(due))
             return
-        self._copying = asyncio.get_running_loop().create_task(self._answer(due, answers), name="trial-copies")
-
-    @property
-    def _busy_copying(self) -> bool:
-        return self._copying is not None and not self._copying.done()
+        self._copied = {copy.request_id: _labels(self.current, answers[copy.request_id]) for copy in due}
+        self._on_the_way = set(self._copied)
+        asyncio.get_running_loop().call_soon(self._submit, due)  # whoever was answered hears it first
 
     def _room(self) -> bool:
         state, _ = self._around.device()
         spared = self._around.strain() is not None or state.throttled is True
-        return self.successor.instance.ready and not (self._busy_copying or self.current.queued or spared)
+        return self.successor.instance.ready and not (self._on_the_way or self.current.queued or spared)
 
-    async def _answer(self, copies: Sequence[InferenceRequest], answers: dict[int, DoneItem]) -> None:
-        try:
-            result = await run_watched(self.successor.instance.worker, copies, self._around.policy.batch_timeout_s)
-        except WorkerLost:
-            return  # its loop brings it back, and its record has it
-        if self.ended or self._phase != "shadow":
-            return
-        compared = disagreed = 0
-        for item in result.done.items:
-            if item.status == 200 and (answer := answers.get(item.request_id)) is not None:
-                rows, differ = compare(_labels(self.current, answer), _labels(self.successor, item))
-                compared, disagreed = compared + rows, disagreed + differ
-        self._seen = self._seen.plus(compared=compared, disagreed=disagreed)
-        self.successor.record.answered(copies, result, copies=True)
+    def _submit(self, copies: Sequence[InferenceRequest]) -> None:
+        for copy in copies:
+
+            def answered(_: Answer, number: int = copy.request_id) -> None:
+                self._on_the_way.discard(number)
+
+            self.successor.submit(copy, answered).arrival = None  # no decision that a trace should tell of
 
 
 def _labels(host: ModelHost, item: DoneItem) -> tuple[str, ...] | None:

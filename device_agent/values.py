@@ -8,12 +8,14 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
 from aios_edge.errors import AiosEdgeError, PromiseBroken
 from aios_edge.manifest import TensorSpec
 from aios_edge.oip.envelope import Parameters
+from aios_edge.telemetry import ProviderStep
 
 
 class Reason(str, enum.Enum):
@@ -31,6 +33,8 @@ class Reason(str, enum.Enum):
     MEMORY_PRESSURE = "memory_pressure"  # cloud: work here waits for memory
     LOW_CONFIDENCE = "low_confidence"  # cloud: this device answered, and wasn't sure
     WORKER_LOST = "worker_lost"  # cloud or shed: the worker died or is starting
+    QUARANTINED = "quarantined"  # cloud or shed: its workers died again and again, and none is started
+    LOADING = "loading"  # cloud, local or shed: the model was unloaded for others, and is to be loaded again
     RETRIED = "retried"  # local: run again, alone, after its worker died
     CLOUD_FAILED = "cloud_failed"  # local or shed: the cloud was tried and failed
     HEDGED = "hedged"  # cloud: the endpoint that was asked first took long, and a second one was sooner
@@ -38,6 +42,10 @@ class Reason(str, enum.Enum):
     QUEUE_FULL = "queue_full"  # shed
     DEADLINE_PASSED = "deadline_passed"  # shed: nobody waits for this answer any more
     DRAINING = "draining"  # shed: the agent is stopping, or the model was unloaded
+
+
+#: States of a model that answers requests: ``resting`` and ``waking`` ones were unloaded to make room for others.
+SERVING = frozenset(("ready", "resting", "waking"))
 
 
 class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,8 +66,8 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
     arrived_at: float
     cost_hint_bytes: int
     natural: bool = False  # asks with the task's natural input, which a foreign server may not know
+    tenant: str = ""  # who asks, where there are tenants
     lowered: bool = False  # claimed a higher priority than its tenant may
-    tenant: str | None = None  # who asks, where agent.toml has tenants
 
     @property
     def changed_parameters(self) -> Parameters:
@@ -124,10 +132,27 @@ class ActivationCheck(msgspec.Struct, frozen=True, kw_only=True):
     skipped: bool = False
 
 
+#: When a worker uses TensorRT: always, and builds the engine as it loads; where the engine is there; not at all.
+Engines = Literal["build", "cached", "off"]
+
+
+class EngineReport(msgspec.Struct, frozen=True, kw_only=True):
+    """TensorRT's engine for a model on this device: ``cached``, ``built`` just now, ``missing`` (it can be built),
+    ``unfit`` (it was built and must not serve), ``failed`` to be built, or ``nothing`` to build here; ``reason`` of the
+    last three. ``took_s``: to build it, when that was."""
+
+    state: Literal["cached", "built", "missing", "unfit", "failed", "nothing"]
+    reason: str | None = None
+    folder: str | None = None
+    size_bytes: int | None = None
+    took_s: float | None = None
+
+
 class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
     """What a worker found when it loaded a bundle and checked its contract on this device.
 
-    ``inputs`` and ``outputs`` are the session's. A raw model has no bundle id; here it is a digest over its files.
+    ``inputs`` and ``outputs`` are the session's, and so is ``intra_op_threads``; ``cpus`` are those that the worker's
+    threads may run on. A raw model has no bundle id; here it is a digest over its files.
     """
 
     bundle_id: str
@@ -140,8 +165,12 @@ class ActivationReport(msgspec.Struct, frozen=True, kw_only=True):
     latency_p95_s: float | None  # this device's own first measurement: its live baseline
     rss_bytes: int | None
     load_s: float
+    provider_steps: tuple[ProviderStep, ...] = ()  # the chain, provider by provider
+    engine: EngineReport | None = None  # None: no TensorRT in the chain, or its engines aren't kept
     inputs: tuple[TensorSpec, ...] = ()
     outputs: tuple[TensorSpec, ...] = ()
+    intra_op_threads: int | None = None
+    cpus: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

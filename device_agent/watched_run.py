@@ -1,9 +1,9 @@
-"""A batch with a watchdog: whatever goes wrong with it ends the worker, and the caller hears :class:`WorkerLost`."""
+"""Batches with a watchdog: whatever goes wrong with one ends the worker, and the caller hears :class:`WorkerLost`."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aios_edge.errors import WorkerLost
 from device_agent.values import InferenceRequest
@@ -12,36 +12,106 @@ from device_agent.worker_pool import BatchResult, WorkerHandle
 OVERRUN = 20.0  # so many times its prediction is no slow batch any more
 
 
-async def run_watched(
-    worker: WorkerHandle, requests: Sequence[InferenceRequest], timeout_s: float, predicted_s: float = 0.0
-) -> BatchResult:
-    """Run a batch; a worker that takes longer than ``timeout_s``, or answers nonsense, is killed. Where a batch was
-    predicted to take long (a slow device, a huge request), it may take ``OVERRUN`` times that.
+class Watchdog:
+    """Looks after one worker's batches, one at a time; a worker that takes too long, or answers nonsense, is killed.
 
-    A worker in a thread can't be killed: it loses its connection, and its thread is left to its endless loop.
+    One timer looks after all of them, and looks again when the batch it finds has time left: nearly all end long
+    before, and a timer for each would be a part of what a request costs. A worker in a thread can't be killed: it loses
+    its connection, and its thread is left to its endless loop.
     """
-    overrun = False
-    within_s = max(timeout_s, OVERRUN * predicted_s)
 
-    def give_up() -> None:
-        nonlocal overrun
-        overrun = True
-        worker.kill()
+    def __init__(self) -> None:
+        self._worker: WorkerHandle | None = None
+        self._within_s = 0.0
+        self._ends_by: float | None = None  # None: it has no batch
+        self._overran = False
+        self._timer: asyncio.TimerHandle | None = None
 
-    watchdog = asyncio.get_running_loop().call_later(within_s, give_up)
-    where = f"worker of {requests[0].model}"
+    def run(
+        self,
+        worker: WorkerHandle,
+        requests: Sequence[InferenceRequest],
+        on_end: Callable[[BatchResult | WorkerLost], None],
+        *,
+        timeout_s: float,
+        predicted_s: float = 0.0,
+    ) -> None:
+        """Give the worker a batch; ``on_end`` is called later and once. It may take ``timeout_s``; where it was
+        predicted to take long (a slow device, a huge request), ``OVERRUN`` times that."""
+        loop = asyncio.get_running_loop()
+        self._within_s = max(timeout_s, OVERRUN * predicted_s)
+        self._ends_by, self._overran = loop.time() + self._within_s, False
+        if self._timer is None or self._timer.when() > self._ends_by:
+            self.close()
+            self._timer = loop.call_at(self._ends_by, self._look)
+
+        def ended(end: BatchResult | WorkerLost) -> None:
+            self._ends_by = None
+            on_end(self._checked(end, worker, requests))
+
+        self._worker = worker
+        try:
+            worker.begin(requests, ended)
+        except Exception as error:  # no worker, no memory left here
+            loop.call_soon(ended, error if isinstance(error, WorkerLost) else _failed(error, worker, requests))
+
+    def close(self) -> None:
+        """Look no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        loop, self._timer = asyncio.get_running_loop(), None
+        if self._ends_by is None:
+            return
+        if loop.time() < self._ends_by:
+            self._timer = loop.call_at(self._ends_by, self._look)
+            return
+        self._overran = True
+        if self._worker is not None:
+            self._worker.kill()
+
+    def _checked(
+        self, end: BatchResult | WorkerLost, worker: WorkerHandle, requests: Sequence[InferenceRequest]
+    ) -> BatchResult | WorkerLost:
+        if isinstance(end, WorkerLost):
+            worker.kill()  # lost to us: it must not take another batch, even if it still lives
+            if not self._overran:
+                return end
+            what = f"did not end a batch within {self._within_s:.3g} s and was killed"
+            return WorkerLost(what, where=_where(requests))
+        try:
+            for item in end.done.items:
+                item.outputs.of(end.payload), item.binary.of(end.payload)
+        except Exception as error:
+            return _failed(error, worker, requests)
+        return end
+
+
+async def run_watched(worker: WorkerHandle, requests: Sequence[InferenceRequest], timeout_s: float) -> BatchResult:
+    """One batch, awaited; raises :class:`WorkerLost`."""
+    answered: asyncio.Future[BatchResult | WorkerLost] = asyncio.get_running_loop().create_future()
+    watchdog = Watchdog()
+
+    def ended(end: BatchResult | WorkerLost) -> None:
+        if not answered.done():
+            answered.set_result(end)
+
+    watchdog.run(worker, requests, ended, timeout_s=timeout_s)
     try:
-        result = await worker.run(requests)
-        for item in result.done.items:
-            item.outputs.of(result.payload), item.binary.of(result.payload)
-        return result
-    except WorkerLost as lost:
-        worker.kill()  # lost to us: it must not take another batch, even if it still lives
-        if overrun:
-            raise WorkerLost(f"did not end a batch within {within_s:.3g} s and was killed", where=where) from lost
-        raise
-    except Exception as error:  # nonsense from the worker, no descriptors or memory left here
-        worker.kill()
-        raise WorkerLost(f"failed a batch ({type(error).__name__}: {error}) and was killed", where=where) from error
+        end = await answered
     finally:
-        watchdog.cancel()
+        watchdog.close()
+    if isinstance(end, WorkerLost):
+        raise end
+    return end
+
+
+def _failed(error: Exception, worker: WorkerHandle, requests: Sequence[InferenceRequest]) -> WorkerLost:
+    worker.kill()
+    return WorkerLost(f"failed a batch ({type(error).__name__}: {error}) and was killed", where=_where(requests))
+
+
+def _where(requests: Sequence[InferenceRequest]) -> str:
+    return f"worker of {requests[0].model}"

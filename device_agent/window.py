@@ -17,7 +17,9 @@ from aios_edge.telemetry import (
     EnergyFigures,
     LatencyFigures,
     MemoryFigures,
+    MqttInferFigures,
     OutboxFigures,
+    PolicyFigures,
     PowerFigures,
     QueueFigures,
     RequestFigures,
@@ -40,12 +42,15 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent knows at the moment a window closes."""
 
     queue_depth: int | None = None
+    waiting_limits: dict[str, int] = {}
     breakers: dict[str, str] = {}
     cloud: dict[str, CloudFigures] = {}
     strained: tuple[str, ...] = ()
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
     trials: dict[str, TrialFigures] = {}
+    policy: PolicyFigures | None = None
+    mqtt_infer: MqttInferFigures | None = None
 
 
 class TelemetryWindow:
@@ -135,6 +140,7 @@ class TelemetryWindow:
             queue=QueueFigures(
                 depth=gauges.queue_depth,
                 depth_reason="not known to the agent" if gauges.queue_depth is None else None,
+                waiting_limits=gauges.waiting_limits,
                 wait_p50_s=self._wait.quantile(0.5),
                 wait_p95_s=self._wait.quantile(0.95),
                 wait_reason=None if self._wait.count else "no local request in this window",
@@ -162,6 +168,8 @@ class TelemetryWindow:
             ),
             trials=gauges.trials,
             outbox=outbox,
+            policy=gauges.policy,
+            mqtt_infer=gauges.mqtt_infer,
         )
         if message.cpu_utilisation is None:
             reason = _why(last, "cpu_utilisation_reason")

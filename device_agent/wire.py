@@ -21,9 +21,9 @@ import struct
 
 import msgspec
 
-from device_agent.values import ActivationReport
+from device_agent.values import ActivationReport, Engines
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 INLINE_LIMIT_BYTES = 64 * 1024  # far below Linux's default SO_SNDBUF, the limit of one datagram
 _HEADER = struct.Struct("<I")
 _DATAGRAM_LIMIT_BYTES = _HEADER.size + INLINE_LIMIT_BYTES
@@ -53,11 +53,12 @@ class RawModel(msgspec.Struct, frozen=True, array_like=True):
     digest: str | None
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
     """Supervisor to worker, first message: load this bundle and check its contract.
 
     ``profile`` is a device profile as TOML file path or shipped name. ``check`` is ``full`` for an activation;
-    ``quick`` after a crash: digests and a handful of golden samples, no latency and memory runs. ``slowdown``
+    ``quick`` after a crash: digests and a handful of golden samples, no latency and memory runs; ``engine`` builds
+    TensorRT's engine and serves nobody. ``engines``: when TensorRT is used. ``slowdown``
     emulates a weaker device: every batch is held for its compute time times this. ``state_dir``: where engines that
     take minutes to build are kept; None: nowhere. ``raw``: what ``bundle_path`` holds instead of a bundle.
     ``bundle_id``: the bundle that is meant, whatever lies there now; None: any.
@@ -71,10 +72,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     slowdown: float = 1.0
     state_dir: str | None = None
     bundle_id: str | None = None
+    engines: Engines = "build"
     version: int = PROTOCOL_VERSION
 
 
-class RunItem(msgspec.Struct, frozen=True, kw_only=True):
+class RunItem(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """One request of a batch: its whole Open Inference Protocol body. ``deadline_at`` is CLOCK_MONOTONIC."""
 
     request_id: int
@@ -83,7 +85,7 @@ class RunItem(msgspec.Struct, frozen=True, kw_only=True):
     deadline_at: float | None
 
 
-class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
     """Supervisor to worker: answer these requests, together where their inputs allow it. ``classes``: say as well which
     class each row got."""
 
@@ -93,25 +95,29 @@ class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     classes: bool = False
 
 
-class Stop(msgspec.Struct, frozen=True, tag=True):
+class Ping(msgspec.Struct, frozen=True, tag=True, array_like=True):
+    """Supervisor to worker: give a sign of life when nothing else is to be done."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True, array_like=True):
     """Supervisor to worker: finish what you have and exit."""
 
 
-class Loading(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Loading(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
     """Worker to supervisor: a stage of the activation began."""
 
     generation: int
     stage: str
 
 
-class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Ready(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
     """Worker to supervisor: the bundle is loaded and its contract holds here."""
 
     generation: int
     report: ActivationReport
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
     """Worker to supervisor: the bundle must not go live; ``check`` is the name of the check that failed."""
 
     generation: int
@@ -120,7 +126,7 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     report: ActivationReport | None = None
 
 
-class DoneItem(msgspec.Struct, frozen=True, kw_only=True):
+class DoneItem(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """The answer to one request.
 
     ``status`` 200: ``outputs`` is the JSON array of output tensors and ``binary`` the tensors behind it. Else
@@ -143,7 +149,7 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True):
     classes: tuple[int, ...] | None = None
 
 
-class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
     """Worker to supervisor: a whole batch is answered.
 
     ``busy_s`` is how long the worker was occupied with it (emulated slowness included), ``cpu_s`` the processor
@@ -158,7 +164,13 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     items: tuple[DoneItem, ...]
 
 
-Message = Load | Run | Stop | Loading | Ready | Refused | Done
+class Pong(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
+    """Worker to supervisor: a sign of life, and nothing else."""
+
+    generation: int
+
+
+Message = Load | Run | Ping | Stop | Loading | Ready | Refused | Done | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)

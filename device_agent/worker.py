@@ -1,7 +1,8 @@
 """The worker: one model, one loop. ``python -m device_agent.worker --fd N`` as a process, :func:`serve` in a thread.
 
 Everything that may crash, leak or hang because of a model happens here and not in the supervisor. The loop is
-blocking and has no state beyond the loaded model: Load -> Ready or Refused, then Run -> Done until the socket closes.
+blocking and has no state beyond the loaded model: Load -> Ready or Refused, then Run -> Done (and Ping -> Pong) until
+the socket closes.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from pathlib import Path
 
 from aios_edge.errors import AiosEdgeError, MissingExtra, PromiseBroken, UsageError
 from aios_edge.profile_files import load_profile
-from device_agent import wire
+from device_agent import core_share, wire
 from device_agent.activation import Activated, ActivationRefused, activate
+from device_agent.activation_engine import build_engine
 from device_agent.activation_raw import activate_raw
+from device_agent.affinity import pin
 from device_agent.worker_batch import Job, answer_batch
 from device_agent.worker_memory import resident_bytes
+from device_agent.worker_natural import Runner
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+_BUILDERS_NICE = 10  # building keeps the processor busy for minutes, on which others serve
 
 
 def serve(sock: socket.socket, *, alone: bool = False) -> None:
@@ -39,13 +44,18 @@ def serve(sock: socket.socket, *, alone: bool = False) -> None:
             return
         load = received[0]
         activated = _load(sock, load, alone)
-        while activated is not None and (received := wire.receive(sock)) is not None:
-            message, payload = received
-            if isinstance(message, wire.Stop):
-                return
-            if isinstance(message, wire.Run) and message.generation == load.generation:
-                done, content = _run(activated, message, payload, load.slowdown)
-                wire.send(sock, done, content)
+        if activated is None:
+            return
+        with Runner(activated) as runner:
+            while (received := wire.receive(sock)) is not None:
+                message, payload = received
+                if isinstance(message, wire.Stop):
+                    return
+                if isinstance(message, wire.Ping):
+                    wire.send(sock, wire.Pong(generation=load.generation))
+                if isinstance(message, wire.Run) and message.generation == load.generation:
+                    done, content = _run(activated, message, payload, load.slowdown, runner)
+                    wire.send(sock, done, content)
     except OSError as error:  # ConnectionError included
         print(f"the supervisor is gone: {error}", file=sys.stderr, flush=True)
 
@@ -68,8 +78,17 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
     path, state_dir = Path(load.bundle_path), Path(load.state_dir) if load.state_dir else None
     try:
         profile = load_profile(load.profile)
-        if load.raw is not None:
-            activated = activate_raw(path, load.raw, profile, alone=alone, state_dir=state_dir, on_stage=staged)
+        pin(profile)
+        if load.check == "engine":
+            if alone:
+                os.nice(_BUILDERS_NICE)
+            activated = build_engine(
+                path, load.raw, profile, state_dir=state_dir, bundle_id=load.bundle_id, on_stage=staged
+            )
+        elif load.raw is not None:
+            activated = activate_raw(
+                path, load.raw, profile, alone=alone, state_dir=state_dir, engines=load.engines, on_stage=staged
+            )
         else:
             activated = activate(
                 path,
@@ -78,6 +97,7 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
                 alone=alone,
                 state_dir=state_dir,
                 bundle_id=load.bundle_id,
+                engines=load.engines,
                 on_stage=staged,
             )
     except PromiseBroken as error:
@@ -100,7 +120,7 @@ def _told(error: PromiseBroken) -> str:
 
 
 def _run(
-    activated: Activated, run: wire.Run, payload: memoryview, slowdown: float
+    activated: Activated, run: wire.Run, payload: memoryview, slowdown: float, runner: Runner
 ) -> tuple[wire.Done, bytes | bytearray]:
     started_at, cpu_at_start = time.monotonic(), time.process_time()
     jobs = [
@@ -112,7 +132,7 @@ def _run(
         )
         for item in run.items
     ]
-    answers = answer_batch(activated, jobs, now=started_at, classes=run.classes)
+    answers = answer_batch(activated, jobs, now=started_at, runner=runner, classes=run.classes)
     compute_s = time.monotonic() - started_at
     cpu_s = time.process_time() - cpu_at_start
     if slowdown > 1.0:  # a weaker device: asleep, so that the rest of this machine stays as strong as it is
@@ -166,8 +186,11 @@ def main(arguments: list[str] | None = None) -> int:
     """The worker process: ``--fd`` is its inherited end of the socketpair."""
     parser = argparse.ArgumentParser(prog="device_agent.worker", description=main.__doc__)
     parser.add_argument("--fd", type=int, required=True)
-    fd: int = parser.parse_args(arguments).fd
+    parser.add_argument("--nice", type=int, default=0)
+    options = parser.parse_args(arguments)
+    fd: int = options.fd
     _become_worker()
+    core_share.take(options.nice)
     os.set_inheritable(fd, False)
     with socket.socket(fileno=fd) as sock:
         serve(sock, alone=True)

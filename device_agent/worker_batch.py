@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from aios_edge.errors import RequestError, RuntimeUnavailable
+from aios_edge.errors import RequestError
 from aios_edge.golden import RawInput
 from aios_edge.oip.tensors import DecodedRequest, Tensor, decode_inputs, encode_outputs
 from aios_edge.tasks import Prediction
@@ -25,6 +25,7 @@ from device_agent.activation import Activated
 from device_agent.no_rows import outputs_without_rows
 from device_agent.runtime import check_inputs
 from device_agent.worker_classes import classes_of_outputs, classes_of_predictions
+from device_agent.worker_natural import Runner, in_chunks
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -66,9 +67,12 @@ class _Work(msgspec.Struct, frozen=True, kw_only=True):
     outputs: Tensors | None = None
 
 
-def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float, classes: bool = False) -> list[Answer]:
+def answer_batch(
+    activated: Activated, jobs: Sequence[Job], *, now: float, runner: Runner | None = None, classes: bool = False
+) -> list[Answer]:
     """One answer per job, in their order. ``now`` is CLOCK_MONOTONIC: whoever's deadline has passed isn't run.
-    ``classes``: each row's class is told as well."""
+    ``runner``: where texts run that need several runs; without it here, one after the other. ``classes``: each row's
+    class is told as well."""
     answers: dict[int, Answer] = {}
     natural: list[_Work] = []
     grouped: dict[object, list[_Work]] = {}
@@ -88,7 +92,8 @@ def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float, class
         elif work.tensors is None:
             natural.append(work)
         else:
-            grouped.setdefault(object() if activated.raw else _signature(work.tensors), []).append(work)
+            alone = activated.raw or len(jobs) == 1
+            grouped.setdefault(object() if alone else _signature(work.tensors), []).append(work)
 
     runs: list[tuple[list[_Work], Callable[[list[_Work]], list[Answer]]]] = [
         (group, lambda works: _run_tensors(activated, works, classes))
@@ -96,7 +101,7 @@ def answer_batch(activated: Activated, jobs: Sequence[Job], *, now: float, class
         for group in _within(members, activated.bundle.manifest.max_batch_size)
     ]
     if natural:
-        runs.append((natural, lambda works: _run_natural(activated, works, classes)))
+        runs.append((natural, lambda works: _run_natural(activated, works, runner, classes)))
     for works, run in runs:
         for answer in _attempt(works, run):
             answers[answer.request_id] = answer
@@ -131,15 +136,16 @@ def _decoded(activated: Activated, job: Job) -> _Work:
     if raw is not None:
         return _Work(request_id=job.request_id, request=request, raw=raw)
     tensors = {name: tensor.array for name, tensor in request.inputs.items()}
-    datatypes = {spec.name: spec.datatype for spec in specs}
-    outputs = None if activated.raw else outputs_without_rows(tensors, specs, activated.runtime.outputs)
-    declared_empty = {spec.name for spec in specs if 0 in spec.shape}
+    datatypes, declared_empty = activated.runtime.datatypes, activated.runtime.declared_empty
     if unknown := [name for name in request.inputs if name not in datatypes]:
         natural = f"{' and '.join(task.natural_names)}, or " if task.natural_names else ""
         raise RequestError(
             f"the model has no input {', '.join(map(repr, unknown))[:200]}",
             remedy=f"Send {natural}the model's own tensors: {', '.join(datatypes)}",
         )
+    outputs = None
+    if not (activated.raw or all(array.size for array in tensors.values())):
+        outputs = outputs_without_rows(tensors, specs, activated.runtime.outputs)
     for name, tensor in request.inputs.items():  # arrays don't tell BF16 from UINT16
         if datatypes.get(name, tensor.datatype) != tensor.datatype:
             raise RequestError(f"is {tensor.datatype}, the model takes {datatypes[name]}", where=f"input {name!r}")
@@ -197,7 +203,7 @@ def _run_tensors(activated: Activated, works: list[_Work], classes: bool) -> lis
 def _answered(
     activated: Activated, work: _Work, outputs: Tensors, *, batch_size: int, compute_s: float, classes: bool = False
 ) -> Answer:
-    datatypes = {spec.name: spec.datatype for spec in activated.runtime.outputs}
+    datatypes = activated.runtime.output_datatypes
     return _encoded(
         work,
         {name: Tensor(datatypes[name], array) for name, array in outputs.items()},
@@ -214,8 +220,9 @@ def _run_rows(activated: Activated, tensors: Tensors) -> dict[str, NDArray[np.ge
     manifest = activated.bundle.manifest
     step = manifest.max_batch_size
     rows = {array.shape[0] if array.ndim else 0 for array in tensors.values()}
-    free = all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs))
-    if activated.raw or not free or len(rows) != 1 or max(rows) <= step:
+    if activated.raw or len(rows) != 1 or max(rows) <= step:
+        return dict(activated.runtime.run(tensors))
+    if not all(spec.shape[:1] == (-1,) for spec in (*manifest.inputs, *manifest.outputs)):
         return dict(activated.runtime.run(tensors))
     parts = [
         activated.runtime.run({name: array[start : start + step] for name, array in tensors.items()})
@@ -241,56 +248,53 @@ def _length(tensors: Tensors) -> int:
     return max((array.shape[1] for array in tensors.values() if array.ndim == 2), default=0)
 
 
-def _run_natural(activated: Activated, works: list[_Work], classes: bool) -> list[Answer]:
-    """All rows of all requests, longest first, in runs of at most ``max_batch_size`` rows.
-
-    Sorting keeps rows of similar length together, which saves padding, and makes the result a function of what is in
-    the batch and not of the order it came in: a dynamically quantized model answers slightly differently with other
-    neighbours.
-    """
-    started_at = time.perf_counter()
+def _run_natural(activated: Activated, works: list[_Work], runner: Runner | None, classes: bool) -> list[Answer]:
+    """All rows of all requests together; each request is answered as soon as its last row is."""
     places = [(work, row) for work in works for row in range(len(work.raw))]
-    places.sort(key=lambda place: _sort_key(place[0].raw[place[1]]))
-    found: dict[tuple[int, int], tuple[Prediction, int]] = {}
-    step = activated.bundle.manifest.max_batch_size
-    for start in range(0, len(places), step):
-        chunk = places[start : start + step]
-        encoded = activated.task.encode([work.raw[row] for work, row in chunk])
-        predictions = activated.task.decode(_run_encoded(activated, encoded), finite=False)
-        lengths = activated.task.lengths(encoded)
-        for (work, row), prediction, length in zip(chunk, predictions, lengths, strict=True):
-            found[work.request_id, row] = prediction, length
-    compute_s = time.perf_counter() - started_at
-    answers: list[Answer] = []
-    for work in works:
-        mine = [found[work.request_id, row] for row in range(len(work.raw))]
-        found_here = [prediction for prediction, _ in mine]
-        tensors = activated.task.prediction_tensors(found_here)
-        length = max((length for _, length in mine), default=0)
-        confidence = _confidence(found_here)
-        try:
-            _check_classes(found_here, work.request, tensors)
-        except RequestError as error:
-            answers.append(_failed(work.request_id, error))
-        else:
-            answer = _encoded(
-                work,
-                tensors,
-                length=length,
-                batch_size=len(works) if mine else 0,
-                compute_s=compute_s,
-                classes=classes_of_predictions(found_here) if classes else None,
-            )
-            answers.append(msgspec.structs.replace(answer, confidence=confidence) if answer.status == 200 else answer)
+    found: dict[int, list[tuple[Prediction, int] | None]] = {work.request_id: [None] * len(work.raw) for work in works}
+    missing = {work.request_id: len(work.raw) for work in works}
+    compute_s = dict.fromkeys(found, 0.0)
+    shared = dict.fromkeys(found, 1)
+    answers = [_classified(activated, work, [], 0, 0.0, classes) for work in works if not work.raw]
+    for chunk in in_chunks(activated, [work.raw[row] for work, row in places], runner):
+        here = {places[place][0].request_id: places[place][0] for place in chunk.places}
+        for place, prediction, length in zip(chunk.places, chunk.predictions, chunk.lengths, strict=True):
+            work, row = places[place]
+            found[work.request_id][row] = prediction, length
+            missing[work.request_id] -= 1
+        for number, work in here.items():
+            compute_s[number] += chunk.compute_s
+            shared[number] = max(shared[number], len(here))
+            if not missing[number]:
+                rows = [row for row in found[number] if row is not None]
+                answers.append(_classified(activated, work, rows, shared[number], compute_s[number], classes))
     return answers
 
 
-def _run_encoded(activated: Activated, encoded: Tensors) -> Tensors:
-    """Run the model on tensors that were made here: what it has against them is no fault of the client's."""
+def _classified(
+    activated: Activated,
+    work: _Work,
+    rows: list[tuple[Prediction, int]],
+    batch_size: int,
+    compute_s: float,
+    classes: bool,
+) -> Answer:
+    """The answer to a natural request from those to its rows."""
+    predictions = [prediction for prediction, _ in rows]
+    tensors = activated.task.prediction_tensors(predictions)
     try:
-        return activated.runtime.run(encoded)
+        _check_classes(predictions, work.request, tensors)
     except RequestError as error:
-        raise RuntimeUnavailable(error.what) from error
+        return _failed(work.request_id, error)
+    answer = _encoded(
+        work,
+        tensors,
+        length=max((length for _, length in rows), default=0),
+        batch_size=batch_size,
+        compute_s=compute_s,
+        classes=classes_of_predictions(predictions) if classes else None,
+    )
+    return msgspec.structs.replace(answer, confidence=_confidence(predictions)) if answer.status == 200 else answer
 
 
 def _confidence(predictions: Sequence[Prediction]) -> float | None:
@@ -312,11 +316,6 @@ def _check_classes(predictions: Sequence[Prediction], request: DecodedRequest, n
                 where=f"output {output.name[:80]!r}",
                 remedy="Ask for it as binary data (binary_data)",
             )
-
-
-def _sort_key(raw: RawInput) -> tuple[int, RawInput]:
-    size = len(raw) if isinstance(raw, str) else sum(len(part) for part in raw)
-    return -size, raw
 
 
 def _encoded(

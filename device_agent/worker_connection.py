@@ -3,17 +3,20 @@
 A worker is a spawned process (never forked: onnxruntime's threads and locks don't survive a fork), or, where the
 profile's ``isolation`` is ``thread``, a thread of this process that speaks the same messages over the same kind of
 socketpair. The worker's end of the pair is held by the worker alone, so the kernel's end-of-file is its death
-notice: no heartbeat, no polling, and every way to die looks the same.
+notice, and every way to die looks the same. One that lives and stands still is found by worker_watch.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +24,14 @@ from pathlib import Path
 from aios_edge.errors import RuntimeUnavailable, WorkerLost
 from aios_edge.profile import Isolation
 from device_agent import wire
+from device_agent.values import Engines
 from device_agent.worker_exit import exit_status, log_lines
+from device_agent.worker_watch import WorkerWatch
 
+NO_DESCRIPTOR_PAUSE_S = 0.02
 EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that lingers longer is killed
+
+Reply = tuple[wire.Message, memoryview]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +39,8 @@ class WorkerSpec:
     """What a worker is started with. ``profile`` is a TOML path or a shipped name; ``intra_op_threads`` those of the
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
     ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
-    at ``bundle_path``, None: any bundle."""
+    at ``bundle_path``, None: any bundle. ``engines``: when TensorRT is used. ``nice``: its share of the cores, of a
+    process only. ``max_rss_bytes``: above that it is replaced, None: never."""
 
     model: str
     bundle_path: Path
@@ -42,6 +51,9 @@ class WorkerSpec:
     state_dir: Path | None = None
     raw_version: str | None = None
     bundle_id: str | None = None
+    engines: Engines = "build"
+    nice: int = 0
+    max_rss_bytes: int | None = None
 
 
 class Connection:
@@ -51,12 +63,15 @@ class Connection:
         self.loop = asyncio.get_running_loop()
         self.lost: asyncio.Future[str] = self.loop.create_future()  # how the worker ended
         self.process: subprocess.Popen[bytes] | None = None
+        self.heard = 0  # messages that came
         self._where = f"worker of {spec.model}"
         self._generation = generation
         self._on_stage = on_stage
-        self._waiting: tuple[int | None, asyncio.Future[tuple[wire.Message, memoryview]]] | None = None
+        self._waiting: tuple[int | None, Callable[[Reply | WorkerLost], None]] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._writable = asyncio.Event()
+        self._unsent: deque[tuple[wire.Message, bytes]] = deque()
+        self._settled: asyncio.Future[None] | None = None  # for whoever waits until nothing is owed
+        self._given_up: str | None = None  # why it was killed though it lived
         self._sock, theirs = wire.pair()
         try:
             if spec.isolation == "process":
@@ -73,19 +88,42 @@ class Connection:
         if self.process is not None and self.process.stdout is not None:
             log_lines(self.loop, self.process.stdout, f"worker of {spec.model} [{self.process.pid}]")
         self.loop.add_reader(self._sock, self._on_readable)
+        self._watch = None if self.process is None else WorkerWatch(self, self.process.pid)
 
-    async def ask(self, message: wire.Load | wire.Run, payload: bytes = b"") -> tuple[wire.Message, memoryview]:
-        """Send a message and wait for the reply to it, or for the worker's death."""
-        reply: asyncio.Future[tuple[wire.Message, memoryview]] = self.loop.create_future()
-        self._waiting = (message.batch_id if isinstance(message, wire.Run) else None, reply)
-        if self.lost.done() or self._ending is not None or not await self._send(message, payload):
-            raise WorkerLost(await asyncio.shield(self.lost), where=self._where)
-        return await reply
+    @property
+    def busy(self) -> bool:
+        """Whether it owes a reply."""
+        return self._waiting is not None
+
+    def begin(
+        self, message: wire.Load | wire.Run, payload: bytes, on_reply: Callable[[Reply | WorkerLost], None]
+    ) -> None:
+        """Send a message; ``on_reply`` is called with the reply to it, or with the worker's death, later and once."""
+        self._waiting = (message.batch_id if isinstance(message, wire.Run) else None, on_reply)
+        if self.lost.done():
+            self.loop.call_soon(self._tell, WorkerLost(self.lost.result(), where=self._where))
+        elif self._ending is None:
+            self._send(message, payload)
+
+    async def ask(self, message: wire.Load | wire.Run, payload: bytes = b"") -> Reply:
+        """Send a message and wait for the reply to it. Raises :class:`WorkerLost` when the worker dies instead."""
+        answered: asyncio.Future[Reply | WorkerLost] = self.loop.create_future()
+        self.begin(message, payload, lambda reply: None if answered.done() else answered.set_result(reply))
+        reply = await answered
+        if isinstance(reply, WorkerLost):
+            raise reply
+        return reply
+
+    async def settled(self) -> None:
+        """Wait until it owes no reply."""
+        if self._waiting is not None:
+            self._settled = self.loop.create_future()
+            await self._settled
 
     async def finish(self) -> None:
         """Ask the worker to end and wait until it has."""
         if self._ending is None:
-            await self._send(wire.Stop())
+            self._send(wire.Stop())
         await asyncio.shield(self.lost)
 
     def kill(self) -> None:
@@ -95,22 +133,42 @@ class Connection:
         if self.process is None:
             self._end("was told to end")
 
-    async def _send(self, message: wire.Message, payload: bytes = b"") -> bool:
-        while True:
+    def ping(self) -> None:
+        """Ask for a sign of life; it counts as heard, and nobody waits for it."""
+        if not self._unsent:
+            with contextlib.suppress(OSError):  # full, or gone: neither is for a heartbeat to mend
+                wire.send(self._sock, wire.Ping())
+
+    def give_up(self, why: str) -> None:
+        """End a process that lives and stands still; it may not even die at once."""
+        self._given_up = why
+        self.kill()
+        self._end(why)
+
+    def _send(self, message: wire.Message, payload: bytes = b"") -> None:
+        """Now, or as soon as there is room; a worker that is gone is noticed here too."""
+        self._unsent.append((message, payload))
+        if len(self._unsent) == 1:
+            self._send_more()
+
+    def _send_more(self) -> None:
+        while self._unsent:
             try:
-                wire.send(self._sock, message, payload)
-                return True
+                wire.send(self._sock, *self._unsent[0])
             except BlockingIOError:
-                self._writable.clear()
                 self.loop.add_writer(self._sock, self._on_writable)
-                await self._writable.wait()
-            except OSError:  # it is gone; the end-of-file tells how
-                self._end("closed its connection")
-                return False
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):  # a long payload needs a descriptor, if only for now
+                    self.loop.call_later(NO_DESCRIPTOR_PAUSE_S, self._send_more)
+                    return
+                self._end("closed its connection")  # it is gone; the end-of-file tells how
+                return
+            self._unsent.popleft()
 
     def _on_writable(self) -> None:
         self.loop.remove_writer(self._sock)
-        self._writable.set()
+        self._send_more()
 
     def _on_readable(self) -> None:
         try:
@@ -125,21 +183,24 @@ class Connection:
         if received is None:
             self._end("closed its connection")
             return
-        message, payload = received
-        if isinstance(message, (wire.Load, wire.Run, wire.Stop)) or message.generation != self._generation:
+        self.heard += 1
+        message = received[0]
+        if isinstance(message, (wire.Load, wire.Run, wire.Ping, wire.Stop)) or message.generation != self._generation:
             return  # a reply of an old generation
         if isinstance(message, wire.Loading):
             self._on_stage(message.stage)
-        elif self._waiting is not None:
-            batch_id, reply = self._waiting
+        elif self._waiting is not None and not isinstance(message, wire.Pong):
             answered = message.batch_id if isinstance(message, wire.Done) else None
-            if answered == batch_id and not reply.done():  # else its caller has gone
-                reply.set_result((message, payload))
+            if answered == self._waiting[0]:
+                self._tell(received)
 
     def _end(self, what: str) -> None:
         if self._ending is None:
+            if self._watch is not None:
+                self._watch.end()
             self.loop.remove_reader(self._sock)
-            self._on_writable()  # whoever waits to send finds the socket closed
+            self.loop.remove_writer(self._sock)
+            self._unsent.clear()
             self._sock.close()
             self._ending = self.loop.create_task(self._reap(what))
 
@@ -148,11 +209,18 @@ class Connection:
         description = what
         if self.process is not None:
             description = await exit_status(self.process, grace_s=EXIT_GRACE_S, else_what=what)
+            if self._given_up is not None and not description.startswith(self._given_up):  # it died at once
+                description = f"{self._given_up} and was killed"
         if not self.lost.done():
             self.lost.set_result(description)
-        if self._waiting is not None and not self._waiting[1].done():
-            self._waiting[1].set_exception(WorkerLost(description, where=self._where))
-            self._waiting[1].exception()  # its caller may be gone: not an error of ours then
+        self._tell(WorkerLost(description, where=self._where))
+
+    def _tell(self, reply: Reply | WorkerLost) -> None:
+        if self._waiting is not None:
+            (_, on_reply), self._waiting = self._waiting, None
+            on_reply(reply)
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
 
 
 def _spawn(spec: WorkerSpec, theirs: socket.socket) -> subprocess.Popen[bytes]:
@@ -166,7 +234,7 @@ def _spawn(spec: WorkerSpec, theirs: socket.socket) -> subprocess.Popen[bytes]:
         "PYTHONFAULTHANDLER": "1",  # a native crash leaves its stack in our log
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "device_agent.worker", "--fd", str(theirs.fileno())],
+        [sys.executable, "-m", "device_agent.worker", "--fd", str(theirs.fileno()), "--nice", str(spec.nice)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -13,6 +13,7 @@ from typing import IO
 log = logging.getLogger("device_agent.worker")
 
 MAX_LINE_BYTES = 4096
+DEATH_S = 2.0  # after SIGKILL; the kernel may hold a process longer (a device, a frozen group), and nobody waits for it
 _FIRST_POLL_S = 0.001
 
 
@@ -24,7 +25,8 @@ async def exit_status(process: subprocess.Popen[bytes], *, grace_s: float, else_
     lingered = not await _exits_within(process, grace_s)
     if lingered:
         process.kill()
-        await _exits_within(process, None)
+        if not await _exits_within(process, DEATH_S):
+            return f"{else_what} and does not end though it was killed"
     if lingered:
         return f"{else_what} and was killed"
     return describe(process.returncode)
@@ -40,9 +42,9 @@ def describe(returncode: int) -> str:
         return f"was killed by signal {-returncode}"
 
 
-async def _exits_within(process: subprocess.Popen[bytes], limit_s: float | None) -> bool:
+async def _exits_within(process: subprocess.Popen[bytes], limit_s: float) -> bool:
     loop = asyncio.get_running_loop()
-    give_up_at = None if limit_s is None else loop.time() + limit_s
+    give_up_at = loop.time() + limit_s
     try:
         pidfd = os.pidfd_open(process.pid) if process.poll() is None else -1
     except (OSError, AttributeError):  # Linux before 5.3, or a Python built for one
@@ -62,12 +64,12 @@ async def _exits_within(process: subprocess.Popen[bytes], limit_s: float | None)
     return True
 
 
-async def _polled(process: subprocess.Popen[bytes], give_up_at: float | None) -> bool:
+async def _polled(process: subprocess.Popen[bytes], give_up_at: float) -> bool:
     """The same without pidfd; only ever for the moment between end-of-file and exit."""
     loop = asyncio.get_running_loop()
     pause_s = _FIRST_POLL_S
     while process.poll() is None:
-        if give_up_at is not None and loop.time() >= give_up_at:
+        if loop.time() >= give_up_at:
             return False
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.02)

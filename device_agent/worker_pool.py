@@ -9,18 +9,18 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+
+import msgspec
 
 from aios_edge.errors import AiosEdgeError, BundleRefused, RuntimeUnavailable, SettingsError, WorkerLost
 from device_agent import wire
 from device_agent.values import ActivationReport, InferenceRequest
-from device_agent.worker_connection import Connection, WorkerSpec
+from device_agent.worker_connection import Connection, Reply, WorkerSpec
 
 log = logging.getLogger("device_agent.worker")
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchResult:
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     """An answered batch: the worker's account of it, and the payload that its items' regions point into."""
 
     done: wire.Done
@@ -46,7 +46,7 @@ class WorkerHandle:
         self.rss_bytes: int | None = None  # after the latest batch; None before the first, and in a thread
         self.tells_classes = False  # whether batches come back with each row's class
         self.report: ActivationReport | None = None  # of the latest activation, refused ones included
-        self._digest: str | None = None  # of the model that went live: clients know that one's tensors
+        self._digest = spec.bundle_id  # of the model that went live: clients know that one's tensors
         self._on_stage = on_stage
         self._on_lost = on_lost
         self._connection: Connection | None = None
@@ -68,9 +68,9 @@ class WorkerHandle:
     async def start(self, check: str = "full", *, timeout_s: float = 600.0) -> ActivationReport:
         """Start a worker and return what its activation found.
 
-        ``check`` is ``full``, or ``quick`` after a crash. Raises :class:`BundleRefused` named after the check that
-        failed (``timeout`` when it never ended; building a TensorRT engine takes minutes), :class:`WorkerLost` when
-        the worker died meanwhile, :class:`RuntimeUnavailable` or :class:`SettingsError`.
+        ``check`` is ``full``, ``quick`` after a crash, or ``engine`` to build one. Raises :class:`BundleRefused` named
+        after the check that failed (``timeout`` when it never ended; building a TensorRT engine takes minutes),
+        :class:`WorkerLost` when the worker died meanwhile, :class:`RuntimeUnavailable` or :class:`SettingsError`.
         """
         if self._connection is not None:
             raise AiosEdgeError("already started", where=f"worker of {self.spec.model}", remedy="Stop it first")
@@ -88,6 +88,7 @@ class WorkerHandle:
             slowdown=self.spec.slowdown,
             state_dir=str(self.spec.state_dir.absolute()) if self.spec.state_dir else None,
             bundle_id=self.spec.bundle_id,
+            engines=self.spec.engines,
         )
         try:
             reply, _ = await asyncio.wait_for(connection.ask(load), timeout_s)
@@ -111,30 +112,63 @@ class WorkerHandle:
         connection.lost.add_done_callback(lambda future: self._gone(connection, future.result()))
         return reply.report
 
-    async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
-        """Run one batch; a second call waits its turn. :class:`WorkerLost` when the worker dies before answering."""
-        async with self._turn:
-            connection = self._connection
-            if connection is None or not self._ready:
-                raise WorkerLost("is not running", where=f"worker of {self.spec.model}")
-            self._batch_id += 1
-            message, payload = _batch(requests, self._batch_id, self.generation, classes=self.tells_classes)
-            reply, content = await connection.ask(message, payload)
-            if not isinstance(reply, wire.Done):
-                raise WorkerLost("answered a batch with something else", where=f"worker of {self.spec.model}")
+    def begin(self, requests: Sequence[InferenceRequest], on_end: Callable[[BatchResult | WorkerLost], None]) -> None:
+        """Give it a batch; one at a time. ``on_end`` is called later and once, with :class:`WorkerLost` when the worker
+        dies before answering. Raises it when there is no worker."""
+        connection = self._connection
+        if connection is None or not self._ready:
+            raise WorkerLost("is not running", where=f"worker of {self.spec.model}")
+
+        def ended(reply: Reply | WorkerLost) -> None:
+            if isinstance(reply, WorkerLost):
+                on_end(reply)
+                return
+            done, content = reply
+            if not isinstance(done, wire.Done):
+                on_end(WorkerLost("answered a batch with something else", where=f"worker of {self.spec.model}"))
+                return
             if connection.process is not None:  # a thread's resident set is the whole agent's
-                self.rss_bytes = reply.rss_bytes
-            return BatchResult(done=reply, payload=content)
+                self.rss_bytes = done.rss_bytes
+            on_end(BatchResult(done=done, payload=content))
+
+        self._batch_id += 1
+        message, payload = _batch(requests, self._batch_id, self.generation, classes=self.tells_classes)
+        connection.begin(message, payload, ended)
+
+    async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
+        """:meth:`begin`, awaited; a second call waits its turn."""
+        async with self._turn:
+            answered: asyncio.Future[BatchResult | WorkerLost] = asyncio.get_running_loop().create_future()
+            self.begin(requests, lambda end: None if answered.done() else answered.set_result(end))
+            end = await answered
+        if isinstance(end, WorkerLost):
+            raise end
+        return end
 
     async def stop(self, grace_s: float = 5.0) -> None:
-        """End the worker: it finishes the batch in flight; after ``grace_s`` it is killed."""
+        """End the worker when its batch is done; after ``grace_s``, or when this is cancelled, it is killed."""
         connection, self._connection, self._ready = self._connection, None, False
         if connection is None:
             return
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(connection.finish(), grace_s)
-        connection.kill()
-        await connection.lost
+        try:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(connection.finish(), grace_s)
+        finally:
+            connection.kill()
+            await asyncio.shield(connection.lost)
+
+    async def retire(self) -> None:
+        """End the worker when its batch is answered, however long that takes; nobody gives it another."""
+        if self._connection is not None:
+            await self._connection.settled()
+        await self.stop()
+
+    def successor(self) -> WorkerHandle:
+        """A handle for a worker that may take this one's place: the same model, and no other files than those."""
+        handle = WorkerHandle(self.spec, on_lost=self._on_lost)
+        handle._digest = self._digest
+        handle.tells_classes = self.tells_classes
+        return handle
 
     def kill(self) -> None:
         """End the worker's process now, whatever it does; the batch in flight gets :class:`WorkerLost`.

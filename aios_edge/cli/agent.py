@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ import click
 import msgspec
 
 if TYPE_CHECKING:
+    from device_agent.prebuild import Prebuilt
     from device_agent.values import CheckedBundles
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -34,14 +35,15 @@ def agent() -> None:
 @agent.command()
 @_config
 def run(config: Path) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what waits and stop.
+    """Serve until SIGTERM or Ctrl-C, then answer what waits and stop. SIGHUP reads the policy again.
 
     Exit 3 when no bundle may serve, with the name of the check that refused it.
     """
-    from device_agent import Agent, load_settings
+    from device_agent import Agent, event_loop, load_settings
 
     _log_to_stderr()
-    asyncio.run(_run(Agent, load_settings(config)))
+    settings = load_settings(config)
+    event_loop.run(_run(Agent, settings, config), settings.device.event_loop)
 
 
 @agent.command()
@@ -84,10 +86,45 @@ def _checked(found: CheckedBundles) -> Iterator[str]:
         yield f"{report.model} {report.version}  {report.bundle_id[:12]}  {', '.join(report.providers_active)}"
         for done in report.checks:
             yield f"  {'ok ' if done.passed else 'NOT'}  {done.name:<16} {done.detail}"
-        if report.provider_reason:
-            yield f"  providers: {report.provider_reason}"
+        yield from (f"  {line}" for line in chain_lines(msgspec.to_builtins(report.provider_steps)))
     for bundle in found.refused:
         yield f"refused {bundle.path}  {bundle.error}"
+
+
+@agent.command()
+@_config
+@click.option("--model", help="Only the model of this name.")
+@_as_json
+def prebuild(config: Path, model: str | None, as_json: bool) -> None:
+    """Build TensorRT's engines ahead of time, so that the agent starts with them.
+
+    Where nothing can be built, it says why. Run it on the device, while no agent uses its state_dir.
+    """
+    from aios_edge.profile_files import load_profile
+    from device_agent import load_settings
+    from device_agent.prebuild import prebuild as build_all
+
+    _log_to_stderr()
+    settings = load_settings(config)
+    found = asyncio.run(build_all(settings, load_profile(settings.device.profile), model))
+    if as_json:
+        error = None if found.error is None else str(found.error)
+        document = {"config": str(config), "profile": settings.device.profile, "models": found.models, "error": error}
+        click.echo(msgspec.json.encode(document).decode())
+    else:
+        for made in found.models:
+            click.echo(_engine_line(made))
+    if found.error is not None:
+        raise found.error
+
+
+def _engine_line(made: Prebuilt) -> str:
+    engine, name = made.engine, f"{made.model} {made.version}" if made.model else made.path
+    if engine.state in ("built", "cached"):
+        size = "" if engine.size_bytes is None else f", {engine.size_bytes / 1e6:.1f} MB"
+        took = f" in {engine.took_s:.0f} s" if engine.state == "built" and engine.took_s is not None else ""
+        return f"{name}: {'built' if engine.state == 'built' else 'is built already'}{took}{size}, in {engine.folder}"
+    return f"{name}: {'nothing to build here' if engine.state == 'nothing' else 'FAILED'}: {engine.reason}"
 
 
 @agent.command()
@@ -107,6 +144,28 @@ def status(url: str, bearer_file: Path | None, ca: Path | None, as_json: bool) -
         return
     for line in describe(document):
         click.echo(line)
+
+
+@agent.command(name="reload")
+@_config
+@click.option("--wait", "wait_s", default=15.0, show_default=True, help="Seconds to wait for the agent's answer.")
+@_as_json
+def reload_policy(config: Path, wait_s: float, as_json: bool) -> None:
+    """Put the [policy] of the file in force in the agent that runs from it, between two of its decisions.
+
+    Everything else must be as it was, but for weights, timeouts and the size of budgets of a [[cloud]]; else nothing is
+    taken over, and the exit code is 2.
+    """
+    from aios_edge.errors import SettingsError
+    from device_agent.reload_request import ask_to_reload
+
+    done = ask_to_reload(config, wait_s=wait_s)
+    if as_json:
+        click.echo(msgspec.json.encode(done).decode())
+    elif done.error is None:
+        click.echo(f"policy {done.digest} is in force: {'; '.join(done.changed) or 'nothing changed'}")
+    if done.error is not None:
+        raise SettingsError(done.error)
 
 
 @agent.command()
@@ -132,6 +191,9 @@ def describe(document: dict[str, Any]) -> list[str]:
         f"{device['group']}/{device['id']}  {document['state']}  profile {device['profile']}"
         f"  version {document['agent_version']}  up {document['uptime_s']:.0f} s  {' '.join(document['listen'])}"
     ]
+    if door := document.get("grpc"):
+        serving = "serving" if door["serving"] else "not serving"
+        lines.append(f"{door['address']}  {serving}  {door['in_flight']} calls")
     if document["emulate"]["slowdown"] != 1.0:
         lines.append(f"EMULATED: every batch is held for its compute time x {document['emulate']['slowdown']:g}")
     for name, model in document["models"].items():
@@ -145,6 +207,9 @@ def describe(document: dict[str, Any]) -> list[str]:
             lines.append("  no contract: nothing was promised, nothing is checked")
         if model["detail"]:
             lines.append(f"  {model['detail']}")
+        lines += [f"  {line}" for line in chain_lines((model["activation"] or {}).get("provider_steps", ()))]
+        if build := model.get("engine_build"):
+            lines.append(f"  its TensorRT engine is built beside: {build['stage']}, {build['elapsed_s']:.0f} s so far")
         if probation := model.get("probation"):
             lines.append(f"  on probation for {probation['ends_in_s']:.0f} s; before: {probation['previous'][:16]}")
     lines += [f"refused {bundle['model']}  {bundle['detail']}" for bundle in document["refused"]]
@@ -166,13 +231,32 @@ def describe(document: dict[str, Any]) -> list[str]:
         lines.append(f"power unknown: {document['power_reason']}")
     if strained := document.get("device_state", {}).get("strained"):
         lines.append(f"spared: requests leave that may, for {', '.join(strained)}")
+    if policy := document.get("policy"):
+        lines.append(f"policy {policy['digest']} since {policy['since']}")
+        if (last := policy["last_reload"]) and last["error"]:
+            lines.append(f"  another one was refused: {last['error']}")
     link, outbox = document["mqtt"]["link"], document["mqtt"]["outbox"]
     connection = "connected" if link["connected"] else f"not connected: {link['reason']}"
     lines.append(f"mqtt {connection}  sent {document['mqtt']['published']}  waiting {outbox['depth']}")
+    if infer := document.get("mqtt_infer"):
+        lines.append(f"  inference there: asked {infer['asked']}  answered {infer['answered']}  lost {infer['lost']}")
     if outbox.get("error"):
         lines.append(f"  the disk refuses what waits for the broker: {outbox['error']}")
     lines.append(_requests(document))
     return lines
+
+
+def chain_lines(steps: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """What became of each provider of a chain, for a person."""
+    for number, step in enumerate(steps):
+        name = step["name"].removesuffix("ExecutionProvider")
+        if not step["active"]:
+            yield f"provider {name}: not active, it {step['reason']}"
+        elif step["nodes"] is None:
+            yield f"provider {name}: active; {step['nodes_reason']}"
+        else:  # what fell down the chain is told by operator: it is what somebody may want to change
+            fell = ", ".join(f"{count} {operator}" for operator, count in step["operators"].items()) if number else ""
+            yield f"provider {name}: active, runs {step['nodes']} nodes{f' ({fell})' if fell else ''}"
 
 
 def _describe_tenant(document: dict[str, Any]) -> list[str]:
@@ -190,8 +274,8 @@ def _requests(document: dict[str, Any]) -> str:
     return f"requests {totals}"
 
 
-async def _run(agent_class: Any, settings: Any) -> None:
-    await agent_class(settings).run()
+async def _run(agent_class: Any, settings: Any, config: Path) -> None:
+    await agent_class(settings, config=config).run()
 
 
 async def _check(agent_class: Any, settings: Any) -> CheckedBundles:

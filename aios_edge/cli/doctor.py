@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
+from aios_edge.cli.agent import DEFAULT_URL
+
 if TYPE_CHECKING:
     from aios_edge.profile_detect import Detection
+    from aios_edge.telemetry import ProviderStep
 
 State = Literal["ok", "gap", "missing"]
 _MARK = {"ok": "ok     ", "gap": "gap    ", "missing": "MISSING"}
@@ -32,36 +35,15 @@ _LEAST_MEMORY_BYTES = 400_000_000
 _OPTIONAL = (
     ("onnxruntime", "onnxruntime", "cpu", "running models"),
     ("tokenizers", "tokenizers", "text", "text models"),
+    ("grpcio", "grpc", "grpc", "the agent's gRPC door"),
     ("torch", "torch", "export", "aios-edge export"),
     ("transformers", "transformers", "export", "aios-edge export"),
     ("optimum", "optimum", "export", "aios-edge export"),
     ("onnx", "onnx", "export", "aios-edge export"),
     ("amqtt", "amqtt", "demo", "the demo where mosquitto isn't installed"),
 )
+_PROVIDER = "Check that provider's driver, its libraries and the installed build of onnxruntime"
 _REQUIRED = ("numpy", "paho-mqtt", "msgspec", "uvicorn", "httptools", "click")
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return bytes([number << 3 | 2, len(content)]) + content
-
-
-def _tensor(name: bytes) -> bytes:
-    shape = _field(2, _field(1, b"\x08\x01"))  # one dimension of 1
-    return _field(1, name) + _field(2, _field(1, b"\x08\x01" + shape))  # element type 1: float
-
-
-#: y = Identity(x), written as protobuf by hand (IR 8, opset 13): the agent's install has no package that writes ONNX.
-_IDENTITY = (
-    b"\x08\x08"
-    + _field(
-        7,
-        _field(1, _field(1, b"x") + _field(2, b"y") + _field(4, b"Identity"))
-        + _field(2, b"g")
-        + _field(11, _tensor(b"x"))
-        + _field(12, _tensor(b"y")),
-    )
-    + _field(8, b"\x10\x0d")
-)
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +60,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
 def doctor(as_json: bool) -> int:
     """Say what this machine has (Python, providers, power and thermal sources, broker, disk) and how to close gaps."""
     checks: list[Check] = []
-    for look in (_python, _packages, _extras, _providers, _profile, _power, _broker, _disk, _memory):
+    for look in (_python, _packages, _extras, _providers, _profile, _power, _broker, _disk, _memory, _agent):
         checks.extend(_safely(look))
     ok = all(check.state != "missing" for check in checks)
     if as_json:
@@ -147,29 +129,40 @@ def _providers() -> list[Check]:
     from aios_edge.errors import AiosEdgeError
     from aios_edge.manifest import SessionSpec
     from aios_edge.profile_files import load_profile
-    from device_agent.runtime import Runtime
+    from device_agent.runtime import Runtime, accelerators
+    from device_agent.tiny_model import identity
 
-    checks = []
+    checks = [_accelerator(step) for step in accelerators()]
     # The chain of this machine's profile, and the CPU's, on which everything falls back.
     for name in dict.fromkeys((_detected().name or "cloud-cpu", "cloud-cpu")):
         profile = load_profile(name)
         try:
             with tempfile.TemporaryDirectory() as directory:
                 model = Path(directory) / "identity.onnx"
-                model.write_bytes(_IDENTITY)
+                model.write_bytes(identity())
                 runtime = Runtime(model, SessionSpec(), profile)
         except AiosEdgeError as error:
             checks.append(Check(name="providers", state="gap", detail=f"{name}: {error.what}", remedy=error.remedy))
             continue
-        active = ", ".join(each.removesuffix("ExecutionProvider") for each in runtime.providers_active)
-        detail = f"a tiny model loads on {active} (profile {name})"
-        if runtime.provider_reason is None:
-            checks.append(Check(name="providers", state="ok", detail=detail))
-        else:
-            remedy = "Check that provider's driver, its libraries and the installed build of onnxruntime"
-            detail = f"{detail}; {runtime.provider_reason}"
-            checks.append(Check(name="providers", state="gap", detail=detail, remedy=remedy))
+        active = ", ".join(_short(each) for each in runtime.providers_active)
+        checks.append(Check(name="providers", state="ok", detail=f"a tiny model loads on {active} (profile {name})"))
+        checks += [
+            Check(name="providers", state="gap", detail=f"{_short(step.name)} {step.reason}", remedy=_PROVIDER)
+            for step in runtime.steps
+            if not step.active
+        ]
     return checks
+
+
+def _accelerator(step: ProviderStep) -> Check:
+    if step.active:
+        return Check(name="onnxruntime", state="ok", detail=f"its {_short(step.name)} starts here")
+    remedy = f"{_PROVIDER}. Without such hardware there is nothing to do: the CPU serves"
+    return Check(name="onnxruntime", state="gap", detail=f"its {_short(step.name)} {step.reason}", remedy=remedy)
+
+
+def _short(provider: str) -> str:
+    return provider.removesuffix("ExecutionProvider")
 
 
 def _profile() -> list[Check]:
@@ -249,6 +242,23 @@ def _memory() -> list[Check]:
     if free >= _LEAST_MEMORY_BYTES:
         return [Check(name="memory", state="ok", detail=detail)]
     return [Check(name="memory", state="gap", detail=detail, remedy="A small text model wants about 0.2 GB")]
+
+
+def _agent(url: str = DEFAULT_URL) -> list[Check]:
+    from aios_edge.client import Client, HttpError
+    from aios_edge.errors import AiosEdgeError
+
+    try:
+        status = Client(url, timeout_s=2.0).status()
+    except HttpError as error:
+        detail = "runs, and wants a key" if error.status == 401 else f"something else answers: {error.what}"
+        return [Check(name="agent", state="ok", detail=f"{url}: {detail}")]
+    except AiosEdgeError as error:
+        return [Check(name="agent", state="ok", detail=f"none on {url} ({error.what})")]
+    door = status.get("grpc")
+    grpc = "no gRPC" if door is None else f"gRPC {'serving' if door['serving'] else 'not serving'}"
+    doors = ", ".join(status.get("listen", (url,)))
+    return [Check(name="agent", state="ok", detail=f"{status.get('state')} on {doors}; {grpc}")]
 
 
 def _version(distribution: str) -> str | None:

@@ -36,13 +36,14 @@ def replay(trace: Path, policy_path: Path, as_json: bool) -> None:
     TRACE is what an agent wrote with policy.trace. Queue, forecasts, clouds and the device are those of the recording:
     what the other policy would have changed of them isn't known.
     """
+    from device_agent.policy_in_force import policy_digest
     from device_agent.replay import replay as decide_again
     from device_agent.trace_reader import TraceLines, load_policy
 
     rules, lines = load_policy(policy_path), TraceLines(trace)
     found = decide_again(lines, rules)
     if as_json:
-        document = {**msgspec.to_builtins(found), "torn_lines": lines.torn}
+        document = {**msgspec.to_builtins(found), "torn_lines": lines.torn, "policy": policy_digest(rules)}
         click.echo(msgspec.json.encode(document).decode())
         return
     for text in _told(found, lines.torn):
@@ -51,6 +52,9 @@ def replay(trace: Path, policy_path: Path, as_json: bool) -> None:
 
 def _told(found: Replay, torn: int) -> Iterator[str]:
     yield f"{found.requests} requests in {found.span_s:.1f} s" + (f", {torn} lines are torn" if torn else "")
+    for under in found.policies:
+        if under.digest is not None:
+            yield f"{under.requests} recorded under policy {under.digest}"
     before = {(each.route, each.reason): each.count for each in found.recorded}
     after = {(each.route, each.reason): each.count for each in found.replayed}
     yield f"{'':<28}{'recorded':>10}{'replayed':>10}"

@@ -64,6 +64,14 @@ class _Request(msgspec.Struct, frozen=True):
     parameters: Parameters | None = None
 
 
+class _Response(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    model_name: str
+    model_version: str
+    id: str | None = None
+    parameters: dict[str, Any] | msgspec.Struct
+    outputs: msgspec.Raw
+
+
 class Envelope(msgspec.Struct, frozen=True, kw_only=True):
     """What the supervisor knows of a request.
 
@@ -183,17 +191,22 @@ def parse_request(body: bytes | memoryview, json_length: int | None) -> Envelope
         request = _request_decoder.decode(text)
     except Exception as error:
         refuse_json(text, error)
-    parameters = request.parameters or {}
+    cost_hint_bytes = len(tail)
+    for tensor in request.inputs:
+        cost_hint_bytes += len(memoryview(tensor.data))
+    outputs = request.outputs if sent(request.outputs) else None
+    if not (parameters := request.parameters):
+        return Envelope(inputs=request.inputs, outputs=outputs, id=request.id, cost_hint_bytes=cost_hint_bytes)
     _refuse_slips(parameters)
     return Envelope(
         inputs=request.inputs,
-        outputs=request.outputs if sent(request.outputs) else None,
+        outputs=outputs,
         id=request.id,
         parameters=parameters,
         priority=_priority(parameters),
         timeout_s=_timeout_s(parameters),
         local_only=_local_only(parameters),
-        cost_hint_bytes=len(tail) + sum(memoryview(tensor.data).nbytes for tensor in request.inputs),
+        cost_hint_bytes=cost_hint_bytes,
     )
 
 
@@ -237,18 +250,21 @@ def encode_response(
     outputs: bytes,
     binary: bytes = b"",
     id: str | None = None,
-    parameters: dict[str, Any] | None = None,
+    parameters: dict[str, Any] | msgspec.Struct | None = None,
 ) -> tuple[bytes, int | None]:
     """Compose a response from the worker's JSON list of outputs and the binary tensors behind it.
 
     Returns the body and the length of its JSON part, None when all of it is JSON. Parameters may be null.
     """
-    head: dict[str, Any] = {"model_name": model_name, "model_version": model_version}
-    if id is not None:
-        head["id"] = id
-    head["parameters"] = parameters or {}
-    head["outputs"] = msgspec.Raw(outputs)
-    return _joined(head, binary, bool(binary))
+    head = _Response(
+        model_name=model_name,
+        model_version=model_version,
+        id=id,
+        parameters={} if parameters is None else parameters,
+        outputs=msgspec.Raw(outputs),
+    )
+    text = _encoder.encode(head)
+    return (b"".join((text, binary)), len(text)) if binary else (text, None)
 
 
 def rewrite_request(

@@ -264,7 +264,9 @@ def _raw_input(data: memoryview, specs: Sequence[Spec] | None) -> dict[str, Tens
 
 
 def _flag(parameters: Parameters | None, name: str, where: str) -> bool | None:
-    value = (parameters or {}).get(name)
+    if not parameters:
+        return None
+    value = parameters.get(name)
     if value is not None and type(value) is not bool:
         raise RequestError(f"{name} is {value!r}, not true or false", where=where)
     return value

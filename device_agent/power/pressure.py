@@ -23,5 +23,11 @@ def read_memory_pressure(proc_root: Path) -> float | Skipped:
         if text.reason == "no such file":
             return Skipped(path=text.path, reason="this kernel has no pressure stall information (CONFIG_PSI, psi=1)")
         return text
+    percent = parse_memory_pressure(text)
+    return Skipped(path=str(path), reason=f"is not pressure information: {text[:40]!r}") if percent is None else percent
+
+
+def parse_memory_pressure(text: str) -> float | None:
+    """The percent in the content of such a file; None when it isn't one."""
     found = _SOME.search(text)
-    return float(found[1]) if found else Skipped(path=str(path), reason=f"is not pressure information: {text[:40]!r}")
+    return float(found[1]) if found else None

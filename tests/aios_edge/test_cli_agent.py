@@ -25,7 +25,7 @@ def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_what_works() -> None:
     result = agent("--help")
     assert result.returncode == 0
-    assert all(command in result.stdout for command in ("run", "check", "status", "key"))
+    assert all(command in result.stdout for command in ("run", "check", "prebuild", "status", "key"))
 
 
 def test_missing_configuration_and_files_are_wrong_usage(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from click.testing import CliRunner
@@ -27,6 +29,8 @@ def test_doctor_reports_one_document_and_succeeds_on_a_machine_that_can_run_the_
         "broker",
         "disk",
         "memory",
+        "grpcio",
+        "agent",
     }
     assert all(check["remedy"] for check in told["checks"] if check["state"] != "ok")
     assert not any("could not be checked" in check["detail"] for check in told["checks"])
@@ -41,6 +45,45 @@ def test_a_missing_runtime_is_required_and_names_the_extra(monkeypatch: pytest.M
     assert runtime["state"] == "missing" and "aios-edge[cpu]" in runtime["remedy"]
     torch = next(check for check in told["checks"] if check["name"] == "torch")
     assert torch["state"] == "gap" and "aios-edge[export]" in torch["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("status", "document", "words"),
+    [
+        (
+            200,
+            {"state": "ready", "listen": ["http://x:1", "grpc://x:2"], "grpc": {"serving": True}},
+            "ready on http://x:1, grpc://x:2; gRPC serving",
+        ),
+        (200, {"state": "draining", "listen": ["http://x:1"], "grpc": {"serving": False}}, "gRPC not serving"),
+        (200, {"state": "ready", "listen": ["http://x:1"], "grpc": None}, "no gRPC"),
+        (200, {"hello": "world"}, "no gRPC"),
+        (401, {"error": "a key is needed"}, "runs, and wants a key"),
+        (404, {"error": "nothing here"}, "something else answers"),
+    ],
+)
+def test_a_running_agent_is_named_with_its_doors(status: int, document: object, words: str) -> None:
+    body = json.dumps(document).encode()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n" % (status, len(body)) + body)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        (check,) = module._agent(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        thread.join()
+    assert words in check.detail and check.state == "ok"
+
+
+def test_where_no_agent_runs_that_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    (check,) = module._agent(url)
+    assert check.state == "ok" and check.detail.startswith(f"none on {url}")
 
 
 def test_a_check_that_breaks_is_a_finding_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,13 @@ sys.path.insert(0, str(Path(__file__).parent))  # what test files here share: cl
 
 @dataclass
 class AgentProcess:
-    """A running ``aios-edge agent run``; ``url`` is the TCP door the system chose."""
+    """A running ``aios-edge agent run``; ``url`` is the TCP door the system chose, ``grpc`` host and port of gRPC's."""
 
     process: subprocess.Popen[bytes]
     log_path: Path
     config: Path
     url: str = ""
+    grpc: str = ""
     socket_path: Path | None = None
     timings: dict[str, float] = field(default_factory=dict)
 
@@ -40,6 +41,15 @@ class AgentProcess:
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=10) as response:
             return json.loads(response.read())
+
+    def text(self, path: str) -> str:
+        with urllib.request.urlopen(self.url + path, timeout=10) as response:
+            return str(response.read(), "utf-8")
+
+    def post(self, path: str) -> None:
+        """With an empty body; raises for what isn't a 200."""
+        with urllib.request.urlopen(self.url + path, b"", timeout=30):
+            pass
 
     def status(self) -> Any:
         return self.get("/status")
@@ -94,11 +104,12 @@ def agent_toml(tiny_bundle: Any) -> Callable[..., str]:
         *,
         bundle: Path | None = None,
         bind: str = "127.0.0.1:0",
+        device: str = "",
         http: str = "",
         profile: Path | str = "x86-gateway",
     ) -> str:
         return (
-            f'[device]\nid = "dev"\nprofile = "{profile}"\nstate_dir = "state"\n'
+            f'[device]\nid = "dev"\nprofile = "{profile}"\nstate_dir = "state"\n{device}\n'
             f'[http]\nbind = "{bind}"\n{http}\n[[bundle]]\npath = "{bundle or tiny_bundle.path}"\n{more}\n'
         )
 
@@ -146,6 +157,7 @@ def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[.
             if line:
                 doors = line.split("ready on ")[1].split(", ")
                 agent.url = next((door for door in doors if door.startswith("http")), "")
+                agent.grpc = next((door for door in doors if door.startswith("grpc")), "").partition("://")[2]
                 return agent
             if process.poll() is not None:
                 break

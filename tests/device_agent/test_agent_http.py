@@ -379,6 +379,7 @@ def test_metrics_parse_as_prometheus_text(agent: Any) -> None:
     assert families["aios_build_info"].samples[0].labels["profile"] == "x86-gateway"
     for name in (
         "aios_queue_depth",
+        "aios_waiting_limit",
         "aios_batch_size",
         "aios_worker_restarts",
         "aios_model_ready",

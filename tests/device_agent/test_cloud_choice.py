@@ -18,6 +18,7 @@ from device_agent.answer import Answer, Energy
 from device_agent.cloud import CloudPool
 from device_agent.cloud_choice import Candidate, Wanted, choose
 from device_agent.model_host import ModelHost
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.router import There
 from device_agent.settings import Policy
 from device_agent.surroundings import Surroundings
@@ -97,7 +98,7 @@ def test_the_pool_asks_by_weight_leaves_out_who_failed_and_whose_budget_is_spent
 async def through_a_host(bundle: Any, pool: CloudPool, asked: InferenceRequest) -> Answer:
     """A model whose worker isn't there: all it has is the cloud."""
     around = Surroundings(
-        policy=Policy(),
+        rules=PolicyInForce(Policy()),
         cloud=pool,
         emit=lambda kind, **_: None,
         energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),

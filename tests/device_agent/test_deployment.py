@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_worker import REPORT
+from scripted_worker import REPORT, Batches
 
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import BundleRefused, RequestError, RuntimeUnavailable
@@ -22,6 +22,7 @@ from device_agent import wire
 from device_agent.answer import Energy
 from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.probation import LEAST_ERRORS
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.settings import BundleEntry, Device, Policy, Settings
@@ -29,10 +30,11 @@ from device_agent.surroundings import Surroundings
 from device_agent.values import ActivationReport, InferenceRequest
 from device_agent.worker_pool import BatchResult, WorkerSpec
 
+HELD_BYTES = 100
 Scenario = Callable[["Place"], Awaitable[None]]
 
 
-class Worker:
+class Worker(Batches):
     """Stands for the handle of a worker; answers with the id of the bundle it was started with."""
 
     alive: set[Worker] = set()  # noqa: RUF012 - emptied by each device
@@ -42,14 +44,14 @@ class Worker:
     def __init__(self, spec: WorkerSpec, **_: Any) -> None:
         self.spec, self.ready, self.report, self.rss_bytes, self.pid = spec, False, None, None, None
 
-    async def start(self, check: str = "full") -> ActivationReport:
+    async def start(self, check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
         await asyncio.sleep(0)
         bundle_id = open_bundle(self.spec.bundle_path, verify=False).bundle_id
         if bundle_id != self.spec.bundle_id:
             raise BundleRefused("replaced", "another bundle took its place")
         if bundle_id in self.refused:
             raise BundleRefused("golden", "it answers otherwise")
-        self.ready = True
+        self.ready, self.rss_bytes = True, HELD_BYTES
         self.alive.add(self)
         return msgspec.structs.replace(REPORT, bundle_id=bundle_id)
 
@@ -82,18 +84,17 @@ class Worker:
 class Place:
     """A deployment of one bundle, whose path is a link to one of several, and of others."""
 
-    def __init__(self, folder: Path, bundles: Sequence[Any], *others: BundleEntry) -> None:
+    def __init__(self, folder: Path, bundles: Sequence[Any], *others: BundleEntry, policy: Policy) -> None:
         self.bundles, self.path = bundles, folder / "bundle"
         self.events: list[str] = []
         self.point_to(0)
-        policy = Policy()
         given_settings = Settings(
             device=Device(id="d", profile="x86-gateway", state_dir=folder / "state"),
             bundle=(BundleEntry(path=self.path, never_leave_device=True), *others),
             policy=policy,
         )
         around = Surroundings(
-            policy=policy,
+            rules=PolicyInForce(policy),
             cloud=CloudPool((), policy, lambda kind, **detail: None),
             emit=lambda kind, **detail: self.events.append(kind),
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
@@ -110,12 +111,12 @@ class Place:
         host = self.deployment.hosts.get("tiny")
         return host.bundle.bundle_id if host else None
 
-    async def ask(self) -> tuple[int, str]:
+    async def ask(self, model: str = "tiny") -> tuple[int, str]:
         """The status and the bundle that answered."""
-        (made,) = rehearsal_batch("tiny", (4,), pair=False, now=0.0)
+        (made,) = rehearsal_batch(model, (4,), pair=False, now=0.0)
         request = msgspec.structs.replace(made, request_id=next(self._numbers), local_only=False)
         try:
-            host = self.deployment.host("tiny", None)
+            host = self.deployment.host(model, None)
         except RequestError as error:
             return error.http_status, ""
         answer = await host.infer(request)
@@ -128,10 +129,10 @@ def bundles(make_bundle: Any) -> list[Any]:
     return [make_bundle(version=f"1.{number}.0") for number in range(3)]
 
 
-def drive(bundles: Sequence[Any], scenario: Scenario, *others: BundleEntry) -> None:
+def drive(bundles: Sequence[Any], scenario: Scenario, *others: BundleEntry, policy: Policy | None = None) -> None:
     async def main(folder: Path) -> None:
         Worker.alive.clear(), Worker.bad.clear(), Worker.refused.clear()
-        device = Place(folder, bundles, *others)
+        device = Place(folder, bundles, *others, policy=policy or Policy())
         await device.deployment.activate_all()
         try:
             await asyncio.wait_for(scenario(device), 20)
@@ -298,3 +299,45 @@ def test_an_agent_that_stops_begins_no_change(bundles: list[Any]) -> None:
         assert device.serving == bundles[0].bundle_id and (await device.ask())[0] == 200
 
     drive(bundles, scenario)
+
+
+TURNS = st.lists(
+    st.sampled_from(("tiny", "second", "third", "all", "all", "look", "unload third", "load third", "load tiny")),
+    max_size=14,
+)
+
+
+@settings(max_examples=25, deadline=None)
+@given(turns=TURNS)
+def test_models_that_do_not_all_fit_come_and_go_within_the_budget_and_everyone_is_answered(
+    bundles: list[Any], others: list[Path], turns: list[str]
+) -> None:
+    async def scenario(device: Place) -> None:
+        deployment, here = device.deployment, {"tiny", "second", "third"}
+        for turn in turns:
+            what, _, model = turn.partition(" ")
+            if what == "look":
+                await deployment._upkeep.keep_budget()
+            elif what == "unload":
+                await deployment.unload(model)
+                here.discard(model)
+            elif what == "load":
+                await deployment.load(model)
+                here.add(model)
+                assert deployment.hosts[model].state == "ready"
+            else:
+                asked = ["tiny", "second", "third", "tiny"] if what == "all" else [what]
+                answers = await asyncio.gather(*map(device.ask, asked))
+                assert [status for status, _ in answers] == [200 if name in here else 404 for name in asked]
+            assert len(Worker.alive) <= 2, "as many as the budget holds"
+            assert deployment.hosts["second"].state == "ready", "it is pinned"
+            assert deployment.ready and set(deployment.hosts) == here
+
+    entries = [BundleEntry(path=path, pinned=path.name == "second") for path in others]
+    drive(bundles, scenario, *entries, policy=Policy(memory_budget_bytes=2 * HELD_BYTES))
+
+
+@pytest.fixture(scope="module")
+def others(make_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("others")
+    return [make_bundle(root / name, name=name).path for name in ("second", "third")]

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from scripted_worker import REPORT
+from scripted_worker import REPORT, Batches
 
 from aios_edge.errors import BundleRefused, WorkerLost
 from device_agent import wire
@@ -16,6 +16,7 @@ from device_agent.answer import Answer, Energy, Unanswered
 from device_agent.cloud import CloudPool
 from device_agent.cloud_choice import Wanted
 from device_agent.model_host import ModelHost
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.router import There
 from device_agent.settings import Policy
@@ -26,7 +27,7 @@ from device_agent.worker_pool import BatchResult, WorkerSpec
 Run = Callable[[Sequence[InferenceRequest]], Awaitable[BatchResult]]
 
 
-class Worker:
+class Worker(Batches):
     """Stands for the handle: ``on_run`` answers batches, ``on_start`` may raise."""
 
     def __init__(self) -> None:
@@ -38,8 +39,9 @@ class Worker:
         self.killed = asyncio.Event()
         self.on_run: Run = self.answered
         self.on_start: Callable[[str], None] = lambda check: None
+        self.on_begin: Callable[[], None] = lambda: None
 
-    async def start(self, check: str = "full") -> ActivationReport:
+    async def start(self, check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
         await asyncio.sleep(0)
         self.on_start(check)
         self.starts += 1
@@ -49,6 +51,10 @@ class Worker:
 
     async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
         return await self.on_run(requests)
+
+    def begin(self, requests: Sequence[InferenceRequest], on_end: Callable[[BatchResult | WorkerLost], None]) -> None:
+        self.on_begin()
+        super().begin(requests, on_end)
 
     async def stop(self, grace_s: float = 5.0) -> None:
         self.ready = False
@@ -121,7 +127,7 @@ def drive(
             events.append((kind, detail))
 
         around = Surroundings(
-            policy=rules,
+            rules=PolicyInForce(rules),
             cloud=cloud or CloudPool((), rules, emit),
             emit=emit,
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
@@ -167,14 +173,18 @@ def test_a_request_that_hangs_every_worker_is_answered_too(tiny_bundle: Any) -> 
 def test_no_fault_of_one_batch_ends_the_serving(tiny_bundle: Any, fault: str) -> None:
     async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
         async def faulty(requests: Sequence[InferenceRequest]) -> BatchResult:
-            if fault.startswith("an exception"):
-                raise OSError("too many open files")
             return await worker.answered(requests, outputs=wire.Region(0, 1000))
 
-        worker.on_run = faulty
+        def refuse() -> None:
+            raise OSError("too many open files")
+
+        if fault.startswith("an exception"):
+            worker.on_begin = refuse
+        else:
+            worker.on_run = faulty
         answer = await host.infer(request(1))
         assert answer.status == 503
-        worker.on_run = worker.answered
+        worker.on_run, worker.on_begin = worker.answered, lambda: None
         assert (await host.infer(request(2))).status == 200
 
     drive(tiny_bundle, scenario)
@@ -188,7 +198,7 @@ def test_a_restart_that_fails_in_an_unknown_way_is_tried_again(tiny_bundle: Any)
 
         worker.on_start = once
         worker.kill()
-        host._queue.wake.set()
+        host._dispatch._wake.set()
         answer = await host.infer(request(1))
         assert answer.status in (200, 503)
         while host.state != "ready":  # noqa: ASYNC110 - a condition in the code under test
@@ -205,12 +215,30 @@ def test_who_has_no_deadline_hears_that_the_worker_does_not_come_back(tiny_bundl
 
         worker.on_start = refuse
         worker.kill()
-        host._queue.wake.set()
+        host._dispatch._wake.set()
         answer: Answer = await host.infer(request(1))
         assert answer.status == 503 and answer.retry_after_s
         assert any(kind == "contract_broken" for kind, _ in events)
 
     drive(tiny_bundle, scenario)
+
+
+def test_who_waits_for_a_model_that_is_quarantined_is_told_so(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        async def dies(requests: Sequence[InferenceRequest]) -> BatchResult:
+            worker.ready = False
+            raise WorkerLost("was killed by SIGSEGV", where="worker")
+
+        worker.on_run = dies
+        alone = [msgspec.structs.replace(request(number), deadline_at=None) for number in (1, 2, 3)]
+        answers = await asyncio.gather(*map(host.infer, alone))
+        assert {answer.status for answer in answers} == {503}
+        assert answers[-1].reason is Reason.QUARANTINED and answers[-1].retry_after_s == pytest.approx(600.2, abs=1)
+        assert host.state == "quarantined" and not host.queued
+        assert (await host.infer(alone[0])).reason is Reason.QUARANTINED
+        assert [kind for kind, _ in events].count("quarantined") == 1
+
+    drive(tiny_bundle, scenario, quarantine_crashes=2, quarantine_pause_s=600.0)
 
 
 def test_refused_requests_teach_nothing_about_how_long_good_ones_take(tiny_bundle: Any) -> None:
@@ -233,7 +261,7 @@ def test_a_start_that_swallows_its_cancellation_does_not_keep_the_host_from_stop
     async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
         starting, swallowed = asyncio.Event(), []
 
-        async def start(check: str = "full") -> ActivationReport:
+        async def start(check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
             starting.set()
             try:
                 await asyncio.sleep(30)
@@ -246,7 +274,7 @@ def test_a_start_that_swallows_its_cancellation_does_not_keep_the_host_from_stop
 
         worker.start = start  # type: ignore[method-assign]
         worker.kill()
-        host._queue.wake.set()
+        host._dispatch._wake.set()
         await starting.wait()
         await asyncio.wait_for(host.stop(), 5)
         assert swallowed

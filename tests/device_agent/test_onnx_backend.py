@@ -1,4 +1,4 @@
-"""The ONNX backend's own test models through the agent's REST doors, JSON and binary: what bare onnxruntime answers.
+"""The ONNX backend's own test models through the agent's doors, JSON, binary and gRPC: what bare onnxruntime answers.
 
 Every model goes into a repository, also those that can't be served: those the agent has to refuse. What can't be
 compared is counted by its reason, and the long test prints that table.
@@ -7,6 +7,7 @@ compared is counted by its reason, and the long test prints that table.
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import http.client
 import importlib
@@ -19,20 +20,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from grpc_clients import infer
 
 from aios_edge.errors import RequestError
 from aios_edge.oip.datatypes import FLOATS, Tensor, widen_bf16
 from aios_edge.oip.tensors import decode_response, encode_request
+from device_agent.grpc_door.contents import RAW_ONLY
 
 ROOT = Path(__file__).parents[2]
 AT_ONCE = 250  # models of one agent; its workers are threads, with two descriptors each
+RUNS = 4  # of each model: binary, gRPC raw and typed, JSON
 BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
 #: What ``make test`` runs: many datatypes, scalars, empty tensors, text, and what can't be served.
 SAMPLE_MODULES = ("abs", "bernoulli", "cast", "constant", "identity", "isnan", "nonzero", "reducemax", "size", "where")
-SAMPLE_MODULES += ("string_concat", "topk")
+SAMPLE_MODULES += ("dropout", "string_concat", "topk")
 SAMPLE = {
     "test_abs",
     "test_bernoulli",
@@ -54,6 +59,7 @@ SAMPLE = {
     "test_size",
     "test_string_concat",
     "test_string_concat_utf8",
+    "test_training_dropout",
     "test_top_k",
     "test_top_k_uint64",
     "test_where_example",
@@ -68,20 +74,21 @@ NO_TENSOR = "a sequence or an optional value among its inputs or outputs"
 NOT_IN_PROTOCOL = "a datatype that the protocol doesn't have"
 TEXT_TO_BF16 = "text in and BF16 out, which onnxruntime's Python can't pass"
 FAILS = "onnxruntime loads it and fails to run it"
-BINARY_ONLY = "NaN or infinity in its inputs, which JSON can't carry: binary compared"
-EXACT = "the same answer, JSON and binary"
+BINARY_ONLY = "NaN or infinity in its inputs, which JSON can't carry: binary and gRPC compared"
+EXACT = "the same answer, JSON, binary and gRPC"
 FOR_PROCESSES = "an empty tensor where the model declares a free dimension, which only a worker process takes"
-EXACT_BINARY = "the same answer in binary, and a 422 in JSON for NaN or infinity"
+EXACT_BINARY = "the same answer in binary and gRPC, and a 422 in JSON for NaN or infinity"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model with one set of inputs. ``unservable``: why the agent has to refuse it."""
+    """A model with one set of inputs. ``expected``: the answers to :data:`RUNS` runs in a row; those of a dropout
+    differ. ``unservable``: why the agent has to refuse it."""
 
     name: str
     model: bytes
     inputs: dict[str, Tensor]
-    expected: tuple[Tensor, ...] = ()
+    expected: tuple[tuple[Tensor, ...], ...] = ()
     unservable: str | None = None
     detail: str = ""  # what of the model makes it so
     fails: bool = False
@@ -174,7 +181,8 @@ def case_of(test: Any) -> Case:
     names = [node.name for node in session.get_inputs()]
     inputs = {name: tensor_of(value) for name, value in zip(names, given, strict=True)}
     try:
-        return Case(name=test.name, model=model, inputs=inputs, expected=bare(session, inputs))
+        expected = tuple(bare(session, inputs) for _ in range(RUNS))
+        return Case(name=test.name, model=model, inputs=inputs, expected=expected)
     except Exception as error:
         return Case(name=test.name, model=model, inputs=inputs, fails=True, detail=why_not(str(error)))
 
@@ -239,10 +247,11 @@ def finite(tensor: Tensor) -> bool:
 
 
 class Door:
-    """One connection to an agent's REST door."""
+    """One connection each to an agent's REST and gRPC doors."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, address: str) -> None:
         self._connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+        self.channel = grpc.insecure_channel(address)
 
     def infer(self, model: str, inputs: dict[str, Tensor], *, binary: bool) -> tuple[int, Any]:
         """Status and outputs, or status and error. Raises :class:`RequestError` for what JSON can't carry."""
@@ -259,31 +268,50 @@ class Door:
 def outcome(case: Case, model: str, door: Door) -> str:
     """What became of a served model; raises :class:`AssertionError` for what must not be."""
     status, binary = door.infer(model, case.inputs, binary=True)
+    over_grpc = grpc_answers(case, model, door)
     if case.fails:
         assert status >= 400, f"answered {status} where onnxruntime fails"
+        assert not over_grpc, "answered over gRPC where onnxruntime fails"
         return FAILS
     if status == 400 and "the tensor is empty" in binary and not all(t.array.size for t in case.inputs.values()):
         return FOR_PROCESSES
     assert status == 200, binary
 
+    answers_of_bare = iter(case.expected)
+
     def check(outputs: dict[str, Tensor], door: str) -> None:
-        found = tuple(outputs.values())
-        assert len(found) == len(case.expected)
-        for mine, theirs, name in zip(found, case.expected, outputs, strict=True):
+        found, expected = tuple(outputs.values()), next(answers_of_bare)
+        assert len(found) == len(expected)
+        for mine, theirs, name in zip(found, expected, outputs, strict=True):
             assert same(mine, theirs), f"{door} {name}: {mine} instead of {theirs}"
 
     check(binary, "binary")
+    assert "raw" in over_grpc, "refused over gRPC"
+    for form, answer in over_grpc.items():
+        check(answer, f"gRPC, {form}")
     try:
         status, answer = door.infer(model, case.inputs, binary=False)
     except RequestError:
         assert not all(finite(tensor) for tensor in case.inputs.values())
         return BINARY_ONLY
-    if not all(finite(tensor) for tensor in case.expected):
+    if not all(finite(tensor) for tensor in case.expected[0]):
         assert status == 422 and "binary" in answer, answer
         return EXACT_BINARY
     assert status == 200, answer
     check(answer, "JSON")
     return EXACT
+
+
+def grpc_answers(case: Case, model: str, door: Door) -> dict[str, dict[str, Tensor]]:
+    """The outputs raw, and typed where there are fields for all datatypes; what is refused has none."""
+    kinds = {tensor.datatype for tensor in (*case.inputs.values(), *sum(case.expected[:1], ()))}
+    forms = {"raw": True} if kinds.intersection(RAW_ONLY) else {"raw": True, "typed": False}
+    answers = {}
+    for form, raw in forms.items():
+        with contextlib.suppress(grpc.RpcError):
+            answers[form] = infer(door.channel, model, case.inputs, raw=raw)
+    assert len(answers) in (0, len(forms)), "refused in one form only"
+    return answers
 
 
 def run_all(cases: Sequence[Case], start_agent: Any, profile: Path | str, folder: Path) -> Tally:
@@ -295,9 +323,10 @@ def run_all(cases: Sequence[Case], start_agent: Any, profile: Path | str, folder
         for name, case in part.items():
             (repository / name / "1").mkdir(parents=True)
             (repository / name / "1" / "model.onnx").write_bytes(case.model)
-        agent = start_agent(f'[repository]\npath = "{repository}"', profile=profile, limit_s=300.0)
+        options = {"profile": profile, "limit_s": 300.0, "http": 'grpc_bind = "127.0.0.1:0"'}
+        agent = start_agent(f'[repository]\npath = "{repository}"', **options)
         refused = {bundle["model"]: bundle["detail"] for bundle in agent.status()["refused"]}
-        door = Door(agent.url)
+        door = Door(agent.url, agent.grpc)
         for name, case in part.items():
             try:
                 if case.unservable is None:
@@ -309,6 +338,7 @@ def run_all(cases: Sequence[Case], start_agent: Any, profile: Path | str, folder
                     tally.by_outcome[f"refused: {case.unservable}"].append(case)
             except AssertionError as error:
                 tally.wrong.append(f"{case.name}: {str(error)[:300]}")
+        door.channel.close()
         assert agent.stop() == 0
     return tally
 
@@ -341,7 +371,7 @@ def test_every_model_of_the_backends(
     again = tally.by_outcome.pop(FOR_PROCESSES, [])
     tally.add(run_all(again, start_agent, "x86-gateway", tmp_path / "processes"))
     with capsys.disabled():
-        print(f"\n{len(cases)} models of the ONNX backend through REST, against bare onnxruntime:\n{tally.table()}")
+        print(f"\n{len(cases)} models of the ONNX backend at all doors, against bare onnxruntime:\n{tally.table()}")
     assert not tally.wrong and FOR_PROCESSES not in tally.by_outcome, "\n".join(tally.wrong)
     # With onnxruntime 1.23, the last for Python 3.10, 1,320; with 1.32 1,703.
     compared = sum(len(tally.by_outcome[name]) for name in (EXACT, EXACT_BINARY, BINARY_ONLY))

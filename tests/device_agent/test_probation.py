@@ -10,6 +10,7 @@ from device_agent.answer import Energy
 from device_agent.cloud import CloudPool
 from device_agent.device_state import DeviceState
 from device_agent.learning import Learning
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.probation import (
     LEAST_BATCHES,
     LEAST_ERRORS,
@@ -200,7 +201,9 @@ def test_what_a_request_is_refused_for_is_no_failure_of_the_model() -> None:
 
     def failures(request: InferenceRequest, status: int, *, copies: bool = False) -> int:
         record = TrackRecord(Learning())
-        record.answered([request], answered([request], status), copies=copies)
+        if copies:
+            record.watch((ServiceTime.prior(0.01),), lambda: None, strict=True)
+        record.answered([request], answered([request], status), 0.01)
         return record.conduct.failures
 
     assert [failures(made, status) for status in (200, 400, 422, 500, 504)] == [0, 0, 1, 1, 0]
@@ -217,7 +220,7 @@ def test_a_device_that_was_too_hot_says_nothing_about_time() -> None:
     record.watch((ServiceTime.prior(0.001),), lambda: told.append(record.conduct.slow))
 
     def slow_batch() -> None:
-        record.answered(requests, answered(requests, 200, busy_s=1.0))
+        record.answered(requests, answered(requests, 200, busy_s=1.0), 0.001)
 
     slow_batch()
     assert record.conduct.slow == 0, "nobody knows yet"
@@ -236,7 +239,7 @@ def test_a_device_that_was_too_hot_says_nothing_about_time() -> None:
 def test_what_the_device_was_like_is_known_by_fresh_samples_only() -> None:
     state, at, reason, now = DeviceState(throttled=True), 5.0, None, 6.0
     around = Surroundings(
-        policy=Policy(),
+        rules=PolicyInForce(Policy()),
         cloud=CloudPool((), Policy(), lambda *_, **__: None),
         emit=lambda *_, **__: None,
         energy=lambda *_: Energy(energy_j=None, method="x"),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
+from scripted_onnxruntime import CPU, CUDA, TENSORRT, ScriptedOrt
 
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import BundleRefused
 from aios_edge.profile import Provider
 from aios_edge.profile_files import load_profile
 from device_agent import runtime as module
-from device_agent.provider_chain import cache_folder, driver_version, forget_engines, provider_chain, tensorrt_version
+from device_agent.engine_cache import model_digest
+from device_agent.provider_chain import provider_chain
 
-TENSORRT, CPU = "TensorrtExecutionProvider", "CPUExecutionProvider"
 ASKED = {
     TENSORRT: {
         "trt_profile_min_shapes": "input_ids:1x1",
@@ -27,20 +27,6 @@ ASKED = {
         "trt_timing_cache_enable": True,
     }
 }
-
-
-@pytest.fixture
-def jetson(tmp_path: Path) -> Path:
-    """A root with what tells the versions on a Jetson."""
-    library = tmp_path / "root/usr/lib/aarch64-linux-gnu"
-    library.mkdir(parents=True)
-    for name in ("libnvinfer.so.10", "libnvinfer.so.10.3.0", "libnvinfer_plugin.so.10.3.0"):
-        (library / name).touch()
-    (tmp_path / "root/etc").mkdir()
-    (tmp_path / "root/etc/nv_tegra_release").write_text(
-        "# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic"
-    )
-    return tmp_path / "root"
 
 
 def test_a_bundles_options_lie_over_the_profiles_and_caches_in_the_agents_folder(tmp_path: Path) -> None:
@@ -66,61 +52,20 @@ def test_a_profile_may_name_its_own_place_for_the_caches(tmp_path: Path) -> None
     assert chained.options["trt_engine_cache_path"] == "/engines"
 
 
-def test_an_engine_is_kept_for_one_bundle_tensorrt_driver_and_runtime(tmp_path: Path, jetson: Path) -> None:
-    assert (tensorrt_version(jetson), driver_version(jetson)) == ("10.3.0", "36.4.3")
-    providers = load_profile("jetson-orin-nano").providers
-    folder = cache_folder(providers, "ab" * 32, tmp_path, runtime="1.23.0", root=jetson)
-    assert folder == tmp_path / "tensorrt/trt-10.3.0_driver-36.4.3_ort-1.23.0/abababababababab"
-    assert folder.is_dir()
-    assert cache_folder((Provider(name=CPU),), "ab" * 32, tmp_path, runtime="1", root=jetson) is None
-    assert cache_folder(providers, "ab" * 32, None, runtime="1", root=jetson) is None
-
-
-def test_a_discrete_gpus_driver_is_told_and_what_is_not_known_is_called_so(tmp_path: Path) -> None:
-    (tmp_path / "proc/driver/nvidia").mkdir(parents=True)
-    (tmp_path / "proc/driver/nvidia/version").write_text(
-        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56 UTC 2024\n"
-    )
-    assert driver_version(tmp_path) == "550.54.15"
-    assert (tensorrt_version(tmp_path), driver_version(tmp_path / "elsewhere")) == ("unknown", "unknown")
-
-
-def test_engines_of_bundles_that_are_gone_are_removed(tmp_path: Path) -> None:
-    for versions in ("trt-1", "trt-2"):
-        for name in ("a" * 16, "b" * 16):
-            (tmp_path / "tensorrt" / versions / name).mkdir(parents=True)
-    forget_engines(tmp_path, ["a" * 64])
-    assert sorted({folder.name for folder in tmp_path.glob("tensorrt/*/*")}) == ["a" * 16]
-    forget_engines(tmp_path / "none", [])
-
-
 def test_onnxruntime_is_handed_the_merged_options(
     make_bundle: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import onnxruntime
 
     bundle = make_bundle(profile="jetson-orin-nano", provider_options=ASKED)
-    handed: list[tuple[str, dict[str, str]]] = []
-
-    def opened(path: str, options: Any, *, providers: Any, **others: Any) -> Any:
-        handed.extend(providers)
-        return SimpleNamespace(get_providers=lambda: [TENSORRT, CPU], get_inputs=list, get_outputs=list)
-
-    fake = SimpleNamespace(
-        __version__="1.23.0",
-        GraphOptimizationLevel=onnxruntime.GraphOptimizationLevel,
-        SessionOptions=onnxruntime.SessionOptions,
-        InferenceSession=opened,
-        set_default_logger_severity=lambda level: None,
-        get_available_providers=lambda: [TENSORRT, CPU],
-    )
-    monkeypatch.setattr(module, "_onnxruntime", lambda: fake)
+    made = ScriptedOrt(onnxruntime)
+    monkeypatch.setattr(module, "_onnxruntime", lambda: made)
     module.open_runtime(bundle, load_profile("jetson-orin-nano"), state_dir=tmp_path)
-    name, options = handed[0]
-    assert name == TENSORRT
+    (options,) = made.options
+    assert made.asked == [(TENSORRT, CUDA, CPU)]
     assert options["trt_int8_enable"] == "1" and options["trt_fp16_enable"] == "0"
     assert options["trt_profile_min_shapes"] == "input_ids:1x1"
-    assert Path(options["trt_engine_cache_path"]).name == bundle.bundle_id[:16]
+    assert Path(options["trt_engine_cache_path"]).name.startswith(model_digest(bundle)[:16])
     assert Path(options["trt_engine_cache_path"]).is_relative_to(tmp_path / "tensorrt")
 
 
@@ -167,7 +112,7 @@ def test_bundles_of_schema_1_0_keep_loading_and_cannot_be_given_options(tiny_cop
         assert refused.value.promise == "manifest"
 
 
-def test_a_running_agent_gives_its_workers_the_place_and_forgets_what_is_not_configured(
+def test_a_running_agent_forgets_engines_of_what_is_not_configured(
     make_bundle: Any, tmp_path: Path, agent_toml: Any
 ) -> None:
     from aios_edge.profile_files import _folder
@@ -195,4 +140,4 @@ def test_a_running_agent_gives_its_workers_the_place_and_forgets_what_is_not_con
 
     gone.mkdir(parents=True)
     asyncio.run(served())
-    assert [folder.name for folder in settings.device.state_dir.glob("tensorrt/*/*")] == [bundle.bundle_id[:16]]
+    assert not list(settings.device.state_dir.glob("tensorrt/*/*"))

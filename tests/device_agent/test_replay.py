@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from aios_edge.errors import SettingsError
 from device_agent.device_state import STRAINS, DeviceState
+from device_agent.policy_in_force import policy_digest
 from device_agent.replay import replay
 from device_agent.router import Here, Question, There
 from device_agent.scheduler import Forecast
@@ -200,6 +201,10 @@ def test_a_policy_stands_alone_or_in_an_agents_configuration(tmp_path: Path) -> 
         load_policy(tmp_path / "none.toml")
 
 
+def load_policy_digest(config: Path) -> str:
+    return policy_digest(load_policy(config))
+
+
 def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "aios_edge.cli.main", "policy", "replay", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -221,15 +226,19 @@ def test_an_agents_trace_replays_as_it_was_and_otherwise(
     assert SECRET not in text
     lines = [json.loads(each) for each in text.splitlines()]
     assert lines[0]["type"] == "begin" and lines[0]["version"] == 1
-    assert [each["outcome"]["reason"] for each in lines[1:3]] == ["no_deadline", "idle"]
-    assert 0.5 < lines[1]["opinion"]["confidence"] < 1.0
+    assert lines[1]["type"] == "policy" and lines[1]["values"]["breaker_failures"] == 1000
+    lines = lines[2:]
+    assert {each["policy"] for each in lines} == {load_policy_digest(agent.config)}
+    assert [each["outcome"]["reason"] for each in lines[:2]] == ["no_deadline", "idle"]
+    assert 0.5 < lines[0]["opinion"]["confidence"] < 1.0
     same = shutil.copy(agent.config, tmp_path / "same.toml")
     document = json.loads(run(trace, "--policy", same, "--json").stdout)
     assert (
-        document["requests"] == len(lines) - 1 >= 3
+        document["requests"] == len(lines) >= 3
         and document["moved"] == []
         and document["recorded"] == document["replayed"]
     )
+    assert document["policies"] == [{"digest": document["policy"], "requests": len(lines)}]
     (tmp_path / "unsure.toml").write_text("[policy]\nmin_confidence = 1.0\n")
     document = json.loads(run(trace, "--policy", tmp_path / "unsure.toml", "--json").stdout)
     moved = {(each["recorded"]["reason"], each["replayed"]["reason"]): each["count"] for each in document["moved"]}

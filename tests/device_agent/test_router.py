@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from device_agent.admission import Admit, Load, admit
 from device_agent.device_state import STRAINS
-from device_agent.router import KEPT_ANSWER_S, LEAST_RETRY_S, Here, There, route, second_opinion
+from device_agent.router import KEPT_ANSWER_S, LEAST_RETRY_S, Here, Stage, There, route, second_opinion
 from device_agent.scheduler import Forecast
 from device_agent.values import Cloud, InferenceRequest, Local, Reason, Shed
 
@@ -21,10 +21,13 @@ def here(
     idle: bool = False,
     ready: bool = True,
     strain: Reason | None = None,
+    stage: Stage = Stage.NEW,
+    delays: bool = False,
 ) -> Here:
     safe = expected * 1.3 if safe is None else safe
     return Here(
-        forecast=Forecast(expected_at=NOW + expected, safe_at=NOW + safe, idle=idle),
+        stage=stage,
+        forecast=Forecast(expected_at=NOW + expected, safe_at=NOW + safe, idle=idle, delays=delays),
         worker_ready=ready,
         queue_full=False,
         strain=strain,
@@ -47,7 +50,7 @@ def test_reasons_of_the_common_cases() -> None:
     assert decide(0.1, here(0.2), there()) == Cloud(Reason.PREDICTED_LATE, "c")
     assert isinstance(decide(0.1, here(0.2), there(), local_only=True), Shed)
     assert isinstance(decide(0.1, here(0.2), None), Shed)
-    assert decide(0.1, here(0.09, safe=0.11), None) == Local(Reason.CLOUD_UNAVAILABLE)
+    assert decide(0.1, here(0.09, safe=0.11, idle=True), None) == Local(Reason.CLOUD_UNAVAILABLE), "it costs nobody"
     assert decide(0.1, here(ready=False), there()) == Cloud(Reason.WORKER_LOST, "c")
     assert decide(0.1, here(0.05, ready=False), None) == Local(Reason.WORKER_LOST)
     assert isinstance(decide(0.1, here(0.5, ready=False), None), Shed)
@@ -56,8 +59,27 @@ def test_reasons_of_the_common_cases() -> None:
 
 
 def test_a_slow_cloud_takes_nothing_it_would_miss_as_well() -> None:
-    assert decide(0.1, here(0.09, safe=0.12), there(0.5)) == Local(Reason.CLOUD_UNAVAILABLE)
+    assert decide(0.1, here(0.09, safe=0.12, idle=True), there(0.5)) == Local(Reason.CLOUD_UNAVAILABLE)
     assert isinstance(decide(0.1, here(0.2), there(0.5)), Shed)
+
+
+def test_behind_others_who_is_not_surely_in_time_is_not_let_in() -> None:
+    assert decide(0.1, here(0.09, safe=0.11), None) == Shed(Reason.CLOUD_UNAVAILABLE, LEAST_RETRY_S)
+
+
+def test_who_would_make_another_late_is_not_let_in() -> None:
+    assert decide(0.1, here(0.05, delays=True), None) == Shed(Reason.CLOUD_UNAVAILABLE, LEAST_RETRY_S)
+    assert decide(0.1, here(0.05, delays=True), there()) == Cloud(Reason.PREDICTED_LATE, "c")
+    assert isinstance(decide(0.1, here(0.05, delays=True), there(), local_only=True), Shed)
+
+
+def test_who_was_let_in_waits_for_its_turn_and_runs_if_it_is_expected_in_time() -> None:
+    assert decide(0.1, here(0.2, stage=Stage.WAITING), None) == Local(Reason.CLOUD_UNAVAILABLE), "others may leave"
+    assert decide(0.1, here(0.2, stage=Stage.WAITING), there()) == Cloud(Reason.PREDICTED_LATE, "c")
+    assert decide(0.1, here(0.09, safe=0.11, stage=Stage.NEXT), None) == Local(Reason.CLOUD_UNAVAILABLE)
+    assert isinstance(decide(0.1, here(0.2, stage=Stage.NEXT), None), Shed)
+    gone = decide(-0.1, here(0.2, stage=Stage.WAITING), None)
+    assert isinstance(gone, Shed) and gone.reason is Reason.DEADLINE_PASSED
 
 
 def test_a_full_queue_overflows_and_is_shed_without_a_cloud() -> None:
@@ -158,21 +180,37 @@ def test_a_second_opinion_is_asked_for_only_when_it_can_be_given_in_time(
     cloud_s=st.none() | st.floats(0.0, 1.0),
     ready=st.booleans(),
     local_only=st.booleans(),
+    stage=st.sampled_from(Stage),
+    idle=st.booleans(),
+    delays=st.booleans(),
 )
 def test_decisions_follow_from_the_predictions(
-    within: float, expected: float, margin: float, cloud_s: float | None, ready: bool, local_only: bool
+    within: float,
+    expected: float,
+    margin: float,
+    cloud_s: float | None,
+    ready: bool,
+    local_only: bool,
+    stage: Stage,
+    idle: bool,
+    delays: bool,
 ) -> None:
-    at = here(expected, expected + margin, ready=ready)
+    at = here(expected, expected + margin, ready=ready, stage=stage, idle=idle, delays=delays)
     cloud = None if cloud_s is None else There(endpoint="c", expected_s=cloud_s, safe_s=cloud_s * 1.5)
     decision = decide(within, at, cloud, local_only)
     cloud_makes_it = cloud_s is not None and not local_only and NOW + cloud_s <= NOW + within
     here_makes_it = NOW + expected <= NOW + within
+    safe = NOW + (expected + margin) <= NOW + within and not delays
     if isinstance(decision, Cloud):
         assert cloud_makes_it
     if isinstance(decision, Local):
-        assert here_makes_it
+        assert here_makes_it or (stage is Stage.WAITING and ready and not cloud_makes_it)
+        if stage is Stage.NEW and ready and not cloud_makes_it:
+            assert safe or (idle and not delays)
     if isinstance(decision, Shed):
-        assert not cloud_makes_it and not here_makes_it
+        assert not cloud_makes_it and not (ready and safe)
+        assert not (stage is Stage.WAITING and ready)
+        assert not (here_makes_it and not delays and (stage is Stage.NEXT or idle or not ready))
         assert decision.retry_after_s > 0
     if local_only:
         assert not isinstance(decision, Cloud)

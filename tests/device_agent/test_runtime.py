@@ -15,11 +15,11 @@ from aios_edge.errors import RequestError, RuntimeUnavailable
 from aios_edge.manifest import SessionSpec, TensorSpec
 from aios_edge.oip.datatypes import DTYPES, narrow_bf16
 from aios_edge.profile import DeviceProfile, Provider, Threads
+from aios_edge.provider_options import TENSORRT
 from aios_edge.session import native, session_options
 from device_agent import runtime as module
-from device_agent.runtime import CPU, Runtime
-
-CUDA, TENSORRT = "CUDAExecutionProvider", "TensorrtExecutionProvider"
+from device_agent.provider_walk import CPU, CUDA
+from device_agent.runtime import Runtime
 
 
 def profile(*providers: str, strict: bool = False, **threads: Any) -> DeviceProfile:
@@ -91,68 +91,6 @@ def test_a_strict_profile_refuses_to_fall_back(tiny_bundle: Any) -> None:
         Runtime(tiny_bundle.file("model.onnx"), SessionSpec(), profile(CUDA, CPU, strict=True))
     assert "[gpu]" in str(caught.value)
     Runtime(tiny_bundle.file("model.onnx"), SessionSpec(), profile(CPU, strict=True))
-
-
-class _Ort:
-    """An onnxruntime of a GPU build: lists its providers, and some fail or silently don't start."""
-
-    __version__ = "0"
-    SessionOptions = SimpleNamespace
-
-    def __init__(self, *, raising: tuple[str, ...] = (), silent: tuple[str, ...] = ()) -> None:
-        import onnxruntime
-
-        self.GraphOptimizationLevel = onnxruntime.GraphOptimizationLevel
-        self.SessionOptions = onnxruntime.SessionOptions
-        self.asked: list[tuple[str, ...]] = []
-        self._raising, self._silent = raising, silent
-
-    def set_default_logger_severity(self, level: int) -> None:
-        """As the real one."""
-
-    def get_available_providers(self) -> list[str]:
-        return [TENSORRT, CUDA, CPU]
-
-    def InferenceSession(self, path: str, options: Any, *, providers: Any, **others: Any) -> Any:
-        names = tuple(name for name, _ in providers)
-        self.asked.append(names)
-        assert others["enable_fallback"] == 0
-        for name in names:
-            if name in self._raising:
-                raise RuntimeError(f"{name}\nhas no library")
-        active = [name for name in names if name not in self._silent]
-        active += [] if CPU in active else [CPU]
-        return SimpleNamespace(get_providers=lambda: active, get_inputs=list, get_outputs=list)
-
-
-def gpu_build(monkeypatch: pytest.MonkeyPatch, **failing: Any) -> _Ort:
-    fake = _Ort(**failing)
-    monkeypatch.setattr(module, "_onnxruntime", lambda: fake)
-    return fake
-
-
-def test_a_failing_provider_is_dropped_from_the_chain(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = gpu_build(monkeypatch, raising=(TENSORRT,))
-    got = Runtime(Path("m.onnx"), SessionSpec(), profile(TENSORRT, CUDA, CPU))
-    assert fake.asked == [(TENSORRT, CUDA, CPU), (CUDA, CPU)]
-    assert got.providers_active == (CUDA, CPU)
-    assert got.provider_reason == f"{TENSORRT} failed ({TENSORRT} has no library)"
-
-
-def test_a_provider_that_silently_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu_build(monkeypatch, silent=(CUDA,))
-    got = Runtime(Path("m.onnx"), SessionSpec(), profile(CUDA, CPU))
-    assert got.providers_active == (CPU,)
-    assert got.provider_reason is not None and "didn't start" in got.provider_reason
-    with pytest.raises(RuntimeUnavailable, match="didn't start"):
-        Runtime(Path("m.onnx"), SessionSpec(), profile(CUDA, CPU, strict=True))
-
-
-def test_an_implicit_cpu_is_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = gpu_build(monkeypatch)
-    got = Runtime(Path("m.onnx"), SessionSpec(), profile(CUDA, CPU, strict=True))
-    assert fake.asked == [(CUDA,)]  # a strict session must not list the CPU
-    assert got.provider_reason is None and got.providers_active == (CUDA, CPU)
 
 
 def test_what_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -124,6 +124,13 @@ def test_everything_there_is() -> None:
         ('[http]\nbind = "8080"', "is not host:port"),
         ('[http]\nbind = "127.0.0.1:99999"', "is not host:port"),
         ('[http]\nbind = ""', "neither bind nor unix_socket"),
+        ('[http]\ngrpc_bind = "0.0.0.0:8081"', "http.grpc_bind: 0.0.0.0 is not loopback, and there is no TLS"),
+        ('[http]\ngrpc_bind = "[::]:8081"', "http.grpc_bind: :: is not loopback"),
+        (f'[http]\ngrpc_bind = "0.0.0.0:8081"\n{tenant()}', "there is no TLS"),
+        ('[http]\ngrpc_bind = "0.0.0.0:8081"\ntls_cert = "c"\ntls_key = "k"', "there is no tenant with a key"),
+        ('[http]\ngrpc_bind = "8081"', "http.grpc_bind: '8081' is not host:port"),
+        ('[http]\ngrpc_bind = "127.0.0.1:8080"', "http.grpc_bind: 127.0.0.1:8080 is the HTTP door's address"),
+        ('[http]\nbind = ""\ngrpc_bind = "127.0.0.1:8081"', "neither bind nor unix_socket"),
         ('[http]\nmax_body_bytes = "big"', "http.max_body_bytes"),
         ("[policy]\nqueue_limit = 0", "greater than 0"),
         ("[policy]\nmin_confidence = 60", "more than 1"),
@@ -158,6 +165,10 @@ def test_ids_are_levels_of_topics_and_the_profile_is_required() -> None:
 def test_beyond_loopback_with_tls_and_a_key() -> None:
     text = f'[http]\nbind = "0.0.0.0:80"\ntls_cert = "c.pem"\ntls_key = "k.pem"\n{tenant()}'
     assert parse(LEAST + text).http.tls_cert == BASE / "c.pem"
+    text = f'[http]\ngrpc_bind = "0.0.0.0:81"\ntls_cert = "c.pem"\ntls_key = "k.pem"\n{tenant()}'
+    assert parse(LEAST + text).http.grpc_bind == "0.0.0.0:81"
+    assert parse(LEAST + '[http]\ngrpc_bind = "0.0.0.0:81"\nallow_insecure = true').http.grpc_bind == "0.0.0.0:81"
+    assert parse(LEAST + '[http]\nbind = "127.0.0.1:0"\ngrpc_bind = "127.0.0.1:0"').http.grpc_bind == "127.0.0.1:0"
 
 
 def test_what_stands_where_a_hash_should_is_not_repeated() -> None:

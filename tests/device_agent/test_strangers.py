@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from aios_edge.telemetry import OutboxFigures
-from device_agent.strangers import BURST, LINES_PER_S, Strangers
+from device_agent.strangers import BURST, LINES_PER_S, Strangers, address_of
 from device_agent.window import Gauges, TelemetryWindow
 
 
@@ -15,10 +15,10 @@ def test_a_flood_of_them_is_counted_and_only_a_few_are_written(tmp_path: Path) -
     now = 0.0
     strangers = Strangers(tmp_path, told.append, clock=lambda: now)
     for _ in range(1000):
-        strangers.came(("10.0.0.9", 4711), None, "GET", "/status", key_sent=True)
+        strangers.came(address_of(("10.0.0.9", 4711), None), "GET", "/status", key_sent=True)
     now = 1.0
-    strangers.came(None, 1000, "POST", "/" + "x" * 1000, key_sent=False)
-    strangers.came(None, None, "GET", "/", key_sent=False)
+    strangers.came(address_of(None, 1000), "POST", "/" + "x" * 1000, key_sent=False)
+    strangers.came(address_of(None, None), "GET", "/", key_sent=False)
     strangers.close()
     lines = [json.loads(line) for line in (tmp_path / "audit" / "_unauthorized.jsonl").read_text().splitlines()]
     assert len(lines) == BURST + 2 <= BURST + LINES_PER_S and len(told) == 1002

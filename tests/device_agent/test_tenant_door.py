@@ -9,6 +9,7 @@ from typing import Any
 
 from device_agent.http import Reply
 from device_agent.tenant_books import TenantBooks
+from device_agent.tenant_desk import TenantDesks
 from device_agent.tenant_door import TenantDoor
 from device_agent.tenants import Tenant, key_sha256
 from device_agent.values import Completion
@@ -33,7 +34,15 @@ class Desk:
         self.answers = asyncio.Event()
         self.asked = asyncio.Event()
 
-    async def infer(self, model: str, version: str | None, body: bytes, length: int | None, tenant: Tenant) -> Reply:
+    async def infer(
+        self,
+        model: str,
+        version: str | None,
+        body: bytes,
+        length: int | None,
+        tenant: Tenant,
+        within_s: float | None = None,
+    ) -> Reply:
         self.asked.set()
         await self.answers.wait()
         done = Completion(
@@ -76,9 +85,8 @@ def visit(tmp_path: Path, *, stays: bool) -> tuple[list[dict[str, Any]], dict[st
             sent.append(message)
 
         door: Any = TenantDoor(
-            TENANTS,
+            TenantDesks(TENANTS, desk, Deployment(), books),  # type: ignore[arg-type]
             desk,  # type: ignore[arg-type]
-            Deployment(),  # type: ignore[arg-type]
             books,
             max_body_bytes=100,
             record=recorded.append,

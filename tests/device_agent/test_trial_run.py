@@ -6,11 +6,9 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_agent import trial_run
 from device_agent.device_state import DeviceState
 from device_agent.learning import Learning
 from device_agent.rehearsal import rehearsal_batch
@@ -34,6 +32,7 @@ def host(name: str) -> Any:
         service=learning.service,
         queued=0,
         detail="away",
+        submit=None,
         instance=SimpleNamespace(ready=True, worker=SimpleNamespace(name=name, tells_classes=False)),
         bundle=SimpleNamespace(manifest=manifest),
     )
@@ -71,15 +70,19 @@ def test_only_a_canary_that_is_there_answers_and_the_end_is_told_once(
     happened: list[tuple[Any, ...]], rules: TrialRules, luck: float
 ) -> None:
     current, successor, now, hot = host("1"), host("2"), [0.0], [False]
-    copied: list[tuple[InferenceRequest, ...]] = []
+    copied: list[InferenceRequest] = []
     told: list[str | None] = []
     label = [0]
 
-    async def run(worker: Any, requests: Any, timeout_s: float) -> BatchResult:
-        assert worker.name == "2", "copies go to the successor"
-        assert all(one.local_only and one.deadline_at is None for one in requests)
-        copied.append(requests)
-        return result(requests, label=label[0])
+    def submit(copy: InferenceRequest, on_answer: Any) -> Any:
+        assert copy.local_only and copy.deadline_at is None
+        copied.append(copy)
+        on_answer(None)
+        if len(copied) % len(REQUESTS) == 0:
+            successor.record.answered(REQUESTS, result(REQUESTS, label=label[0]), 0.001)
+        return SimpleNamespace()
+
+    successor.submit = submit
 
     around: Any = SimpleNamespace(
         clock=lambda: now[0],
@@ -89,22 +92,26 @@ def test_only_a_canary_that_is_there_answers_and_the_end_is_told_once(
     )
 
     async def main() -> None:
-        trial = TrialRun(current, successor, rules, around, told.append, draw=lambda: luck)
+        def on_end(reason: str | None) -> None:
+            told.append(reason)
+            assert reason is not None or (trial.phase == "canary" and successor.instance.ready)
+
+        trial = TrialRun(current, successor, rules, around, on_end, draw=lambda: luck)
         phases = [trial.phase]
         for what, *values in happened:
             before = len(copied)
             if what == "current answers":
                 label[0] = values[1]
-                current.record.answered(REQUESTS, result(REQUESTS, values[0]))
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
                 may = phases[-1] == "shadow" and not told and values[0] == 200 and luck < rules.shadow_share
+                current.record.answered(REQUESTS, result(REQUESTS, values[0]), 0.001)
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
                 if not may or current.queued or hot[0] or not successor.instance.ready:
                     assert len(copied) == before
                 else:
-                    assert len(copied) == before + 1 and len(copied[-1]) == len(REQUESTS)
+                    assert len(copied) == before + len(REQUESTS)
             elif what == "successor answers" and trial.phase == "canary" and not trial.ended:
-                successor.record.answered(REQUESTS, result(REQUESTS, values[0], values[1]))
+                successor.record.answered(REQUESTS, result(REQUESTS, values[0], values[1]), 0.001)
             elif what == "successor is away":
                 successor.instance.ready = not values[0]
             elif what == "somebody waits":
@@ -120,11 +127,7 @@ def test_only_a_canary_that_is_there_answers_and_the_end_is_told_once(
             assert trial.ended == bool(told) and len(told) <= 1
             assert trial.figures.disagreed <= trial.figures.compared
         assert "shadow" not in phases[phases.index("canary") :] if "canary" in phases else True
-        if told and told[0] is None:
-            assert trial.phase == "canary" and successor.instance.ready
         trial.stop()
         assert trial.takes() is current and not successor.instance.worker.tells_classes
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial_run, "run_watched", run)
-        asyncio.run(main())
+    asyncio.run(main())

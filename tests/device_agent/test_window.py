@@ -118,10 +118,13 @@ def test_gauges_thermal_and_throttling_are_told() -> None:
     window = TelemetryWindow(0.0)
     window.add(watts(1.0, 5.0, throttled=True, rails=(Rail(name="VDD_IN", power_w=5.0, source="x"),)))
     window.add(watts(2.0, 5.0, throttled=False, thermal=(Zone(name="cpu", temperature_c=60.0),), cpu_utilisation=0.5))
-    gauges = Gauges(queue_depth=4, breakers={"c": "open"}, agent_rss_bytes=1, workers_rss_bytes={"m": 2})
+    gauges = Gauges(
+        queue_depth=4, waiting_limits={"m": 9}, breakers={"c": "open"}, agent_rss_bytes=1, workers_rss_bytes={"m": 2}
+    )
     told = close(window, 2.0, gauges)
     assert told.throttled is True  # at some moment of the window
     assert told.thermal[0].temperature_c == 60.0 and told.thermal_reason is None and told.cpu_utilisation == 0.5
+    assert told.queue.waiting_limits == {"m": 9}
     assert told.queue.depth == 4 and told.breakers == {"c": "open"} and told.memory.workers_rss_bytes == {"m": 2}
     assert told.power.rails_w == {"VDD_IN": 5.0} and told.outbox.depth == 3
 

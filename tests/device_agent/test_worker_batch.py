@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ from aios_edge.oip.tensors import decode_response
 from aios_edge.profile_files import load_profile
 from device_agent.activation import Activated, activate
 from device_agent.worker_batch import Answer, Job, answer_batch
+from device_agent.worker_natural import Runner
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,46 @@ def test_more_rows_than_the_largest_batch_are_split(tiny: Activated) -> None:
     words = ["good" if number % 3 else "bad" for number in range(75)]  # max_batch_size is 32
     (answer,) = run(tiny, text_job(1, *words))
     assert output(answer, "label") == ["positive" if word == "good" else "negative" for word in words]
+
+
+def told(answers: list[Answer]) -> list[Answer]:
+    return [msgspec.structs.replace(answer, compute_s=0.0) for answer in answers]
+
+
+def test_with_a_thread_for_the_runs_the_answers_are_the_same(tiny: Activated, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["good", "bad", "a film", "the plot and the film"]
+    jobs = [text_job(n, *(words[(n + k) % 4] for k in range(n % 5 * 12 + 1))) for n in range(1, 9)]
+    threads: set[str] = set()
+    run_once = tiny.runtime.run
+
+    def noted(inputs: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return run_once(inputs)
+
+    monkeypatch.setattr(tiny.runtime, "run", noted)
+    with Runner(tiny) as runner:
+        for _ in range(2):
+            beside = answer_batch(tiny, jobs, now=time.monotonic(), runner=runner)
+    assert threads == {"model-runs"}
+    assert told(beside) == told(run(tiny, *jobs))
+    assert all(answer.compute_s > 0 for answer in beside)
+
+
+def test_a_run_that_fails_in_its_thread_leaves_nothing_behind(tiny: Activated, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_once = tiny.runtime.run
+
+    def picky(inputs: Any) -> Any:
+        if (inputs["input_ids"] == 1).any():  # [UNK]
+            raise ZeroDivisionError
+        return run_once(inputs)
+
+    monkeypatch.setattr(tiny.runtime, "run", picky)
+    jobs = [text_job(n, *["a good film" if n % 2 else "awful"] * 16) for n in range(1, 5)]
+    with Runner(tiny) as runner:
+        for more, statuses in (([text_job(9, "zebra " * 6)], [200] * 4 + [500]), ([], [200] * 4)):
+            answers = answer_batch(tiny, [*jobs, *more], now=time.monotonic(), runner=runner)
+            assert [answer.status for answer in answers] == statuses
+            assert [set(output(answer, "label")) for answer in answers[:4]] == [{"positive"}, {"negative"}] * 2
 
 
 def test_tensor_rows_beyond_the_largest_batch_are_run_in_parts(

@@ -48,7 +48,8 @@ def sentences() -> list[str]:
 
 @pytest.fixture(scope="module")
 def agents(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Urls: ``http`` and ``unix`` of an agent, and ``late``: a device so slow that deadlines send it to the cloud."""
+    """Urls: ``http``, ``unix`` and ``grpc`` of an agent, and ``late``, ``late_grpc``: a device so slow that deadlines
+    send it to the cloud."""
     folder = tmp_path_factory.mktemp("doors")
 
     def config(name: str, port: int, more: str) -> str:
@@ -60,13 +61,15 @@ def agents(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     with ExitStack() as running, tempfile.TemporaryDirectory() as short:  # a Unix socket's path has 107 bytes
         socket = Path(short) / "agent.sock"
-        port, late_port = free_port(), free_port()
+        port, late_port, grpc_port, late_grpc_port = (free_port() for _ in range(4))
         url, late_url = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{late_port}"
-        first = AgentProcess(url, config("first", port, f'unix_socket = "{socket}"'), folder / "first")
+        grpc, late_grpc = f"127.0.0.1:{grpc_port}", f"127.0.0.1:{late_grpc_port}"
+        doors = f'unix_socket = "{socket}"\ngrpc_bind = "{grpc}"'
+        first = AgentProcess(url, config("first", port, doors), folder / "first")
         running.enter_context(first)
-        cloud = f'[[cloud]]\nname = "cloud"\nurl = "{url}"\n[emulate]\nslowdown = 4000.0'
+        cloud = f'grpc_bind = "{late_grpc}"\n[[cloud]]\nname = "cloud"\nurl = "{url}"\n[emulate]\nslowdown = 4000.0'
         running.enter_context(AgentProcess(late_url, config("late", late_port, cloud), folder / "late"))
-        yield {"http": url, "unix": f"unix://{socket}", "late": late_url}
+        yield {"http": url, "unix": f"unix://{socket}", "late": late_url, "grpc": grpc, "late_grpc": late_grpc}
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,45 @@ def test_the_cloud_route(agents: dict[str, str], sentences: list[str], expected:
     assert {answer.route for answer in answers} == {"cloud"}
     assert {answer.reason for answer in answers} == {"predicted_late"}
     agree([(answer.label, answer.score) for answer in answers], expected)
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("door", ["grpc", "late_grpc"])
+def test_grpc_here_and_from_the_cloud(
+    door: str, raw: bool, agents: dict[str, str], sentences: list[str], expected: list[tuple[str, float]]
+) -> None:
+    import grpc
+
+    from device_agent.grpc_door.messages import METHODS, SERVICE
+
+    takes, gives = METHODS["ModelInfer"]
+    got: list[tuple[str, float]] = []
+    routes = set()
+    with grpc.insecure_channel(agents[door]) as channel:
+        stub = channel.unary_unary(f"/{SERVICE}/ModelInfer", takes.SerializeToString, gives.FromString)
+        for index, text in enumerate([sentences[0], *sentences]):
+            request = takes(model_name=MODEL)
+            given = request.inputs.add(name="text", datatype="BYTES", shape=[1])
+            data = text.encode()
+            if raw:
+                request.raw_input_contents.append(len(data).to_bytes(4, "little") + data)
+            else:
+                given.contents.bytes_contents.append(data)
+            for name in ("label", "score"):
+                request.outputs.add(name=name)
+            if index == 0:  # now the device knows how slow it is
+                stub(request, timeout=60)
+                continue
+            answer = stub(request, timeout=0.2 if door == "late_grpc" else 60)
+            routes.add(answer.parameters["route"].string_param)
+            if raw:
+                label, score = answer.raw_output_contents
+                got.append((label[4:].decode(), float(np.frombuffer(score, "<f4")[0])))
+            else:
+                label, score = (output.contents for output in answer.outputs)
+                got.append((label.bytes_contents[0].decode(), score.fp32_contents[0]))
+    assert routes == {"cloud" if door == "late_grpc" else "local"}
+    agree(got, expected)
 
 
 def test_tritonclient_in_binary(

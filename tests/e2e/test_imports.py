@@ -29,7 +29,7 @@ def test_the_agent_never_loads_the_workshop(module: str) -> None:
 
 def test_the_supervisor_loads_neither_numpy_nor_onnxruntime() -> None:
     assert loaded_by("import device_agent.agent, device_agent.http, device_agent.reporter").isdisjoint(
-        {"numpy", "onnxruntime", "tokenizers"}
+        {"numpy", "onnxruntime", "tokenizers", "grpc", "google"}
     )
 
 

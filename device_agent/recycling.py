@@ -1,0 +1,129 @@
+"""Replaces a model's worker that took too much memory (:mod:`device_agent.recycle`), and loses no request by it.
+
+Where there is room the successor is loaded beside the worker that serves, and takes the next batch when it is ready.
+Where there isn't, the worker ends between two batches and who waits, waits for the start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from aios_edge.errors import BundleRefused
+from device_agent import recycle
+from device_agent.recycle import Worker
+from device_agent.surroundings import Surroundings
+from device_agent.worker_pool import WorkerHandle
+
+if TYPE_CHECKING:
+    from device_agent.model_instance import ModelInstance
+
+log = logging.getLogger("device_agent.model")
+
+REFUSED_PAUSE_S = 60.0  # after a successor that may not serve: its files were altered, and the worker is all there is
+
+
+class Recycling:
+    """Of one model. ``due``: why its worker is to be replaced between two batches, with nothing beside it."""
+
+    def __init__(self, instance: ModelInstance, name: str, ceiling: int | None, around: Surroundings) -> None:
+        self.count = 0
+        self.ceiling = ceiling
+        self.due: str | None = None
+        self._instance = instance
+        self._name = name
+        self._around = around
+        self._began_at = float("-inf")
+        self._not_before = float("-inf")
+        self._beside: asyncio.Task[None] | None = None
+
+    @property
+    def worker(self) -> Worker | None:
+        """What the worker takes; None where nobody knows, or where there is none."""
+        handle = self._instance.worker
+        ready = handle.report.rss_bytes if handle.report is not None else None
+        if not self._instance.ready or handle.rss_bytes is None or ready is None:
+            return None
+        return Worker(rss_bytes=handle.rss_bytes, ready_bytes=ready)
+
+    def look(self) -> None:
+        """A batch was answered."""
+        rss = self._instance.worker.rss_bytes
+        if self.ceiling is None or rss is None or rss <= self.ceiling or (worker := self.worker) is None:
+            return
+        since_last_s = self._around.clock() - self._began_at
+        if recycle.above(worker, self.ceiling, since_last_s=since_last_s, start_s=self._instance.plan.start_s):
+            self.ask("max_rss_bytes")
+
+    def ask(self, why: str) -> None:
+        """Replace the worker, unless that is being done already."""
+        now = self._around.clock()
+        if self.due is not None or (self._beside and not self._beside.done()) or now < self._not_before:
+            return
+        self._began_at = now
+        worker = self.worker
+        if worker is not None and recycle.fits_beside(self._around.room(), worker.ready_bytes):
+            task = self._load_beside(why, worker, now)
+            self._beside = asyncio.get_running_loop().create_task(task, name=f"recycling-{self._name}")
+        else:
+            self._end_first(why)
+
+    def _end_first(self, why: str) -> None:
+        self.due = why
+        self._instance.wake()
+
+    async def between_batches(self) -> None:
+        """End the worker that is due, and start the next; what keeps that from serving is as after a crash."""
+        why, self.due = self.due, None
+        worker, began = self.worker, self._around.clock()
+        if why is None or worker is None:  # it died meanwhile, and is fresh anyway
+            return
+        if await self._instance.start_fresh("restarting", f"its worker is replaced: {why}"):
+            self._tell(why, worker, began, beside=False)
+
+    async def end(self) -> None:
+        """The model is stopped: a successor on its way isn't needed any more."""
+        if self._beside is not None:
+            self._beside.cancel()
+            await asyncio.gather(self._beside, return_exceptions=True)
+
+    async def _load_beside(self, why: str, worker: Worker, began: float) -> None:
+        old, generation = self._instance.worker, self._instance.worker.generation
+        successor = old.successor()
+        try:
+            await successor.start("quick", timeout_s=self._around.policy.load_timeout_s)
+        except BaseException as error:
+            await successor.stop(grace_s=0.0)
+            if not isinstance(error, Exception):
+                raise
+            log.warning("%s: the worker that was to replace its own did not start: %s", self._name, error)
+            self._not_before = self._around.clock() + REFUSED_PAUSE_S
+            if not isinstance(error, BundleRefused):  # it may be the room that it lacked
+                self._not_before = float("-inf")
+                self._end_first(why)
+            return
+        # If it died meanwhile it is fresh by now, or being started.
+        if old.generation != generation or not self._instance.hand_over(old, successor):
+            await successor.stop()
+            return
+        self._tell(why, worker, began, beside=True)
+        try:
+            await old.retire()
+        finally:  # the model may be stopped while its last batch runs
+            await old.stop(grace_s=0.0)
+
+    def _tell(self, why: str, before: Worker, began: float, *, beside: bool) -> None:
+        self.count += 1
+        after: WorkerHandle = self._instance.worker
+        detail = {
+            "reason": why,
+            "rss_bytes": before.rss_bytes,
+            "max_rss_bytes": self.ceiling,
+            "now_rss_bytes": after.rss_bytes,
+            "beside": beside,
+            "took_s": round(self._around.clock() - began, 3),
+        }
+        self._around.emit("worker_recycled", model=self._name, **detail)
+        mb = before.rss_bytes / 1e6
+        log.warning("%s: its worker was replaced at %.0f MB (%s), number %d", self._name, mb, why, self.count)

@@ -1,0 +1,115 @@
+"""Looks after the memory of all models together: now and then beside their requests, and when one needs room."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Mapping
+
+from device_agent import recycle
+from device_agent.model_host import ModelHost
+from device_agent.residency import Resident, to_unload
+from device_agent.settings import BundleEntry
+from device_agent.surroundings import Surroundings
+
+log = logging.getLogger("device_agent")
+
+EVERY_S = 2.0
+PAUSE_S = 30.0  # between two replacements for want of memory: the kernel needs a while to be at ease again
+
+
+class Upkeep:
+    """Works from :meth:`start` to :meth:`stop`; ``hosts`` and ``entries`` are what is deployed at any moment."""
+
+    def __init__(
+        self, hosts: Mapping[str, ModelHost], entries: Mapping[str, BundleEntry], around: Surroundings
+    ) -> None:
+        self._hosts = hosts
+        self._entries = entries
+        self._around = around
+        self._relieved_at = float("-inf")
+        self._exceeded = False
+        self._turn = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Look again and again."""
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="upkeep")
+
+    async def stop(self) -> None:
+        """Look no more."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            try:
+                self.relieve()
+                await self.keep_budget()
+            except Exception:  # no reason to stop looking
+                log.exception("the models' memory could not be looked after")
+
+    def relieve(self) -> None:
+        """Replace who is above its ceiling and wasn't to be replaced so soon; while memory is short, who grew most."""
+        now = self._around.clock()
+        for host in self._hosts.values():
+            host.instance.recycling.look()
+        if now - self._relieved_at < PAUSE_S or not recycle.is_short(self._around.room()):
+            return
+        found = {name: host.instance.recycling.worker for name, host in self._hosts.items()}
+        model = recycle.most_grown({name: worker for name, worker in found.items() if worker is not None})
+        if model is not None:
+            self._relieved_at = now
+            self._hosts[model].instance.recycling.ask("memory_pressure")
+
+    async def keep_budget(self, asking: str | None = None) -> None:
+        """Unload what doesn't fit beside the others, ``asking`` last of all; tell when that isn't enough."""
+        budget = self._around.policy.memory_budget_bytes
+        # A resident set is never less than the proportional one, and costs nothing to know.
+        if budget is None or sum(host.instance.worker.rss_bytes or 0 for host in self._hosts.values()) <= budget:
+            self._exceeded = False
+            return
+        async with self._turn:
+            await self._unload(budget, asking)
+        held = sum(each.held_bytes for each in self._residents(asking))
+        if held > budget and not self._exceeded:
+            self._around.emit("memory_budget_exceeded", held_bytes=held, memory_budget_bytes=budget)
+            log.warning(
+                "the models take %.0f MB, and none of them may go; the budget is %.0f", held / 1e6, budget / 1e6
+            )
+        self._exceeded = held > budget
+
+    @contextlib.asynccontextmanager
+    async def make_room(self, model: str) -> AsyncIterator[None]:
+        """Unload others until that one fits, as far as others may go; it is loaded inside. One at a time: what two are
+        loading together, neither has seen in the memory yet."""
+        if (budget := self._around.policy.memory_budget_bytes) is None:
+            yield
+            return
+        async with self._turn:
+            await self._unload(budget, model)
+            yield
+
+    async def _unload(self, budget: int, asking: str | None) -> None:
+        for model in to_unload(self._residents(asking), budget, asking=asking):
+            with contextlib.suppress(KeyError):  # it went by itself meanwhile
+                await self._hosts[model].instance.resting.leave()
+
+    def _residents(self, asking: str | None) -> list[Resident]:
+        return [
+            Resident(
+                model=name,
+                held_bytes=host.instance.resting.held_bytes,
+                used_at=float("inf") if host.running or host.queued else host.instance.resting.used_at,
+                stays=host.state != "ready" or self._pinned(name),
+            )
+            for name, host in self._hosts.items()
+            if host.state != "resting" or name == asking
+        ]
+
+    def _pinned(self, model: str) -> bool:
+        entry = self._entries.get(model)
+        return entry is not None and entry.pinned
