@@ -67,18 +67,19 @@ class Dispatch:
 
     def next(self) -> None:
         """Give the worker its next batch, when it is free and somebody waits."""
-        if self._free() and (batch := self._take()):
+        if self._free():
+            self._begin_next()
+        elif not self._instance.running.tickets:
+            self._wake.set()  # there is something else to be done first
+
+    def _begin_next(self) -> None:
+        if batch := self._take():
             self._begin(*batch)
 
     def _free(self) -> bool:
-        """Whether the worker can take a batch; what else is to be done first is :meth:`serve`'s."""
+        """Whether the worker takes a batch now; what else is to be done first is :meth:`serve`'s."""
         instance = self._instance
-        if instance.running.tickets:
-            return False
-        if instance.ready and instance.chore(len(self._queue)) is None:
-            return True
-        self._wake.set()
-        return False
+        return not instance.running.tickets and instance.ready and instance.chore(len(self._queue)) is None
 
     async def serve(self) -> None:
         """Bring the worker back whenever it is lost, and do what is to be done between two batches."""
@@ -92,7 +93,8 @@ class Dispatch:
                 elif not self._instance.worker.ready and self._instance.state != "resting":
                     await self._bring_back()
                 else:
-                    self.next()
+                    if self._instance.ready:  # else it rests, and nobody asks for it
+                        self._begin_next()
                     await self._wake.wait()
         finally:
             self._watchdog.close()
