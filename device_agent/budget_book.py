@@ -108,7 +108,7 @@ class BudgetBook:
         )
 
     def take(self, endpoint: str, amounts: Mapping[str, float]) -> bool:
-        """Spend all of it, or nothing and return False. It is on disk soon: a kill may forget what wasn't there yet."""
+        """Spend all of it, or nothing and return False. It is on disk when :meth:`written` returns, and soon anyhow."""
         if not self.affords(endpoint, amounts):
             return False
         now = self._clock()
@@ -124,9 +124,13 @@ class BudgetBook:
         """:meth:`take`, and wait until the file knows of it. It is spent before this first waits."""
         if not self.take(endpoint, amounts):
             return False
+        await self.written()
+        return True
+
+    async def written(self) -> None:
+        """Wait until the file counts no less than was spent."""
         while (saving := self._save_in_time()) is not None and any(ahead < 0 for ahead in self._ahead.values()):
             await asyncio.shield(saving)  # who goes away doesn't keep the others from their turn
-        return True
 
     def _save_in_time(self) -> asyncio.Task[None] | None:
         """Write the file where half of what it is ahead is spent; None where that can wait."""

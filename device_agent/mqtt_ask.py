@@ -49,6 +49,7 @@ class TenantAsks:
         try:
             now, size = self._clock(), len(asked.body)
             refusal = self._account.enter(size, now) or self._account.receive(size)
+            await self._account.written()
             if refusal is not None:
                 limit, status = refusal.limit, refusal.status
                 after = () if refusal.retry_after_s is None else (retry_after(refusal.retry_after_s),)

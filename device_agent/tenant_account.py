@@ -69,6 +69,10 @@ class TenantAccount:
                 self._book.take(self.tenant.id, {BYTES: float(size_bytes)})
         return refusal
 
+    async def written(self) -> None:
+        """Wait until what was received would be known after a kill."""
+        await self._book.written()
+
     def _too_many_bytes(self, size_bytes: int) -> Refusal | None:
         wait_s = self._book.wait_s(self.tenant.id, BYTES, size_bytes)
         if wait_s == 0:

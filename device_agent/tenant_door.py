@@ -120,6 +120,7 @@ class _Visit:
         size_bytes = len(message.get("body", b""))
         self._bytes_in += size_bytes
         self.refusal = self.account.receive(size_bytes)
+        await self.account.written()
         if self.refusal is not None:
             raise RequestError(self.refusal.text, status=self.refusal.status)
         return message
