@@ -101,7 +101,7 @@ class TrialRun:
         self._phase: Phase = self._phases.pop(0)
         self._seen = Seen()
         self._began_at = self._around.clock()
-        self._timer = asyncio.get_running_loop().call_later(self.rules.lasts_s, self._look)
+        self._timer = asyncio.get_running_loop().call_later(self.rules.lasts_s, self._time_is_up)
         shadow = self._phase == "shadow"
         self.current.record.watch(self.expected, self._look, self._copy if shadow else None)
         self.successor.record.watch(self.expected, self._look, self._answered, strict=shadow)
@@ -118,10 +118,13 @@ class TrialRun:
         self._seen = self._seen.plus(answers=len(requests), compared=compared, disagreed=disagreed)
         self._look()
 
-    def _look(self) -> None:
+    def _time_is_up(self) -> None:
+        self._look(self.rules.lasts_s)  # by the loop's clock, which may be a moment ahead of ours
+
+    def _look(self, at_least_s: float = 0.0) -> None:
         if self.ended:
             return
-        elapsed_s = self._around.clock() - self._began_at
+        elapsed_s = max(self._around.clock() - self._began_at, at_least_s)
         verdict = judge(self.rules, self._seen, elapsed_s, self.successor.record.conduct, self.current.record.conduct)
         if verdict.over and verdict.reason is None and not self.successor.instance.ready:
             verdict = Verdict(over=True, reason=self.away)

@@ -131,3 +131,17 @@ def test_only_a_canary_that_is_there_answers_and_the_end_is_told_once(
         assert trial.takes() is current and not successor.instance.worker.tells_classes
 
     asyncio.run(main())
+
+
+def test_a_clock_that_is_behind_the_loops_does_not_keep_a_trial_from_its_end() -> None:
+    told: list[str | None] = []
+    around: Any = SimpleNamespace(clock=lambda: 0.0)
+
+    async def main() -> None:
+        trial = TrialRun(host("1"), host("2"), TrialRules(shadow_share=1.0, lasts_s=0.001), around, told.append)
+        while not told:  # noqa: ASYNC110 - a condition in the code under test
+            await asyncio.sleep(0.001)
+        trial.stop()
+
+    asyncio.run(asyncio.wait_for(main(), 10))
+    assert told == [None]
