@@ -17,11 +17,12 @@ class Admit(msgspec.Struct, frozen=True, tag=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What admission looks at, for the whole agent."""
+    """What admission looks at, for the whole agent. ``crowded``: the tenant has no room for it among the others."""
 
     draining: bool
     in_flight_bytes: int
     in_flight_limit_bytes: int
+    crowded: bool = False
 
 
 def admit(request: InferenceRequest, now: float, load: Load) -> Admit | Shed:
@@ -30,6 +31,7 @@ def admit(request: InferenceRequest, now: float, load: Load) -> Admit | Shed:
         return Shed(Reason.DRAINING, 5.0)
     if request.deadline_at is not None and request.deadline_at <= now:
         return Shed(Reason.DEADLINE_PASSED, LEAST_RETRY_S)
-    if load.in_flight_bytes and load.in_flight_bytes + len(request.body) > load.in_flight_limit_bytes:
+    over = load.in_flight_bytes + len(request.body) > load.in_flight_limit_bytes
+    if load.in_flight_bytes and (over or load.crowded):
         return Shed(Reason.QUEUE_FULL, 1.0)
     return Admit()

@@ -103,7 +103,9 @@ class Agent:
         tenants = settings.tenant
         self._books = TenantBooks.of(tenants, settings.device.state_dir, self._emit, self._reporter.unauthorized)
         self._mqtt_door: MqttDoor | None = None
-        self._desk = FrontDesk(self._deployment, rules, self._metrics, self.status)
+        self._desk = FrontDesk(
+            self._deployment, rules, self._metrics, self.status, {each.id: each.weight for each in tenants}
+        )
         self._tenants = TenantDesks(tenants, self._desk, self._deployment, self._books) if tenants else None
 
     async def run(self) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from aios_edge.version import __version__
 from device_agent.admission import Load, admit
 from device_agent.answer import Answer, shed_answer
 from device_agent.deployment import Deployment
+from device_agent.fairness import has_room, shares
 from device_agent.http import Reply, retry_after
 from device_agent.metadata import model_metadata
 from device_agent.metrics import Metrics
@@ -37,7 +39,8 @@ from device_agent.values import Completion, InferenceRequest, Shed
 
 
 class FrontDesk:
-    """What :class:`device_agent.http.HttpApp` asks; ``draining`` is set by the agent when it stops."""
+    """What :class:`device_agent.http.HttpApp` asks; ``draining`` is set by the agent when it stops. ``weights`` are the
+    tenants'."""
 
     def __init__(
         self,
@@ -45,11 +48,14 @@ class FrontDesk:
         rules: PolicyInForce,
         metrics: Metrics,
         agent_status: Callable[[], AgentStatus],
+        weights: Mapping[str, float] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.draining = False
         self.in_flight_bytes = 0
         self.in_flight = 0
+        self._parts = shares(weights or {})
+        self._held_bytes: Counter[str] = Counter()  # of in_flight_bytes, by tenant
         self._deployment = deployment
         self._rules = rules
         self._metrics = metrics
@@ -119,17 +125,16 @@ class FrontDesk:
             draining=self.draining,
             in_flight_bytes=self.in_flight_bytes,
             in_flight_limit_bytes=self._rules.policy.in_flight_bytes,
+            crowded=self._crowded(request.tenant, len(body)),
         )
         admission = admit(request, arrived_at, load)
         if isinstance(admission, Shed):
             on_reply(self._reply(host, request, shed_answer(admission)))
             return _stay
-        self.in_flight_bytes += len(body)
-        self.in_flight += 1
+        self._hold(request.tenant, len(body), 1)
 
         def over() -> None:
-            self.in_flight_bytes -= len(body)
-            self.in_flight -= 1
+            self._hold(request.tenant, -len(body), -1)
 
         def answered(answer: Answer) -> None:
             over()
@@ -142,6 +147,16 @@ class FrontDesk:
 
         ticket = host.submit(request, answered)
         return leave
+
+    def _hold(self, tenant: str, size_bytes: int, count: int) -> None:
+        self.in_flight_bytes += size_bytes
+        self.in_flight += count
+        if self._parts:
+            self._held_bytes[tenant] += size_bytes
+
+    def _crowded(self, tenant: str, size_bytes: int) -> bool:
+        limit = self._rules.policy.in_flight_bytes
+        return bool(self._parts) and not has_room(tenant, self._held_bytes, self._parts, limit, size_bytes)
 
     async def infer(
         self,

@@ -5,7 +5,8 @@ in virtual time, in which a request takes its estimated service time divided by 
 goes first, and nobody begins before what is being served. While two have something waiting they get time as their
 weights are, and one that comes back after a pause goes before what another has piled up.
 
-*Room*: of a queue's places half of each tenant's share are its own, used or not; the rest is for who comes first.
+*Room*: of a queue's places, and of the memory for bodies, half of each tenant's share is its own, used or not; the rest
+is for who comes first.
 
 *Time*, of requests with a deadline: they run by deadline, so shares are kept when they are let in. Whoever asks for
 more than its share lately is let in only where what the others ask for, up to their shares, would still fit before its
@@ -33,13 +34,14 @@ def shares(weights: Mapping[str, float]) -> dict[str, float]:
     return {tenant: weight / total for tenant, weight in weights.items()}
 
 
-def has_room(tenant: str, held: Mapping[str, int], parts: Mapping[str, float], places: int) -> bool:
-    """Whether one more of that tenant may take one of so many places, of which each has ``held`` some."""
+def has_room(tenant: str, held: Mapping[str, int], parts: Mapping[str, float], places: int, wanted: int = 1) -> bool:
+    """Whether that tenant may take so many more of so many places (or bytes), of which each has ``held`` some."""
     own = {name: math.floor(part * OWN_PART * places) for name, part in parts.items()}
-    if held.get(tenant, 0) < own.get(tenant, 0):
+    mine = held.get(tenant, 0) + wanted
+    if mine <= own.get(tenant, 0):
         return True
-    kept = sum(max(held.get(name, 0), own.get(name, 0)) for name in {*held, *own})
-    return kept < places
+    others = sum(max(held.get(name, 0), own.get(name, 0)) for name in {*held, *own} if name != tenant)
+    return others + mine <= places
 
 
 class Turns(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,36 +62,41 @@ class Turns(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Demand(msgspec.Struct, frozen=True, kw_only=True):
-    """What each asked for lately, let in or not, as a part of the worker's time."""
+    """What somebody asked for lately, let in or not, as a part of the worker's time: ``part`` at ``at``."""
 
+    part: float = 0.0
     at: float = 0.0
-    asked: dict[str, float] = {}
 
-    def asks(self, who: str, cost_s: float, now: float) -> Demand:
+    def asks(self, cost_s: float, now: float) -> Demand:
         """A request came that would take so long."""
-        faded = math.exp(-max(now - self.at, 0.0) / MEMORY_S)
-        asked = {name: part * faded for name, part in self.asked.items() if part * faded > 1e-6}
-        asked[who] = asked.get(who, 0.0) + cost_s / MEMORY_S
-        return Demand(at=max(now, self.at), asked=asked)
+        return Demand(part=self.now(now) + cost_s / MEMORY_S, at=max(now, self.at))
 
-    def of(self, who: str, now: float) -> float:
-        """The part of the worker's time that it asked for."""
-        return self.asked.get(who, 0.0) * math.exp(-max(now - self.at, 0.0) / MEMORY_S)
+    def now(self, now: float) -> float:
+        """What is left of it."""
+        return self.part * math.exp(-max(now - self.at, 0.0) / MEMORY_S)
 
-    def reserve(
-        self, tenant: str, parts: Mapping[str, float], waiting_s: Mapping[str, float], *, cost_s: float, now: float
-    ) -> Reserve:
-        """What one of that tenant with a deadline leaves to others; ``waiting_s`` of theirs waits already, and
-        whoever reckons with a queue has counted it. ``cost_s``: what one of theirs takes alone, more or less."""
-        limits = {PATIENT: PATIENT_SHARE}
-        if self.of(tenant, now) > parts.get(tenant, 1.0):
-            limits |= {name: part for name, part in parts.items() if name != tenant}
-        claims = tuple(
-            Claim(rate=rate, limit=limit, waiting_s=waiting_s.get(who, 0.0))
-            for who, limit in limits.items()
-            if (rate := self.of(who, now)) > _NOTHING
-        )
-        return Reserve(claims=claims, cost_s=cost_s)
+
+def reserve(
+    tenant: str,
+    demands: Mapping[str, Demand],
+    parts: Mapping[str, float],
+    waiting_s: Mapping[str, float],
+    *,
+    cost_s: float,
+    now: float,
+) -> Reserve:
+    """What one of that tenant with a deadline leaves to others; ``waiting_s`` of theirs waits already, and whoever
+    reckons with a queue has counted it. ``cost_s``: what one of theirs takes alone, more or less."""
+    asked = {name: demand.now(now) for name, demand in demands.items()}
+    limits = {PATIENT: PATIENT_SHARE}
+    if asked.get(tenant, 0.0) > parts.get(tenant, 1.0):
+        limits |= {name: part for name, part in parts.items() if name != tenant}
+    claims = tuple(
+        Claim(rate=rate, limit=limit, waiting_s=waiting_s.get(who, 0.0))
+        for who, limit in limits.items()
+        if (rate := asked.get(who, 0.0)) > _NOTHING
+    )
+    return Reserve(claims=claims, cost_s=cost_s) if claims else NO_RESERVE
 
 
 class Claim(msgspec.Struct, frozen=True, kw_only=True):

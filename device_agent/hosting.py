@@ -11,7 +11,6 @@ from aios_edge.profile import DeviceProfile
 from aios_edge.session import session_options
 from device_agent.core_share import niceness
 from device_agent.raw_model import RawEntry, is_raw, open_raw, repository_entries
-from device_agent.recycle import ceiling_bytes
 from device_agent.settings import BundleEntry, Settings
 from device_agent.worker_pool import WorkerSpec
 
@@ -35,7 +34,6 @@ def worker_spec(
     heaviest = max(each.weight for each in (entry, *settings.bundle))
     promised = next((promise.value for promise in bundle.contract.promises if promise.name == MEMORY), None)
     if profile.isolation == "thread":  # its memory is the agent's
-        promised = None
         for key, value in (
             ("max_rss_bytes", entry.max_rss_bytes),
             ("policy.memory_budget_bytes", settings.policy.memory_budget_bytes),
@@ -58,7 +56,8 @@ def worker_spec(
         bundle_id=bundle.bundle_id or None,  # of a raw model only the worker knows it
         engines="cached",
         nice=niceness(entry.weight, heaviest),
-        max_rss_bytes=ceiling_bytes(entry.max_rss_bytes, promised),
+        max_rss_bytes=entry.max_rss_bytes,
+        promised_rss_bytes=None if promised is None else round(promised),
     )
 
 

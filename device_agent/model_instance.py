@@ -49,7 +49,7 @@ class ModelInstance:
         self.lost_at = 0.0
         self.worker = WorkerHandle(spec, on_stage=self._staged, on_lost=self._told_lost)
         self._name = spec.model
-        self.recycling = Recycling(self, spec.model, spec.max_rss_bytes, around)
+        self.recycling = Recycling(self, spec, around)
         self.resting = Resting(self, spec.model, around, make_room)
         self._around = around
         self._on_lost = on_lost

@@ -36,13 +36,14 @@ class QueueLimit(msgspec.Struct, frozen=True, kw_only=True):
         """How many may wait."""
         return int(self.limit)
 
-    def taken(self, waited_s: float, waiting: int, now: float) -> QueueLimit:
-        """One without a deadline leaves for the worker after ``waited_s``; ``waiting`` such had been there with it."""
+    def taken(self, waited_s: float, count: int, waiting: int, now: float) -> QueueLimit:
+        """So many without a deadline leave for the worker, the first of them after ``waited_s``; ``waiting`` such had
+        been there with them."""
         if waited_s > self.target_s:
             if now < self.steady_at:
                 return self
             limit = max(min(self.limit, waiting) * DECREASE, self.least)
             return msgspec.structs.replace(self, limit=limit, steady_at=now + waited_s)
-        if waiting < self.places:  # it kept nobody out, and says nothing
+        if waiting < self.places or self.limit == self.most:  # it kept nobody out, and says nothing
             return self
-        return msgspec.structs.replace(self, limit=min(self.limit + INCREASE / self.limit, self.most))
+        return msgspec.structs.replace(self, limit=min(self.limit + INCREASE * count / self.limit, self.most))

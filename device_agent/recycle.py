@@ -15,9 +15,10 @@ import msgspec
 from device_agent.memory_room import Room
 
 FACTOR = 2.0  # times what the contract promises: the ceiling of a bundle that isn't given one
+SHARE = 0.75  # of the memory that the kernel lets all of us have: the ceiling of everyone who isn't given one
 GROWN = 1.1  # times what the worker had when it was ready: less is what serving takes
 PAUSE = 3.0  # starts between two replacements: at most a quarter of the time goes into them
-HASTE = 1.5  # times the ceiling: at once, whatever it costs
+HASTE = 1.5  # times the ceiling, or what there is at all: at once, whatever it costs
 SHORT = 0.05  # of the memory there is: the kernel is about to choose somebody
 PRESSURE_PERCENT = 20.0  # of ten seconds waited for memory: everybody is slow already
 LEAST_GROWTH_BYTES = 32_000_000  # below that a replacement gives back little
@@ -25,24 +26,33 @@ LEAST_GROWTH = 1.25  # times what it had when it was ready
 
 
 class Worker(msgspec.Struct, frozen=True, kw_only=True):
-    """A worker's resident set now and when it became ready."""
+    """A worker's resident set now and when it became ready, ``age_s`` ago."""
 
     rss_bytes: int
     ready_bytes: int
+    age_s: float = 0.0
+
+    def growth_bytes(self, during_s: float) -> float:
+        """By how much it is going to grow, if it goes on like that."""
+        return max(self.rss_bytes - self.ready_bytes, 0) * during_s / self.age_s if self.age_s else 0.0
 
 
-def ceiling_bytes(asked: int | None, promised: float | None) -> int | None:
-    """What a worker may take: as it was set (0: whatever it wants), else by the contract; None: whatever it wants."""
+def ceiling_bytes(asked: int | None, promised_bytes: int | None, room: Room) -> int | None:
+    """What a worker may take: as it was set (0: whatever it wants), else by its contract and by what there is at all.
+    None: whatever it wants."""
     if asked is not None:
         return asked or None
-    return None if promised is None else round(FACTOR * promised)
+    promised = () if promised_bytes is None else (round(FACTOR * promised_bytes),)
+    limit = () if room.limit_bytes is None else (round(SHARE * room.limit_bytes),)
+    return min((*promised, *limit), default=None)
 
 
-def above(worker: Worker, ceiling: int | None, *, since_last_s: float, start_s: float) -> bool:
+def above(worker: Worker, ceiling: int | None, room: Room, *, since_last_s: float, start_s: float) -> bool:
     """Whether it is to be replaced now; ``since_last_s``: since the model's last replacement began."""
     if ceiling is None or worker.rss_bytes <= max(ceiling, GROWN * worker.ready_bytes):
         return False
-    return since_last_s >= PAUSE * start_s or worker.rss_bytes > HASTE * ceiling
+    at_once = min(HASTE * ceiling, *(() if room.limit_bytes is None else (SHARE * room.limit_bytes,)))
+    return since_last_s >= PAUSE * start_s or worker.rss_bytes > at_once
 
 
 def is_short(room: Room) -> bool:
@@ -63,8 +73,10 @@ def most_grown(workers: Mapping[str, Worker]) -> str | None:
     return max(grown, key=lambda model: grown[model], default=None)
 
 
-def fits_beside(room: Room, need_bytes: int) -> bool:
-    """Whether a second worker may be loaded while the first one serves; where nothing is known, it may."""
+def fits_beside(room: Room, worker: Worker, start_s: float) -> bool:
+    """Whether a second worker may be loaded, for ``start_s``, while the first one serves and grows on; where nothing is
+    known, it may."""
     if room.available_bytes is None or room.limit_bytes is None:
         return True
-    return room.available_bytes - GROWN * need_bytes >= SHORT * room.limit_bytes and not is_short(room)
+    need_bytes = GROWN * worker.ready_bytes + worker.growth_bytes(2 * start_s)  # two at a time are slower
+    return room.available_bytes - need_bytes >= SHORT * room.limit_bytes and not is_short(room)

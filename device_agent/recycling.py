@@ -14,7 +14,7 @@ from aios_edge.errors import BundleRefused
 from device_agent import recycle
 from device_agent.recycle import Worker
 from device_agent.surroundings import Surroundings
-from device_agent.worker_pool import WorkerHandle
+from device_agent.worker_pool import WorkerHandle, WorkerSpec
 
 if TYPE_CHECKING:
     from device_agent.model_instance import ModelInstance
@@ -27,12 +27,15 @@ REFUSED_PAUSE_S = 60.0  # after a successor that may not serve: its files were a
 class Recycling:
     """Of one model. ``due``: why its worker is to be replaced between two batches, with nothing beside it."""
 
-    def __init__(self, instance: ModelInstance, name: str, ceiling: int | None, around: Surroundings) -> None:
+    def __init__(self, instance: ModelInstance, spec: WorkerSpec, around: Surroundings) -> None:
         self.count = 0
-        self.ceiling = ceiling
+        self.ceiling: int | None = None  # bytes; a thread's memory is the agent's
+        self._whole = around.room()  # of which only the limit counts: it stays
+        if spec.isolation == "process":
+            self.ceiling = recycle.ceiling_bytes(spec.max_rss_bytes, spec.promised_rss_bytes, self._whole)
         self.due: str | None = None
         self._instance = instance
-        self._name = name
+        self._name = spec.model
         self._around = around
         self._began_at = float("-inf")
         self._not_before = float("-inf")
@@ -45,25 +48,31 @@ class Recycling:
         ready = handle.report.rss_bytes if handle.report is not None else None
         if not self._instance.ready or handle.rss_bytes is None or ready is None:
             return None
-        return Worker(rss_bytes=handle.rss_bytes, ready_bytes=ready)
+        age_s = asyncio.get_running_loop().time() - handle.ready_at
+        return Worker(rss_bytes=handle.rss_bytes, ready_bytes=ready, age_s=age_s)
 
     def look(self) -> None:
         """A batch was answered."""
         rss = self._instance.worker.rss_bytes
         if self.ceiling is None or rss is None or rss <= self.ceiling or (worker := self.worker) is None:
             return
-        since_last_s = self._around.clock() - self._began_at
-        if recycle.above(worker, self.ceiling, since_last_s=since_last_s, start_s=self._instance.plan.start_s):
+        now, start_s = self._around.clock(), self._instance.plan.start_s
+        if recycle.above(worker, self.ceiling, self._whole, since_last_s=now - self._began_at, start_s=start_s):
             self.ask("max_rss_bytes")
 
     def ask(self, why: str) -> None:
-        """Replace the worker, unless that is being done already."""
+        """Replace the worker, unless that is being done already; at once where the room for two has gone meanwhile."""
         now = self._around.clock()
-        if self.due is not None or (self._beside and not self._beside.done()) or now < self._not_before:
+        if self.due is not None or now < self._not_before:
+            return
+        if self._beside is not None and not self._beside.done():
+            if recycle.is_short(self._around.room()):
+                self._beside.cancel()
+                self._end_first(why)
             return
         self._began_at = now
-        worker = self.worker
-        if worker is not None and recycle.fits_beside(self._around.room(), worker.ready_bytes):
+        worker, start_s = self.worker, self._instance.plan.start_s
+        if worker is not None and recycle.fits_beside(self._around.room(), worker, start_s):
             task = self._load_beside(why, worker, now)
             self._beside = asyncio.get_running_loop().create_task(task, name=f"recycling-{self._name}")
         else:

@@ -77,6 +77,8 @@ class Resting:
         """What is to be done before the next batch, while so many requests wait."""
         if self._instance.state == "resting":
             return self._wake_up if waiting or self._wanted else None
+        if self._leave_by is not None and self._instance.state != "ready":  # it died instead
+            self._tell_changed()
         if self._leave_by is not None and (not waiting or self._around.clock() >= self._leave_by):
             return self._rest
         return None

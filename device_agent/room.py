@@ -13,6 +13,7 @@ from device_agent.scheduler import Pending
 from device_agent.ticket_queue import TicketQueue
 
 _NOBODY = "-"  # whoever asks where there are no tenants; no tenant has this name
+_NONE = Demand()
 
 
 class Room:
@@ -31,44 +32,46 @@ class Room:
         self._rules = rules
         self._parts = fairness.shares(weights)
         self._max_batch_size = max_batch_size
-        self._demand = Demand()
+        self._demands: dict[str, Demand] = {}
         self._limit: QueueLimit | None = None  # begins with what was learnt before the first request
 
     @property
     def limit(self) -> int | None:
         """How many without a deadline may wait; None: there was none yet, or only ``queue_limit`` limits them."""
-        return None if self._limit is None else self._limit.places
+        return self._limit.places if self._limit is not None and self._rules.policy.queue_delay_s else None
 
     def arrives(self, pending: Pending, now: float) -> None:
         """A request came, whatever becomes of it."""
         who = PATIENT if pending.deadline_at is None else pending.tenant or _NOBODY
-        self._demand = self._demand.asks(who, self._full_cost_s(pending), now)
+        self._demands[who] = self._demands.get(who, _NONE).asks(self._full_cost_s(pending), now)
 
     def crowded(self, pending: Pending) -> bool:
         """Whether its tenant has no room in a queue that has some, or it would wait too long without a deadline."""
-        queue, tenant = self._queue, pending.tenant
-        if self._parts and not fairness.has_room(tenant, queue.held, self._parts, self._rules.policy.queue_limit):
+        queue, parts = self._queue, self._parts
+        if parts and not fairness.has_room(pending.tenant, queue.held, parts, self._rules.policy.queue_limit):
             return True
         if pending.deadline_at is not None or not self._rules.policy.queue_delay_s:
             return False
-        return not fairness.has_room(tenant, queue.patient, self._parts, self._begun(pending).places)
+        places = self._begun(pending).places
+        if not parts:
+            return queue.patient >= places
+        return not fairness.has_room(pending.tenant, queue.held_patiently, parts, places)
 
     def reserve(self, pending: Pending, now: float) -> Reserve:
         """What a newcomer with a deadline leaves for those that come after it."""
         cost_s, held = self._full_cost_s(pending), self._queue.held
         waiting_s = {name: held[name] * cost_s for name in self._parts}
-        waiting_s[PATIENT] = sum(self._queue.patient.values()) * cost_s
-        return self._demand.reserve(
-            pending.tenant or _NOBODY, self._parts, waiting_s, cost_s=self._learning.alone_s(pending), now=now
-        )
+        waiting_s[PATIENT] = self._queue.patient * cost_s
+        who, alone_s = pending.tenant or _NOBODY, self._learning.alone_s(pending)
+        return fairness.reserve(who, self._demands, self._parts, waiting_s, cost_s=alone_s, now=now)
 
     def taken(self, batch: Sequence[tuple[Pending, float]], now: float) -> None:
         """These, each with its arrival, leave the queue for the worker; called before they do."""
-        waited = [now - arrived_at for pending, arrived_at in batch if pending.deadline_at is None]
-        waiting = sum(self._queue.patient.values())
-        for waited_s in waited:
-            if self._limit is not None:
-                self._limit = self._limit.taken(waited_s, waiting, now)
+        if self._limit is not None:
+            arrived_at = [arrived_at for pending, arrived_at in batch if pending.deadline_at is None]
+            if arrived_at:
+                waited_s = now - min(arrived_at)
+                self._limit = self._limit.taken(waited_s, len(arrived_at), self._queue.patient, now)
 
     def _begun(self, pending: Pending) -> QueueLimit:
         policy, limit = self._rules.policy, self._limit

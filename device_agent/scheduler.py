@@ -71,14 +71,16 @@ class Forecast(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def insert(queue: list[Pending], item: Pending) -> None:
-    """Put a request at its place."""
+    """Put a request at its place; mostly that is the end."""
+    if not queue or queue[-1].order <= item.order:
+        queue.append(item)
+        return
     bisect.insort(queue, item, key=lambda pending: pending.order)
 
 
 def interleaved(queue: Sequence[Pending], hurried: int) -> Sequence[Pending]:
     """The order in which a sorted queue runs. ``hurried``: how many with a deadline ran since one without."""
-    patient = sum(item.deadline_at is None for item in queue)
-    if patient in (0, len(queue)):
+    if len({item.deadline_at is None for item in queue}) < 2:
         return queue
     order: list[Pending] = []
     for _, group in itertools.groupby(queue, key=lambda item: item.rank):

@@ -106,7 +106,7 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     pinned: bool = False  # never unloaded to make room for others
     weight: float = 1.0  # its share of the cores, beside the other models'; of worker processes
-    max_rss_bytes: int | None = None  # a worker above it is replaced; none: twice the contract's memory; 0: never
+    max_rss_bytes: int | None = None  # a worker above it is replaced; none: by contract and machine; 0: never
     never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
 

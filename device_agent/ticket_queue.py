@@ -23,14 +23,15 @@ class TicketQueue:
         self, weights: Mapping[str, float] | None = None, cost_s: Callable[[Pending], float] = lambda pending: 1.0
     ) -> None:
         self._sorted: list[Pending] = []
-        self._order: Sequence[Pending] | None = None  # as it runs; None: to be made
+        self._order: Sequence[Pending] | None = None  # as a mixed queue runs; None: to be made
         self._tickets: dict[int, Ticket] = {}
         self._turns = Turns()
         self._hurried = 0  # with a deadline, taken since one without
         self._weights = weights or {}
         self._cost_s = cost_s
-        self.held: Counter[str] = Counter()  # by tenant
-        self.patient: Counter[str] = Counter()  # of these, without a deadline
+        self.patient = 0  # how many have no deadline
+        self.held: Counter[str] = Counter()  # how many, by tenant
+        self.held_patiently: Counter[str] = Counter()  # of these, without a deadline
 
     def __len__(self) -> int:
         return len(self._sorted)
@@ -41,6 +42,8 @@ class TicketQueue:
     @property
     def order(self) -> Sequence[Pending]:
         """What the scheduler sees: who runs first stands first."""
+        if self.patient in (0, len(self._sorted)):
+            return self._sorted
         if self._order is None:
             self._order = scheduler.interleaved(self._sorted, self._hurried)
         return self._order
@@ -73,14 +76,15 @@ class TicketQueue:
         if self._tickets.pop(pending.request_id, None) is not None:
             self._sorted.remove(pending)
             self._count(pending, -1)
-            if not self._sorted:
+            if not self._sorted and self._weights:
                 self._turns = Turns()
 
     def take(self, ticket: Ticket) -> None:
         """It leaves for the worker."""
         if ticket.pending.deadline_at is None:
             self._hurried = 0
-            self._turns = self._turns.served(ticket.pending.turn)
+            if self._weights:
+                self._turns = self._turns.served(ticket.pending.turn)
         else:
             self._hurried += 1
         self.drop(ticket)
@@ -91,8 +95,8 @@ class TicketQueue:
             self.drop(ticket)
 
     def _placed(self, pending: Pending) -> tuple[Turns, Pending]:
-        """Its turn; one that died with a worker keeps the one it had."""
-        if pending.deadline_at is not None or pending.alone:
+        """Its turn; one that died with a worker keeps the one it had. Without tenants all have the same."""
+        if pending.deadline_at is not None or pending.alone or not self._weights:
             return self._turns, pending
         cost = self._cost_s(pending) / self._weights.get(pending.tenant, 1.0)
         turns, turn = self._turns.join(pending.tenant, cost)
@@ -100,6 +104,8 @@ class TicketQueue:
 
     def _count(self, pending: Pending, change: int) -> None:
         self._order = None
-        self.held[pending.tenant] += change
-        if pending.deadline_at is None:
-            self.patient[pending.tenant] += change
+        patient = pending.deadline_at is None
+        self.patient += change if patient else 0
+        if self._weights:
+            self.held[pending.tenant] += change
+            self.held_patiently[pending.tenant] += change if patient else 0

@@ -40,7 +40,8 @@ class WorkerSpec:
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
     ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
     at ``bundle_path``, None: any bundle. ``engines``: when TensorRT is used. ``nice``: its share of the cores, of a
-    process only. ``max_rss_bytes``: above that it is replaced, None: never."""
+    process only. ``max_rss_bytes``: above that it is replaced; 0: never, None: by ``promised_rss_bytes``, the
+    contract's."""
 
     model: str
     bundle_path: Path
@@ -54,6 +55,7 @@ class WorkerSpec:
     engines: Engines = "build"
     nice: int = 0
     max_rss_bytes: int | None = None
+    promised_rss_bytes: int | None = None
 
 
 class Connection:

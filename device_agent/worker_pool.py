@@ -45,6 +45,7 @@ class WorkerHandle:
         self.generation = 0
         self.rss_bytes: int | None = None  # after the latest batch; None before the first, and in a thread
         self.tells_classes = False  # whether batches come back with each row's class
+        self.ready_at = 0.0  # in the loop's time
         self.report: ActivationReport | None = None  # of the latest activation, refused ones included
         self._digest = spec.bundle_id  # of the model that went live: clients know that one's tensors
         self._on_stage = on_stage
@@ -108,7 +109,7 @@ class WorkerHandle:
         self.report = reply.report
         self._digest = reply.report.bundle_id
         self.rss_bytes = reply.report.rss_bytes
-        self._ready = True
+        self._ready, self.ready_at = True, connection.loop.time()
         connection.lost.add_done_callback(lambda future: self._gone(connection, future.result()))
         return reply.report
 

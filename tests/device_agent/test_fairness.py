@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agent.fairness import PATIENT, PATIENT_SHARE, Demand, Turns, has_room, shares
+from device_agent.fairness import PATIENT, PATIENT_SHARE, Demand, Turns, has_room, reserve, shares
 from device_agent.scheduler import PATIENT_EVERY, Pending, insert, interleaved
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -27,22 +27,22 @@ NAMES = st.sampled_from("abc")
 
 @given(
     st.dictionaries(NAMES, st.floats(0.1, 10.0), min_size=2),
-    st.lists(st.tuples(NAMES, st.booleans()), max_size=200),
+    st.lists(st.tuples(NAMES, st.integers(-4, 4)), max_size=200),
     st.integers(1, 40),
 )
 def test_room_is_never_overbooked_and_half_of_a_share_is_always_there(
-    weights: dict[str, float], steps: list[tuple[str, bool]], places: int
+    weights: dict[str, float], steps: list[tuple[str, int]], places: int
 ) -> None:
     parts, held = shares(weights), Counter[str]()
-    for name, comes in steps:
+    for name, wanted in steps:
         if name not in weights:
             continue
-        if not comes:
-            held[name] = max(held[name] - 1, 0)
-        elif has_room(name, held, parts, places):
-            held[name] += 1
+        if wanted <= 0:
+            held[name] = max(held[name] + wanted, 0)
+        elif has_room(name, held, parts, places, wanted):
+            held[name] += wanted
         else:
-            assert held[name] >= int(parts[name] * places / 2)
+            assert held[name] + wanted > int(parts[name] * places / 2)
         assert held.total() <= places
 
 
@@ -99,19 +99,22 @@ def test_of_both_kinds_neither_waits_for_ever(items: list[tuple[int, float | Non
 
 
 def test_what_was_asked_for_fades_and_over_ones_share_room_is_left() -> None:
-    demand = Demand()
+    flood, quiet = Demand(), Demand()
     for step in range(1000):
-        demand = demand.asks("flood", 0.02, step * 0.01).asks("quiet", 0.001, step * 0.01)
-    assert demand.of("flood", 10.0) == pytest.approx(2.0, rel=0.2)
-    assert demand.of("quiet", 10.0) == pytest.approx(0.1, rel=0.2)
-    assert demand.of("flood", 60.0) < 1e-3
-    parts = shares(EQUAL)
-    flood = demand.reserve("flood", parts, {}, cost_s=0.01, now=10.0)
-    assert 0.1 < flood.of(1.0) <= 0.5, "what the other asks for, and some chance; its share at most"
-    assert demand.reserve("flood", parts, {"quiet": 9.0}, cost_s=0.01, now=10.0).of(1.0) == 0.0, "it waits already"
-    assert demand.reserve("quiet", parts, {}, cost_s=0.01, now=10.0).of(1.0) == 0.0, "it is within its share"
-    demand = demand.asks(PATIENT, 50.0, 10.0)
-    assert demand.reserve("quiet", parts, {}, cost_s=0.01, now=10.0).of(1.0) == PATIENT_SHARE
+        flood, quiet = flood.asks(0.02, step * 0.01), quiet.asks(0.001, step * 0.01)
+    assert flood.now(10.0) == pytest.approx(2.0, rel=0.2)
+    assert quiet.now(10.0) == pytest.approx(0.1, rel=0.2)
+    assert flood.now(60.0) < 1e-3
+    demands = {"flood": flood, "quiet": quiet}
+
+    def left_by(tenant: str, **waiting_s: float) -> float:
+        return reserve(tenant, demands, shares(EQUAL), waiting_s, cost_s=0.01, now=10.0).of(1.0)
+
+    assert 0.1 < left_by("flood") <= 0.5, "what the other asks for, and some chance; its share at most"
+    assert left_by("flood", quiet=9.0) == 0.0, "it waits already"
+    assert left_by("quiet") == 0.0, "it is within its share"
+    demands[PATIENT] = Demand(part=50.0, at=10.0)
+    assert left_by("quiet") == PATIENT_SHARE
 
 
 def flow(tenant: str, factor: float, *, hurried: bool, seed: int, tightest: float = 6.0) -> list[Arrival]:

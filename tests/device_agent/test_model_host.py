@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -309,6 +310,65 @@ def test_who_waits_without_a_deadline_is_sent_away_too_once_the_device_is_to_be_
         assert told == [("local", "no_deadline"), ("cloud", "hot"), ("local", "local_only")]
 
     drive(tiny_bundle, scenario, cloud=cloud, strain=lambda: strains[0])
+
+
+def test_who_would_wait_too_long_without_a_deadline_goes_to_the_cloud(tiny_bundle: Any) -> None:
+    cloud = Endpoints(lambda decision: Answer(status=200, route="cloud", reason=decision.reason))
+
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        running, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow(requests: Sequence[InferenceRequest]) -> BatchResult:
+            running.set()
+            await go_on.wait()
+            return await worker.answered(requests)
+
+        worker.on_run = slow
+        patient = [
+            msgspec.structs.replace(request(number), deadline_at=None, local_only=False) for number in range(1, 100)
+        ]
+        first = asyncio.create_task(host.infer(patient[0]))
+        await running.wait()
+        places = host.room.limit
+        assert places is not None and places < 50, "a batch takes some 10 ms"
+        others = [asyncio.create_task(host.infer(each)) for each in patient[1 : places + 1]]
+        while host.queued < places:  # noqa: ASYNC110 - a condition in the code under test
+            await asyncio.sleep(0)
+        answer = await host.infer(patient[places + 1])
+        assert (answer.route, answer.reason) == ("cloud", Reason.QUEUE_FULL)
+        go_on.set()
+        assert {answer.route for answer in await asyncio.gather(first, *others)} == {"local"}
+
+    drive(tiny_bundle, scenario, cloud=cloud, queue_delay_s=0.05)
+
+
+def test_the_earliest_deadline_runs_first_and_who_would_delay_another_is_refused(tiny_bundle: Any) -> None:
+    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
+        running, go_on = asyncio.Event(), asyncio.Event()
+        ran: list[int] = []
+
+        async def slow(requests: Sequence[InferenceRequest]) -> BatchResult:
+            running.set()
+            await go_on.wait()
+            ran.extend(each.request_id for each in requests)
+            return await worker.answered(requests)
+
+        worker.on_run = slow
+        now = time.monotonic()
+        asked = [msgspec.structs.replace(request(number), deadline_at=now + 9.0 - number) for number in (1, 2, 3)]
+        tasks = []
+        for each in asked:
+            tasks.append(asyncio.create_task(host.infer(each)))
+            await running.wait()
+        while host.queued < 2:  # noqa: ASYNC110 - a condition in the code under test
+            await asyncio.sleep(0)
+        late = await host.infer(msgspec.structs.replace(request(4), deadline_at=time.monotonic() + 0.001))
+        assert late.status == 503 and late.reason is Reason.LOCAL_ONLY
+        go_on.set()
+        assert [answer.status for answer in await asyncio.gather(*tasks)] == [200] * 3
+        assert ran == [1, 3, 2]
+
+    drive(tiny_bundle, scenario)
 
 
 def test_a_second_opinion_knows_which_endpoint_failed_the_request_before(tiny_bundle: Any) -> None:

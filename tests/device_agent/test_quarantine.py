@@ -91,7 +91,7 @@ def test_what_the_machine_is_at_fault_for_quarantines_no_model(tiny_bundle: Any)
         instance = ModelInstance(spec, around, on_lost=lambda: None)
         instance.report = REPORT
 
-        async def no_descriptors(check: str) -> Any:
+        async def no_descriptors(check: str, **_: Any) -> Any:
             raise RuntimeUnavailable("can't be started (too many open files)")
 
         instance.worker.start = no_descriptors  # type: ignore[method-assign, assignment]
@@ -100,7 +100,7 @@ def test_what_the_machine_is_at_fault_for_quarantines_no_model(tiny_bundle: Any)
             assert await instance.restart() is not None
             assert instance.quarantine.until is None
 
-        async def dies(check: str) -> Any:
+        async def dies(check: str, **_: Any) -> Any:
             raise WorkerLost("was killed by SIGSEGV")
 
         instance.worker.start = dies  # type: ignore[method-assign, assignment]

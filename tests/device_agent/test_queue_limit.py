@@ -31,16 +31,16 @@ def test_it_stays_in_its_bounds_and_moves_the_right_way(
     now = 0.0
     for waited_s, waiting, later_s in taken:
         now += later_s
-        before, limit = limit, limit.taken(waited_s, waiting, now)
+        before, limit = limit, limit.taken(waited_s, min(waiting, batch), waiting, now)
         assert 1 <= limit.least <= limit.limit <= limit.most <= most
         assert limit.limit <= before.limit if waited_s > target_s else limit.limit >= before.limit
 
 
 def test_one_long_wait_is_answered_once() -> None:
     limit = QueueLimit(target_s=1.0, least=1, most=100, limit=50.0)
-    once = limit.taken(2.0, 50, 10.0)
-    assert once.places == 45 and once.taken(2.0, 50, 11.9) == once, "these came under the old limit"
-    assert once.taken(1.9, 45, 12.1).places == 40
+    once = limit.taken(2.0, 4, 50, 10.0)
+    assert once.places == 45 and once.taken(2.0, 4, 50, 11.9) == once, "these came under the old limit"
+    assert once.taken(1.9, 4, 45, 12.1).places == 40
 
 
 def flood(worker: Worker, policy: Policy, factor: float, seconds: float) -> tuple[list[float], Device, float]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -51,18 +53,23 @@ if any("device_agent.worker" in word for word in sys.orig_argv):
 def test_only_a_worker_that_grew_above_its_ceiling_is_replaced(
     rss: int, ready: int, ceiling: int | None, since: float, start: float
 ) -> None:
-    due = recycle.above(Worker(rss_bytes=rss, ready_bytes=ready), ceiling, since_last_s=since, start_s=start)
+    room = Room(available_bytes=GB, limit_bytes=3 * GB)
+    due = recycle.above(Worker(rss_bytes=rss, ready_bytes=ready), ceiling, room, since_last_s=since, start_s=start)
     if ceiling is None or rss <= ceiling or rss <= 1.1 * ready:
         assert not due
     else:
-        assert due == (since >= 3 * start or rss > 1.5 * ceiling)
+        assert due == (since >= 3 * start or rss > min(1.5 * ceiling, 0.75 * 3 * GB))
 
 
 def test_the_ceiling_is_what_was_set_or_twice_what_was_promised() -> None:
-    assert recycle.ceiling_bytes(None, 400e6) == 800 * MB
-    assert recycle.ceiling_bytes(300 * MB, 400e6) == 300 * MB
-    assert recycle.ceiling_bytes(0, 400e6) is None
-    assert recycle.ceiling_bytes(None, None) is None
+    room = Room(available_bytes=GB, limit_bytes=4 * GB)
+    small = Room(available_bytes=GB, limit_bytes=800 * MB)
+    assert recycle.ceiling_bytes(None, 400 * MB, room) == 800 * MB
+    assert recycle.ceiling_bytes(None, 400 * MB, small) == 600 * MB, "three quarters of what there is"
+    assert recycle.ceiling_bytes(None, None, small) == 600 * MB
+    assert recycle.ceiling_bytes(700 * MB, 400 * MB, small) == 700 * MB
+    assert recycle.ceiling_bytes(0, 400 * MB, room) is None
+    assert recycle.ceiling_bytes(None, None, Room()) is None
 
 
 @given(st.dictionaries(st.sampled_from("abcd"), st.builds(Worker, rss_bytes=BYTES, ready_bytes=BYTES)))
@@ -77,11 +84,13 @@ def test_where_memory_is_short_the_one_that_gives_most_back_goes(workers: dict[s
 
 
 def test_a_successor_is_loaded_beside_only_where_there_is_room() -> None:
-    assert recycle.fits_beside(Room(), 100 * MB)
-    assert recycle.fits_beside(Room(available_bytes=300 * MB, limit_bytes=GB), 200 * MB)
-    assert not recycle.fits_beside(Room(available_bytes=240 * MB, limit_bytes=GB), 200 * MB)
+    worker = Worker(rss_bytes=300 * MB, ready_bytes=200 * MB, age_s=100.0)  # a megabyte a second
+    assert recycle.fits_beside(Room(), worker, 1.0)
+    assert recycle.fits_beside(Room(available_bytes=300 * MB, limit_bytes=GB), worker, 1.0)
+    assert not recycle.fits_beside(Room(available_bytes=300 * MB, limit_bytes=GB), worker, 20.0), "it grows meanwhile"
+    assert not recycle.fits_beside(Room(available_bytes=240 * MB, limit_bytes=GB), worker, 1.0)
     stalled = Room(available_bytes=GB, limit_bytes=2 * GB, pressure_percent=50.0)
-    assert not recycle.fits_beside(stalled, 10 * MB) and recycle.is_short(stalled)
+    assert not recycle.fits_beside(stalled, worker, 1.0) and recycle.is_short(stalled)
     assert recycle.is_short(Room(available_bytes=40 * MB, limit_bytes=GB))
     assert not recycle.is_short(Room(available_bytes=60 * MB, limit_bytes=GB, pressure_percent=1.0))
 
@@ -150,8 +159,8 @@ def test_a_ceiling_for_a_thread_is_refused(tiny_bundle: Any, tmp_path: Path) -> 
     with pytest.raises(SettingsError, match="isolation"):
         worker_spec(settings, thread, entry, open_entry(entry), state_dir=None)
     unset = BundleEntry(path=tiny_bundle.path)
-    assert worker_spec(settings, thread, unset, open_entry(unset), state_dir=None).max_rss_bytes is None
-    assert worker_spec(settings, profile, unset, open_entry(unset), state_dir=None).max_rss_bytes == 1000 * MB
+    made = worker_spec(settings, thread, unset, open_entry(unset), state_dir=None)
+    assert made.max_rss_bytes is None and made.promised_rss_bytes == 500 * MB
 
 
 @pytest.fixture
@@ -188,6 +197,43 @@ def test_a_model_that_leaks_is_replaced_again_and_again_without_loss(start_agent
         assert event["rss_bytes"] > ceiling > event["now_rss_bytes"] and event["max_rss_bytes"] == ceiling
     agent.until(lambda _: not Path(f"/proc/{first}").exists())
     assert f'aios_worker_recycles_total{{model="tiny"}} {model["recycles"]}' in agent.text("/metrics")
+    assert agent.stop() == 0
+
+
+@pytest.fixture
+def small_group() -> Iterator[Path]:
+    """A control group of 400 MB, where this system lets a test make one."""
+    folder = Path(f"/sys/fs/cgroup/memory/aios-edge-test-{os.getpid()}")
+    try:
+        folder.mkdir()
+        (folder / "memory.limit_in_bytes").write_text(str(400 * MB))
+    except OSError as error:
+        pytest.skip(f"no control group of version 1 can be made here: {error}")
+    yield folder
+    for pid in (folder / "cgroup.procs").read_text().split():
+        os.kill(int(pid), signal.SIGKILL)
+    for _ in range(200):
+        with contextlib.suppress(OSError):  # some are still ending
+            folder.rmdir()
+            return
+        time.sleep(0.05)
+
+
+def test_a_leak_in_a_group_with_a_limit_never_meets_the_kernels_killer(
+    start_agent: Any, leaking: Path, small_group: Path
+) -> None:
+    own = Path("/proc/self/cgroup").read_text().partition(":memory:")[2].partition("\n")[0]
+    (small_group / "cgroup.procs").write_text(str(os.getpid()))
+    try:  # who is started now is in it, and stays
+        agent = start_agent()
+    finally:
+        (Path("/sys/fs/cgroup/memory") / own.strip("/") / "cgroup.procs").write_text(str(os.getpid()))
+    model = agent.status()["models"]["tiny"]
+    assert 290 * MB < model["worker_max_rss_bytes"] < 310 * MB
+    codes = serve_leaking(agent, 3)
+    assert set(codes) == {200}
+    assert "oom_kill 0" in (small_group / "memory.oom_control").read_text()
+    assert not agent.events("worker_crashed")
     assert agent.stop() == 0
 
 

@@ -55,6 +55,7 @@ def test_each_part_of_a_policy_moves_what_it_is_about() -> None:
     assert replayed(line()) == {"local no_deadline": 1}
     assert replayed(line(), default_deadline_s=1.0) == {"local idle": 1}
     assert replayed(line(queued=5), queue_limit=5) == {"cloud queue_full": 1}
+    assert replayed(line(queued=5, crowded=True), queue_limit=9) == {"cloud queue_full": 1}, "too many for its tenant"
     spent = line(queued=5, there=None, dear=There(endpoint="c", expected_s=0.03, safe_s=0.04))
     assert replayed(spent, queue_limit=5) == {"shed budget": 1}
     hot = line(device=DeviceState(temperature_c=90.0), sampled_at=AT)

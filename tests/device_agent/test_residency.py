@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_agent.answer import Energy
+from device_agent.cloud import CloudPool
+from device_agent.model_instance import ModelInstance
+from device_agent.policy_in_force import PolicyInForce
 from device_agent.residency import Resident, to_unload
 from device_agent.router import Here, There, route
 from device_agent.scheduler import Forecast
+from device_agent.settings import Policy
+from device_agent.surroundings import Surroundings
 from device_agent.values import Cloud, Local, Reason, Shed
 from device_agent.worker_memory import proportional_bytes
+from device_agent.worker_pool import WorkerSpec
 
 MB = 1_000_000
 NAMES = ("a", "b", "c", "d", "e")
@@ -209,3 +217,25 @@ def test_an_unload_returns_the_memory(start_agent: Any, large: Path, tmp_path: P
     agent.post("/v2/repository/models/large/load")
     assert tree_bytes(agent) > loaded - 20 * MB
     assert agent.stop() == 0
+
+
+def test_a_model_that_dies_instead_of_making_room_is_no_model_that_rests(tiny_bundle: Any) -> None:
+    async def main() -> None:
+        rules = Policy(quarantine_crashes=1)
+        around = Surroundings(
+            rules=PolicyInForce(rules),
+            cloud=CloudPool((), rules, lambda kind, **detail: None),
+            emit=lambda kind, **detail: None,
+            energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
+        )
+        spec = WorkerSpec(model="tiny", bundle_path=tiny_bundle.path, profile="x86-gateway")
+        instance = ModelInstance(spec, around, on_lost=lambda: None)
+        instance.open()
+        leaving = asyncio.ensure_future(instance.resting.leave())
+        await asyncio.sleep(0)
+        assert instance.chore(1) is None and instance.chore(0) is not None
+        instance.lost("was killed by SIGKILL", in_flight=0, queued=0)
+        assert instance.state == "quarantined" and instance.chore(0) is None
+        await asyncio.wait_for(leaving, 1.0)
+
+    asyncio.run(main())

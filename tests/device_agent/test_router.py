@@ -258,5 +258,7 @@ def test_admission_refuses_only_what_no_route_could_mend() -> None:
     assert admit(request(NOW - 1), NOW, quiet) == Shed(Reason.DEADLINE_PASSED, LEAST_RETRY_S)
     busy = Load(draining=False, in_flight_bytes=95, in_flight_limit_bytes=100)
     assert isinstance(refused := admit(request(None), NOW, busy), Shed) and refused.reason is Reason.QUEUE_FULL
+    crowded = Load(draining=False, in_flight_bytes=5, in_flight_limit_bytes=100, crowded=True)
+    assert isinstance(refused := admit(request(None), NOW, crowded), Shed) and refused.reason is Reason.QUEUE_FULL
     stopping = Load(draining=True, in_flight_bytes=0, in_flight_limit_bytes=100)
     assert isinstance(refused := admit(request(None), NOW, stopping), Shed) and refused.reason is Reason.DRAINING
