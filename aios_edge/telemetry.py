@@ -139,6 +139,13 @@ class RequestFigures(msgspec.Struct, frozen=True, kw_only=True):
     batch_sizes: dict[str, int] = {}
 
 
+class UnauthorizedFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests of the window that had no known key (401), and the addresses most of them came from, ten at most."""
+
+    count: int = 0
+    addresses: dict[str, int] = {}
+
+
 class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
     """``depth`` when the window closed, and ``waiting_limits``: how many without a deadline might wait then, by model
     (those that were asked without one); waits of the window's local requests."""
@@ -160,6 +167,55 @@ class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True):
     memory_reason: str | None = None
     pressure_percent: float | None = None
     pressure_reason: str | None = None
+
+
+class BudgetFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """What may be spent in a day, and what is left of it now."""
+
+    per_day: float
+    left: float
+
+
+class CloudSpending(msgspec.Struct, frozen=True, kw_only=True):
+    """What went to an endpoint since start: inference requests, the bytes of their bodies and of the answers', and what
+    they cost in the user's unit."""
+
+    requests: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    cost: float = 0.0
+
+
+class CloudFigures(CloudSpending, frozen=True, kw_only=True):
+    """One endpoint. ``budgets``: ``requests``, ``bytes`` and ``cost``, those that have a limit."""
+
+    budgets: dict[str, BudgetFigures] = {}
+
+
+class TrialFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """A bundle that answers part of a model's requests before it takes over; ``phase`` is ``shadow`` or ``canary``.
+
+    It ends after ``of_answers`` ``answers`` of the successor, or in ``ends_in_s``. ``disagreed`` of ``compared`` rows
+    got another label than from the bundle that serves, ``skipped`` copies had no room. Failures, slow batches and the
+    95th percentile of their time are of this phase: the successor's, and those of the bundle that serves
+    (``current_…``).
+    """
+
+    successor: str  # its version
+    phase: str
+    answers: int
+    of_answers: int
+    ends_in_s: float
+    compared: int
+    disagreed: int
+    max_disagreement: float
+    skipped: int
+    failures: int
+    slow_batches: int
+    p95_s: float | None
+    current_failures: int
+    current_slow_batches: int
+    current_p95_s: float | None
 
 
 class PolicyFigures(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,8 +269,10 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergyFigures = EnergyFigures()
     latency: LatencyFigures = LatencyFigures()
     requests: RequestFigures = RequestFigures()
+    unauthorized: UnauthorizedFigures = UnauthorizedFigures()
     queue: QueueFigures = QueueFigures()
     breakers: dict[str, str] = {}  # cloud endpoint -> closed, open, half_open
+    cloud: dict[str, CloudFigures] = {}  # cloud endpoint -> what it was sent since start, and what it may still be
     thermal: tuple[Temperature, ...] = ()
     thermal_reason: str | None = None  # why there is none
     throttled: bool | None = None
@@ -225,6 +283,7 @@ class Telemetry(msgspec.Struct, frozen=True, kw_only=True):
     cpu_utilisation: float | None = None  # 0 to 1, all cores
     cpu_utilisation_reason: str | None = None
     memory: MemoryFigures = MemoryFigures()
+    trials: dict[str, TrialFigures] = {}  # by model, while they go on
     outbox: OutboxFigures = OutboxFigures()
     mqtt_infer: MqttInferFigures | None = None  # None: it isn't answered here
     policy: PolicyFigures | None = None  # None: of an agent that has none

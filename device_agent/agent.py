@@ -23,7 +23,6 @@ from aios_edge.topics import Topics
 from device_agent import state_dir
 from device_agent.agent_views import agent_state, agent_status, gauges, status_body
 from device_agent.answer import Energy, energy_share
-from device_agent.audit import AuditLog
 from device_agent.bundle_check import check_bundles, profile_mismatch
 from device_agent.cloud import CloudPool
 from device_agent.deployment import Deployment
@@ -45,9 +44,10 @@ from device_agent.settings import Policy, Settings
 from device_agent.status import AgentStatus
 from device_agent.strain import Strain
 from device_agent.surroundings import Surroundings
+from device_agent.tenant_books import TenantBooks
 from device_agent.tenant_desk import TenantDesks
 from device_agent.tenant_door import TenantDoor
-from device_agent.tls import server_context
+from device_agent.tls import door_certificate
 from device_agent.trace import InForce
 from device_agent.trace_writer import TraceWriter
 from device_agent.values import CheckedBundles, Completion
@@ -73,7 +73,7 @@ class Agent:
         self.settings = settings
         self.profile = load_profile(settings.device.profile)
         self.listen: tuple[str, ...] = ()
-        self._tls = server_context(settings.http.tls_cert, settings.http.tls_key)
+        self._certificate = door_certificate(settings.http.tls_cert, settings.http.tls_key)
         self._make_grpc = load_grpc() if settings.http.grpc_bind else None
         self._grpc: GrpcServer | None = None
         self.ready = asyncio.Event()  # serving; for whoever runs the agent inside a program
@@ -103,27 +103,28 @@ class Agent:
             room=lambda: read_room(proc_root, sys_root),
         )
         self._deployment = Deployment(settings, self.profile, self._around)
-        self._audit = AuditLog(settings.device.state_dir, {tenant.id: tenant.audit_bytes for tenant in settings.tenant})
+        tenants = settings.tenant
+        self._books = TenantBooks.of(tenants, settings.device.state_dir, self._emit, self._reporter.unauthorized)
         self._mqtt_door: MqttDoor | None = None
         self._desk = FrontDesk(
-            self._deployment, rules, self._metrics, self.status, {each.id: each.weight for each in settings.tenant}
+            self._deployment, rules, self._metrics, self.status, {each.id: each.weight for each in tenants}
         )
-        tenants = settings.tenant
-        self._tenants = TenantDesks(tenants, self._desk, self._deployment) if tenants else None
+        self._tenants = TenantDesks(tenants, self._desk, self._deployment, self._books) if tenants else None
 
     async def run(self) -> None:
         """Serve until stopped; returns after a clean stop."""
         sockets = open_sockets(self.settings.http)
-        self.listen = tuple(address(sock, tls=self._tls is not None) for sock in sockets)
+        self.listen = tuple(address(sock, tls=self._certificate is not None) for sock in sockets)
         why = "stopped"
         held = contextlib.ExitStack()
         try:
             if self._make_grpc is not None:
-                self._grpc = self._make_grpc(self.settings.http, self._desk, self._tenants, self._audit, self._record)
+                self._grpc = self._make_grpc(self.settings.http, self._desk, self._tenants, self._books, self._record)
                 self.listen = (*self.listen, self._grpc.address)
             held.enter_context(state_dir.hold(self.settings.device.state_dir))
             if mismatch := profile_mismatch(self.profile):
                 log.warning("%s", mismatch)
+            self._books.open(self.settings.device.state_dir)
             await self._reporter.start()
             with self._signals() as heard:
                 if signal.SIGHUP in heard:
@@ -143,17 +144,18 @@ class Agent:
             if self._grpc is not None:
                 await self._grpc.stop(0)  # also where it never started, but holds its port
             await self._cloud.stop()
+            await self._books.close()
             if self._trace is not None:
                 await self._trace.stop()
             await self._reporter.stop(why)
-            await asyncio.to_thread(self._audit.close)
             held.close()
             log.info("stopped")
 
     async def _serve(self, sockets: tuple[socket.socket, ...]) -> None:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
-        app = self._app()
-        server = HttpServer(app, receive_timeout_s=self.settings.http.receive_timeout_s, tls=self._tls)
+        app, certificate = self._app(), self._certificate
+        tls = None if certificate is None else certificate.context
+        server = HttpServer(app, receive_timeout_s=self.settings.http.receive_timeout_s, tls=tls)
         self._mqtt_door = self._make_mqtt_door()
         if self._mqtt_door is not None:
             self._mqtt_door.start()
@@ -162,6 +164,7 @@ class Agent:
             await self._grpc.start()
         activation = asyncio.create_task(self._deployment.activate_all(), name="activation")
         stopping = asyncio.create_task(self._stopping.wait(), name="stopping")
+        renewal = asyncio.create_task(certificate.watch(self._emit), name="certificate") if certificate else None
         try:
             await asyncio.wait((activation, stopping, doors), return_when=asyncio.FIRST_COMPLETED)
             if activation.done():
@@ -176,7 +179,7 @@ class Agent:
             self._desk.draining = True
             drain_s = self._rules.policy.drain_s
             server.close(drain_s=drain_s)
-            for task in (activation, stopping):
+            for task in (activation, stopping, *((renewal,) if renewal else ())):
                 task.cancel()
             self._deployment.give_up_changes()
             closing = asyncio.create_task(self._close_doors(doors, drain_s), name="closing")
@@ -235,7 +238,7 @@ class Agent:
         limit = self.settings.http.max_body_bytes
         if self._tenants is None:
             return HttpApp(self._desk, max_body_bytes=limit, record=self._record, direct=self._desk)
-        return TenantDoor(self._tenants, self._desk, self._audit, max_body_bytes=limit, record=self._record)
+        return TenantDoor(self._tenants, self._desk, self._books, max_body_bytes=limit, record=self._record)
 
     def _make_mqtt_door(self) -> MqttDoor | None:
         mqtt, device = self.settings.mqtt, self.settings.device
@@ -244,7 +247,7 @@ class Agent:
         ask: Ask = anybody(self._desk)
         if self._tenants is not None and mqtt.infer_tenant is not None:
             tenant = mqtt.infer_tenant
-            ask = TenantAsks(self._tenants.accounts.of[tenant], self._tenants.of[tenant], self._audit)
+            ask = TenantAsks(self._tenants.accounts.of[tenant], self._tenants.of[tenant], self._books.audit)
         return MqttDoor(
             mqtt.options(),
             Topics(device.group, device.id),

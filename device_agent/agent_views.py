@@ -9,11 +9,12 @@ from pathlib import Path
 import msgspec
 
 from aios_edge.profile import DeviceProfile
-from aios_edge.telemetry import StatusBody
+from aios_edge.telemetry import CloudFigures, StatusBody
 from aios_edge.version import __version__
 from device_agent import event_loop
 from device_agent import status as st
 from device_agent.cloud import CloudPool
+from device_agent.cloud_account import CloudAccount
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.metrics import Metrics
@@ -75,7 +76,13 @@ def agent_status(
         grpc=grpc,
         models={
             name: model_status(
-                host, deployment.entries[name], deployment.probations.get(name), deployment.builds.get(name), now
+                host,
+                deployment.entries[name],
+                probation=deployment.probations.get(name),
+                trial=deployment.trials.get(name),
+                rejected=deployment.rejected.get(name),
+                build=deployment.builds.get(name),
+                now=now,
             )
             for name, host in deployment.hosts.items()
         },
@@ -134,12 +141,18 @@ def gauges(
         queue_depth=sum(host.queued for host in deployment.hosts.values()),
         waiting_limits={name: limit for name, limit in limits.items() if limit is not None},
         breakers={name: endpoint.breaker.state for name, endpoint in cloud.endpoints.items()},
+        cloud={name: _cloud_figures(endpoint.account) for name, endpoint in cloud.endpoints.items()},
         strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),
         workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
+        trials={name: trial.figures for name, trial in deployment.trials.items()},
         policy=rules.figures(),
         mqtt_infer=mqtt_door.figures() if mqtt_door is not None else None,
     )
+
+
+def _cloud_figures(account: CloudAccount) -> CloudFigures:
+    return CloudFigures(**msgspec.structs.asdict(account.spent()), budgets=account.budgets())
 
 
 def _own_rss_bytes(statm: Path = Path("/proc/self/statm")) -> int | None:

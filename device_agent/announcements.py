@@ -12,6 +12,7 @@ from aios_edge.telemetry import BundleStatus
 from device_agent.hosting import open_entry
 from device_agent.model_host import ModelHost
 from device_agent.raw_model import contract_of, is_raw
+from device_agent.rejected import Rejected
 from device_agent.settings import BundleEntry
 from device_agent.surroundings import Emit
 from device_agent.values import ActivationReport, RefusedBundle
@@ -31,6 +32,19 @@ class Announcements:
         manifest = host.bundle.manifest
         what = "a raw model, without a contract" if is_raw(manifest) else "checking its contract on this device"
         log.info("%s %s: %s", host.name, manifest.version, what)
+
+    def passed_over(self, host: ModelHost, entry: BundleEntry, rejected: Rejected) -> None:
+        """Another bundle than what lies at its path is started, which had to go before."""
+        detail = {"bundle_id": rejected.bundle_id, "version": rejected.version, "kept": rejected.kept_id}
+        self._emit("bundle_passed_over", model=host.name, path=str(entry.path), **detail, reason=rejected.reason)
+        log.warning(
+            "%s: version %s at %s had to go (%s); version %s, which served before, is started. Loading it is up to you",
+            host.name,
+            rejected.version,
+            entry.path,
+            rejected.reason,
+            host.bundle.manifest.version,
+        )
 
     def activated(self, host: ModelHost, report: ActivationReport) -> None:
         """Its contract holds."""

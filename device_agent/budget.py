@@ -37,6 +37,19 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True):
         """Whether that much may be spent now."""
         return amount <= self.left(now) + self.per_day * _ROUNDING
 
+    def wait_s(self, amount: float, now: float) -> float:
+        """How long until that much may be spent; 0 when it may, infinite when it never will."""
+        if self.affords(amount, now):
+            return 0.0
+        rounding = self.per_day * _ROUNDING
+        missing = amount - self.per_day + sum(gone.amount for gone in self.spendings if gone.back_at > now)
+        for gone in self.spendings:
+            if gone.back_at > now:
+                missing -= gone.amount
+                if missing <= rounding:
+                    return gone.back_at - now
+        return math.inf
+
     def spend(self, amount: float, now: float) -> Budget:
         """Tokens leave the bucket. Who asks :meth:`affords` first never spends more than a day's worth in a day."""
         return self._with((*self.spendings, Spending(back_at=_back_at(now), amount=amount)), now)

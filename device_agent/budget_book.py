@@ -1,4 +1,4 @@
-"""The budgets of all endpoints, kept on disk.
+"""The budgets of all cloud endpoints, or of all tenants, kept on disk.
 
 What is spent is written down ahead: the file counts a hundredth of a day's worth more as spent than was. Of that, the
 first half is spent without writing, then the file is written beside the requests; one that needs more than the file
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
+from aios_edge.telemetry import BudgetFigures
 from device_agent import budget_file
 from device_agent.budget import Budget
 from device_agent.budget_file import BudgetsByEndpoint, SavedBudget, SavedBudgets
-from device_agent.status import BudgetStatus
 
 log = logging.getLogger("device_agent.cloud")
 
@@ -35,19 +35,25 @@ class Limit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BudgetBook:
-    """``budgets`` by endpoint and name; those of endpoints without a limit are missing."""
+    """``budgets`` by endpoint (or tenant) and name; those without a limit are missing. ``file`` in the agent's folder.
+    ``lenient``: where the file is damaged they begin anew."""
 
     def __init__(
         self,
         limits: Mapping[str, Mapping[str, Limit]],
         clock: Callable[[], float],
         wall: Callable[[], float] = time.time,
+        *,
+        file: str = budget_file.NAME,
+        lenient: bool = False,
     ) -> None:
         by_key = {(endpoint, name): limit for endpoint, named in limits.items() for name, limit in named.items()}
         self.budgets = {key: Budget(per_day=limit.per_day) for key, limit in by_key.items()}
         self._units = {key: limit.unit for key, limit in by_key.items()}
         self._clock = clock
         self._wall = wall
+        self._file = file
+        self._lenient = lenient
         self._path: Path | None = None
         self._boot_id = budget_file.this_boot()
         self._strangers: BudgetsByEndpoint = {}  # of endpoints and limits that aren't configured now: they may be again
@@ -58,14 +64,18 @@ class BudgetBook:
         self._told = False
 
     def open(self, state_dir: Path) -> None:
-        """Go on with what was saved there. A damaged file counts as all spent, for a day: money isn't guessed."""
+        """Go on with what was saved there. A damaged file counts as all spent, for a day: money isn't guessed. A tenant
+        isn't shut out for it."""
         if not self.budgets:
             return
-        self._path = state_dir / budget_file.NAME
+        self._path = state_dir / self._file
         now = self._clock()
         try:
             saved = budget_file.read(self._path)
         except (OSError, ValueError) as error:
+            if self._lenient:
+                log.error("%s can't be read (%s): every day's bytes begin anew", self._path, error)
+                return
             log.error(
                 "%s can't be read (%s): every budget counts as spent for a day; delete the file to begin anew",
                 self._path,
@@ -97,8 +107,8 @@ class BudgetBook:
             if (key := (endpoint, name)) in self.budgets
         )
 
-    async def spend(self, endpoint: str, amounts: Mapping[str, float]) -> bool:
-        """Spend all of it, on disk as well, or nothing and return False. It is spent before this first waits."""
+    def take(self, endpoint: str, amounts: Mapping[str, float]) -> bool:
+        """Spend all of it, or nothing and return False. It is on disk when :meth:`written` returns, and soon anyhow."""
         if not self.affords(endpoint, amounts):
             return False
         now = self._clock()
@@ -107,13 +117,28 @@ class BudgetBook:
             if key in self.budgets:
                 self.budgets[key] = self.budgets[key].spend(amount, now)
                 self._ahead[key] -= amount
-        while self._path is not None and any(ahead < self._granted[key] / 2 for key, ahead in self._ahead.items()):
-            if self._saving is None or self._saving.done():
-                self._saving = asyncio.get_running_loop().create_task(self._save(self._path), name="budgets")
-            if all(ahead >= 0 for ahead in self._ahead.values()):
-                break
-            await asyncio.shield(self._saving)  # who goes away doesn't keep the others from their turn
+        self._save_in_time()
         return True
+
+    async def spend(self, endpoint: str, amounts: Mapping[str, float]) -> bool:
+        """:meth:`take`, and wait until the file knows of it. It is spent before this first waits."""
+        if not self.take(endpoint, amounts):
+            return False
+        await self.written()
+        return True
+
+    async def written(self) -> None:
+        """Wait until the file counts no less than was spent."""
+        while (saving := self._save_in_time()) is not None and any(ahead < 0 for ahead in self._ahead.values()):
+            await asyncio.shield(saving)  # who goes away doesn't keep the others from their turn
+
+    def _save_in_time(self) -> asyncio.Task[None] | None:
+        """Write the file where half of what it is ahead is spent; None where that can wait."""
+        if self._path is None or all(ahead >= self._granted[key] / 2 for key, ahead in self._ahead.items()):
+            return None
+        if self._saving is None or self._saving.done():
+            self._saving = asyncio.get_running_loop().create_task(self._save(self._path), name="budgets")
+        return self._saving
 
     def give_back(self, endpoint: str, name: str, unused: float, spent_at: float) -> None:
         """So much of what was spent at that time was not used; less than 0 where it wasn't enough."""
@@ -121,6 +146,11 @@ class BudgetBook:
         if unused and key in self.budgets:
             self.budgets[key] = self.budgets[key].give_back(unused, spent_at, self._clock())
             self._ahead[key] += unused
+
+    def wait_s(self, endpoint: str, name: str, amount: float) -> float:
+        """How long until that much may be spent; 0 when it may, or without a limit; infinite when it never will."""
+        key = (endpoint, name)
+        return self.budgets[key].wait_s(amount, self._clock()) if key in self.budgets else 0.0
 
     def left(self, endpoint: str, name: str) -> float | None:
         """What may be spent now, None without a limit."""
@@ -132,11 +162,11 @@ class BudgetBook:
         if (endpoint, name) in self._aside:
             self._aside[endpoint, name] += amount
 
-    def status(self, endpoint: str) -> dict[str, BudgetStatus]:
+    def status(self, endpoint: str) -> dict[str, BudgetFigures]:
         """An endpoint's budgets for ``/status``."""
         now = self._clock()
         return {
-            name: BudgetStatus(per_day=budget.per_day, left=budget.left(now))
+            name: BudgetFigures(per_day=budget.per_day, left=budget.left(now))
             for (owner, name), budget in self.budgets.items()
             if owner == endpoint
         }

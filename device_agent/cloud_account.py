@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from aios_edge.telemetry import BudgetFigures, CloudSpending
 from device_agent.budget_book import BudgetBook, Limit
 from device_agent.cloud_health import Emit
 from device_agent.cloud_settings import CloudEndpoint
 from device_agent.http1 import MAX_RESPONSE_BYTES, AnswerSize
-from device_agent.status import BudgetStatus, CloudSpending
 
 REQUESTS, BYTES, COST = "requests", "bytes", "cost"
 ANSWER_SHARE = 8
@@ -43,7 +43,7 @@ def limits_of(settings: CloudEndpoint) -> dict[str, Limit]:
     return {name: Limit(per_day=per_day, unit=unit) for name, (per_day, unit) in limits.items() if per_day is not None}
 
 
-class Account:
+class CloudAccount:
     """Asked before a request is sent, and told what came of it."""
 
     def __init__(self, settings: CloudEndpoint, book: BudgetBook, emit: Emit, clock: Callable[[], float]) -> None:
@@ -107,7 +107,7 @@ class Account:
             cost=self._requests * self._cost,
         )
 
-    def budgets(self) -> dict[str, BudgetStatus]:
+    def budgets(self) -> dict[str, BudgetFigures]:
         """Those that have a limit, now."""
         return self._book.status(self._name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from aios_edge.oip.envelope import JSON_LENGTH_HEADER, parse_json_length, rewrite_response
+from aios_edge.oip.envelope import JSON_LENGTH_HEADER, parse_json_length, rewrite_response, split_body
 from device_agent.answer import Answer
 from device_agent.cloud_fit import ModelShape
 from device_agent.http1 import Response
@@ -32,6 +32,19 @@ def cloud_answer(response: Response, reason: Reason, ours: ModelShape, request: 
         parameters={"route": "cloud", "reason": reason.value, **request.changed_parameters},
     )
     return Answer(status=200, route="cloud", reason=reason, remote_body=body, remote_json_length=json_length)
+
+
+class _Versioned(msgspec.Struct, frozen=True):
+    model_version: str | None = None
+
+
+def answered_version(response: Response) -> str | None:
+    """Which version of the model there gave an answer that :func:`cloud_answer` took; None where it doesn't say."""
+    json_length = parse_json_length(response.headers.get(JSON_LENGTH_HEADER.lower()))
+    try:
+        return msgspec.json.decode(split_body(response.body, json_length)[0], type=_Versioned).model_version
+    except msgspec.ValidationError:  # no text
+        return None
 
 
 def pause_s(response: Response) -> float:

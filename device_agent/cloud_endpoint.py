@@ -17,8 +17,8 @@ from aios_edge.oip.envelope import JSON_LENGTH_HEADER, Parameters, rewrite_reque
 from device_agent.answer import Answer
 from device_agent.breaker import Breaker, BreakerRule
 from device_agent.budget_book import BudgetBook
-from device_agent.cloud_account import Account
-from device_agent.cloud_answer import NOT_THERE, PASSED_ON, cloud_answer, pause_s
+from device_agent.cloud_account import CloudAccount
+from device_agent.cloud_answer import NOT_THERE, PASSED_ON, answered_version, cloud_answer, pause_s
 from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_health import Emit, Health
 from device_agent.cloud_model import CloudModel
@@ -55,7 +55,7 @@ class Endpoint:
         self.hedges = 0  # requests that were sent here because another endpoint took long
         self.models: dict[str, CloudModel] = {}
         self.health = Health(self.name, _rule(policy), emit, clock, self._opened)
-        self.account = Account(settings, book, emit, clock)
+        self.account = CloudAccount(settings, book, emit, clock)
         self._settings = settings
         self._clock = clock
         self._audit = audit
@@ -224,6 +224,11 @@ class Endpoint:
         now = self._clock()
         known.round_trip = known.round_trip.observed(now - started, now)
         self.health.succeeded()
+        if answer.status == 200 and not await self.watch.still_fits(
+            known, answered_version(response), self._timeout_s(request)
+        ):
+            log.warning("cloud %s: an answer isn't used, it is another version's", self.name)
+            return Reason.CLOUD_FAILED
         return answer
 
     def _opened(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from aios_edge.manifest import Manifest, TensorSpec
@@ -37,6 +39,7 @@ class _Tensor(msgspec.Struct, frozen=True):
 
 
 class _Metadata(msgspec.Struct, frozen=True):
+    versions: Any = None  # a list of texts, which some servers leave out or null
     inputs: tuple[_Tensor, ...] = ()
     outputs: tuple[_Tensor, ...] = ()
     labels: tuple[str, ...] = ()
@@ -65,6 +68,15 @@ def misfit(ours: ModelShape, metadata: bytes) -> str | None:
     if theirs.labels and theirs.labels != ours.labels:
         return f"its labels are {', '.join(theirs.labels)}; ours {', '.join(ours.labels)}"
     return None
+
+
+def versions_of(metadata: bytes) -> tuple[str, ...]:
+    """The versions that the metadata speaks of; none where it tells none."""
+    try:
+        told = msgspec.json.decode(metadata, type=_Metadata).versions
+    except _NOT_JSON:
+        return ()
+    return tuple(version for version in told if isinstance(version, str)) if isinstance(told, list) else ()
 
 
 def takes_natural(ours: ModelShape, metadata: bytes) -> bool:

@@ -20,6 +20,8 @@ class CloudModel:
     usable: bool = False
     natural: bool = False  # whether it takes the task's natural input
     reason: str | None = "not checked yet"
+    versions: tuple[str, ...] = ()  # of which its metadata spoke when it was checked
+    answered: str | None = None  # the version that has answered since
     round_trip: RoundTrip = field(default_factory=RoundTrip)
 
     @staticmethod
@@ -28,6 +30,19 @@ class CloudModel:
         name, _, version = remote.partition(":")
         path = f"/v2/models/{quote(name, safe='')}" + (f"/versions/{quote(version, safe='')}" if version else "")
         return CloudModel(remote=remote, path=path, shape=shape)
+
+    def checked(self, versions: tuple[str, ...]) -> None:
+        """Its metadata was compared."""
+        self.versions, self.answered = versions, None
+
+    def knows(self, version: str | None) -> bool:
+        """Whether an answer of that version is one of the model that was checked. Of several versions that the metadata
+        spoke of, the one that answered first is meant; a server that tells none is believed."""
+        if version is None:
+            return True
+        if self.answered is None and (not self.versions or version in self.versions):
+            self.answered = version
+        return version == self.answered
 
     def status(self, now: float) -> CloudModelStatus:
         """What ``/status`` shows."""

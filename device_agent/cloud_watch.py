@@ -11,7 +11,7 @@ import random
 from collections.abc import Callable, Mapping
 
 from aios_edge.errors import RemoteError
-from device_agent.cloud_fit import misfit, takes_natural
+from device_agent.cloud_fit import misfit, takes_natural, versions_of
 from device_agent.cloud_health import Emit, Health
 from device_agent.cloud_model import CloudModel
 from device_agent.http1 import HttpClient
@@ -44,6 +44,7 @@ class CloudWatch:
         self._emit = emit
         self._clock = clock
         self._task: asyncio.Task[None] | None = None
+        self._rechecks: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         """Check in the background, from now on."""
@@ -51,9 +52,34 @@ class CloudWatch:
 
     async def stop(self) -> None:
         """Check no more."""
+        for task in self._rechecks.values():
+            task.cancel()
+        await asyncio.gather(*self._rechecks.values(), return_exceptions=True)
         while self._task and not self._task.done():  # wait_for before Python 3.12 may swallow a cancellation
             self._task.cancel()
             await asyncio.wait((self._task,), timeout=1.0)
+
+    async def still_fits(self, model: CloudModel, version: str | None, timeout_s: float) -> bool:
+        """Whether an answer of that version may be used: whoever swaps the model there may change its tensors, or the
+        order of its labels. Asks for the metadata where the version is another one than was checked; many ask once."""
+        if model.knows(version):
+            return True
+        task = self._rechecks.get(model.remote)
+        if task is None or task.done():
+            log.info("cloud %s: %s answers as version %s; it is checked again", self._name, model.remote, version)
+            task = asyncio.get_running_loop().create_task(self._recheck(model), name=f"cloud-recheck-{self._name}")
+            self._rechecks[model.remote] = task
+        await asyncio.wait((task,), timeout=max(timeout_s, 0.0))
+        return task.done() and model.usable and model.knows(version)
+
+    async def _recheck(self, model: CloudModel) -> None:
+        try:
+            await self._check(model)
+        except (RemoteError, asyncio.TimeoutError) as error:
+            model.usable = False
+            model.reason = f"another version answers, and its metadata can't be had: {error or 'no answer'}"
+        if not model.usable:
+            self.wake.set()
 
     async def _watch(self) -> None:
         """Check what isn't usable yet, and the endpoint itself when its breaker's pause has passed."""
@@ -108,6 +134,7 @@ class CloudWatch:
                 model.usable = False
             raise RemoteError(f"HTTP {response.status} for the metadata of {model.remote}", where=self._client.url)
         reason, model.natural = misfit(model.shape, response.body), takes_natural(model.shape, response.body)
+        model.checked(versions_of(response.body))
         if reason is None:
             if not model.usable:
                 self._emit("cloud_connected", endpoint=self._name, model=model.shape.name, remote=model.remote)

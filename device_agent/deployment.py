@@ -27,9 +27,11 @@ from device_agent.hosting import entries_of, no_bundle, open_entry, other_name, 
 from device_agent.kept_bundles import forget_others
 from device_agent.model_host import ModelHost
 from device_agent.raw_model import contract_of, digested, is_raw
+from device_agent.rejected import Rejected, RejectedBundles
 from device_agent.settings import BundleEntry, Settings, check_model_names
 from device_agent.succession import Probation, Succession
 from device_agent.surroundings import Surroundings
+from device_agent.trial_run import TrialRun
 from device_agent.upkeep import Upkeep
 from device_agent.values import EngineReport, Engines
 
@@ -45,8 +47,11 @@ class Deployment:
         self._hosts: dict[str, ModelHost] = {}
         self._entries: dict[str, BundleEntry] = {}
         self._away: dict[BundleEntry, BundleStatus] = {}
-        self._succession = Succession(self._hosts, settings, around, self._in_background)
+        self._rejected = RejectedBundles(settings.device.state_dir)
         self.builds = EngineBuilds(around, self._change_over)
+        self._succession = Succession(
+            self._hosts, settings, around, self._rejected, self._in_background, on_taken=self.builds.consider
+        )
         self._upkeep = Upkeep(self._hosts, self._entries, around)
         self._started = False
         self._closing = False
@@ -67,6 +72,16 @@ class Deployment:
     def probations(self) -> Mapping[str, Probation]:
         """Models whose bundle was swapped a while ago, and may have to give its place back."""
         return self._succession.probations
+
+    @property
+    def trials(self) -> Mapping[str, TrialRun]:
+        """Models for whose place a bundle is on trial."""
+        return self._succession.trials
+
+    @property
+    def rejected(self) -> Mapping[str, Rejected]:
+        """Bundles that had to go, by model: they don't start by themselves."""
+        return self._rejected.by_model
 
     @property
     def refused(self) -> Sequence[BundleStatus]:
@@ -103,6 +118,11 @@ class Deployment:
             raise RequestError(f"{model} has no version {version!r}", status=404, remedy=f"Its version is {ours}")
         return host
 
+    def answering(self, model: str, version: str | None) -> ModelHost:
+        """Who answers a request: :meth:`host`, or where no version is named a bundle that is on trial for its place."""
+        host, trial = self.host(model, version), self.trials.get(model)
+        return host if trial is None or version is not None else trial.takes()
+
     def no_model(self, model: str, known: Iterable[str]) -> RequestError:
         """What a client is told that names a model which isn't among those it knows of: 404, or 503 at the start, when
         nobody knows all of them."""
@@ -135,6 +155,7 @@ class Deployment:
         if names is not None:
             check_model_names(self._settings, names)
         async with self._turn:
+            await asyncio.to_thread(self._rejected.open)
             for entry in entries:
                 try:
                     await self._activate(entry)
@@ -177,8 +198,7 @@ class Deployment:
         await self.builds.stop()
         await self._upkeep.stop()
         await asyncio.gather(*self._changes, return_exceptions=True)
-        for model in list(self.probations):
-            self._succession.end_probation(model)
+        self._succession.stop()
         hosts = {*self._hosts.values(), *self._succession.leaving}
         await asyncio.gather(*(host.stop() for host in hosts), return_exceptions=True)
 
@@ -214,12 +234,17 @@ class Deployment:
         if host is None:
             host = await self._activate(self._entry_away(model), asked=model)
             await self._succession.keep(host)
+            await asyncio.to_thread(self._rejected.forget, model)
             self.builds.consider(host)
             return
         entry = self._entries[model]
         try:
             bundle = await self._lying_at(entry)
+            if bundle.bundle_id in self._succession.on_trial(model):
+                return
+            await self._succession.call_off(model, f"{bundle.bundle_id[:16]} was loaded")
             if bundle.bundle_id == host.bundle.bundle_id and host.serves:
+                await asyncio.to_thread(self._rejected.forget, model)
                 await host.instance.resting.back()
                 return
             if bundle.bundle_id == host.bundle.bundle_id and host.state == "quarantined":
@@ -242,8 +267,9 @@ class Deployment:
 
     async def _change_over(self, model: str, host: ModelHost, engine: EngineReport) -> None:
         """The engine of a model that serves without was built: a worker with it takes the place."""
-        while (probation := self.probations.get(model)) is not None:  # first its bundle has to keep its contract
-            await probation.over.wait()
+        # First its bundle has to keep its contract, or to hold its place.
+        while (other := self.probations.get(model) or self.trials.get(model)) is not None:
+            await other.over.wait()
 
         async def change() -> None:
             if self._hosts.get(model) is not host:  # swapped or unloaded meanwhile
@@ -262,11 +288,13 @@ class Deployment:
         return await asyncio.to_thread(digested, bundle) if is_raw(bundle.manifest) else bundle
 
     async def _unload(self, model: str) -> None:
+        await self._succession.call_off(model, "the model was unloaded")
         host = self._hosts.pop(model, None)
         if host is None:
             self._entry_away(model)
             return
         self._succession.end_probation(model)
+        await asyncio.to_thread(self._rejected.forget, model)
         self.builds.give_up(model)
         entry, manifest = self._entries.pop(model), host.bundle.manifest
         bundle_id, why = host.bundle.bundle_id, "unloading"
@@ -297,6 +325,8 @@ class Deployment:
 
     async def _activated(self, entry: BundleEntry, asked: str | None, engines: Engines = "cached") -> ModelHost:
         bundle = open_entry(entry)
+        if asked is None:
+            bundle = await asyncio.to_thread(self._rejected.instead_of, bundle)
         name = bundle.manifest.name
         if asked not in (None, name):
             raise other_name(bundle, str(asked))
@@ -306,6 +336,8 @@ class Deployment:
         self._hosts[name], self._entries[name] = host, entry
         if entry.never_leave_device:  # before its first request
             self._around.cloud.audit.keep(name)
+        if (rejected := self._rejected.by_model.get(name)) is not None and asked is None:
+            self._tell.passed_over(host, entry, rejected)
         self._tell.checking(host)
         try:
             report = await host.activate()
@@ -359,4 +391,5 @@ class Deployment:
     async def _tidy(self) -> None:
         """Remove copies of bundles that neither serve nor may have to come back."""
         kept = self._ids() | {probation.previous.bundle.bundle_id for probation in self.probations.values()}
+        kept |= {trial.successor.bundle.bundle_id for trial in self.trials.values()}
         await asyncio.to_thread(forget_others, self._settings.device.state_dir, kept)

@@ -118,7 +118,7 @@ class FrontDesk:
         called when the client goes away. ``within_s``: how long the answer is worth something, whatever the request
         says. Raises :class:`RequestError` for what can't be understood."""
         arrived_at = self._clock()
-        host = self._deployment.host(model, version)
+        host = self._deployment.answering(model, version)
         envelope = parse_request(body, json_length)
         request = self._request(host, envelope, body, json_length, arrived_at, tenant, within_s)
         load = Load(

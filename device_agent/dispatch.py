@@ -163,7 +163,7 @@ class Dispatch:
                     self._untouched(batch)
                     return
                 instance.running = Running()
-                self._record.lost(len(batch))
+                self._record.lost(requests)
                 self._lost(end, batch)
                 self._wake.set()
                 return
@@ -234,7 +234,7 @@ class Dispatch:
     async def _bring_back(self) -> None:
         instance = self._instance
         if instance.state == "ready":  # it died while idle
-            self._record.lost(1)
+            self._record.lost()
             instance.lost_while_idle(queued=len(self._queue))
             self._review.run()
         if instance.state == "quarantined":
@@ -242,7 +242,7 @@ class Dispatch:
         failure = await instance.restart()
         if failure is None:
             return
-        self._record.lost(1)
+        self._record.lost()
         self._review.run()
         if instance.plan.hopeless(failure):
             self._all_elsewhere()

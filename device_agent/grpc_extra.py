@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from aios_edge.errors import MissingExtra
 
 if TYPE_CHECKING:
-    from device_agent.audit import AuditLog
     from device_agent.desk import FrontDesk
     from device_agent.grpc_door.server import GrpcServer
     from device_agent.settings import Http
+    from device_agent.tenant_books import TenantBooks
     from device_agent.tenant_desk import TenantDesks
     from device_agent.values import Completion
 
-    MakeGrpc = Callable[[Http, FrontDesk, TenantDesks | None, AuditLog, Callable[[Completion], None]], GrpcServer]
+    MakeGrpc = Callable[[Http, FrontDesk, TenantDesks | None, TenantBooks, Callable[[Completion], None]], GrpcServer]
 
 
 def load_grpc() -> MakeGrpc:

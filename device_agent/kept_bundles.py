@@ -27,7 +27,7 @@ def keep(bundle: Bundle, state_dir: Path) -> Path:
     Raises :class:`ResourceError` for a disk that won't have it, :class:`BundleRefused` when what lies at its path is
     another bundle by now.
     """
-    target = (state_dir / FOLDER / bundle.bundle_id[:_ID_DIGITS]).absolute()
+    target = _folder(state_dir, bundle.bundle_id)
     if _holds(target, bundle.bundle_id):
         return target
     shutil.rmtree(target, ignore_errors=True)  # damaged
@@ -43,12 +43,22 @@ def keep(bundle: Bundle, state_dir: Path) -> Path:
     return target
 
 
+def open_kept(state_dir: Path, bundle_id: str) -> Bundle | None:
+    """The copy of a bundle; None where there is none, or it was damaged. Reads all of it: not for the event loop."""
+    folder = _folder(state_dir, bundle_id)
+    return open_bundle(folder, verify=False) if _holds(folder, bundle_id) else None
+
+
 def forget_others(state_dir: Path, bundle_ids: Collection[str]) -> None:
     """Remove the copies of all bundles but these."""
     kept = {bundle_id[:_ID_DIGITS] for bundle_id in bundle_ids}
     for folder in (state_dir / FOLDER).glob("*"):
         if folder.name not in kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder(state_dir: Path, bundle_id: str) -> Path:
+    return (state_dir / FOLDER / bundle_id[:_ID_DIGITS]).absolute()
 
 
 def _holds(folder: Path, bundle_id: str) -> bool:

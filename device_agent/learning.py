@@ -28,8 +28,8 @@ class Learning:
 
     def learn(self, requests: Sequence[InferenceRequest], result: BatchResult, seen_s: float) -> None:
         """Learn from a batch that took ``seen_s`` from its sending to its answer."""
-        lengths = {item.request_id: item.length for item in result.done.items if item.status == 200}
-        if len(lengths) < len(requests):  # a refusal is quick, and says nothing about an answer
+        lengths = {item.request_id: item.length for item in result.done.items if item.status == 200 and item.batch_size}
+        if len(lengths) < len(requests):  # a refusal, or an answer without rows, is quick and says nothing about others
             return
         self.service = self.service.observed(
             [request.cost_hint_bytes for request in requests],

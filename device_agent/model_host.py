@@ -71,7 +71,7 @@ class ModelHost:
         self.instance = ModelInstance(spec, around, wake.set, make_room)
         self._judge = Judge(bundle.manifest, around, queue, self.instance, learning, room)
         self._review = Review(queue, self._judge, around.clock)
-        self.record = TrackRecord(learning)
+        self.record = TrackRecord(learning, around.slowed)
         self._dispatch = Dispatch(
             self.instance, queue, self._judge, self._review, learning, self.record, around, wake, room
         )

@@ -8,9 +8,11 @@ from aios_edge.telemetry import BundleStatus, Contract
 from device_agent.deployment import Deployment
 from device_agent.model_host import ModelHost
 from device_agent.raw_model import is_raw
+from device_agent.rejected import Rejected
 from device_agent.settings import BundleEntry
 from device_agent.status import EngineBuild, ModelStatus, ProbationStatus
 from device_agent.succession import Probation
+from device_agent.trial_run import TrialRun
 
 
 def bundle_status(host: ModelHost) -> BundleStatus:
@@ -31,7 +33,14 @@ def bundle_status(host: ModelHost) -> BundleStatus:
 
 
 def model_status(
-    host: ModelHost, entry: BundleEntry, probation: Probation | None, build: EngineBuild | None, now: float
+    host: ModelHost,
+    entry: BundleEntry,
+    *,
+    probation: Probation | None,
+    trial: TrialRun | None,
+    rejected: Rejected | None,
+    build: EngineBuild | None,
+    now: float,
 ) -> ModelStatus:
     """A model for ``/status``, ``now``."""
     return ModelStatus(
@@ -59,6 +68,8 @@ def model_status(
         activation=host.instance.report,
         engine_build=build,
         probation=None if probation is None else _probation_status(host, probation, now),
+        trial=None if trial is None else trial.figures,
+        rejected=rejected if trial is None else None,
     )
 
 

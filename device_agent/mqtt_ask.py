@@ -17,7 +17,7 @@ from device_agent.desk import FrontDesk
 from device_agent.http import Reply, retry_after
 from device_agent.mqtt_door import Ask
 from device_agent.mqtt_request import Asked
-from device_agent.tenant_account import Account
+from device_agent.tenant_account import TenantAccount
 from device_agent.tenant_desk import TenantDesk
 
 
@@ -34,7 +34,7 @@ class TenantAsks:
     """In the name of one tenant."""
 
     def __init__(
-        self, account: Account, desk: TenantDesk, audit: AuditLog, clock: Callable[[], float] = time.monotonic
+        self, account: TenantAccount, desk: TenantDesk, audit: AuditLog, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._account = account
         self._desk = desk
@@ -48,7 +48,8 @@ class TenantAsks:
         limit: str | None = None
         try:
             now, size = self._clock(), len(asked.body)
-            refusal = self._account.enter(size, now) or self._account.receive(size, now)
+            refusal = self._account.enter(size, now) or self._account.receive(size)
+            await self._account.written()
             if refusal is not None:
                 limit, status = refusal.limit, refusal.status
                 after = () if refusal.retry_after_s is None else (retry_after(refusal.retry_after_s),)

@@ -29,6 +29,7 @@ from device_agent.tiny_model import STRING, identity
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _PLACEMENT = "session.record_ep_graph_assignment_info"
+_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _NO_CPU_FALLBACK = "session.disable_cpu_ep_fallback"
 #: The provider's own library, beside onnxruntime's: the loader says what it misses.
 _LIBRARIES = {CUDA: "libonnxruntime_providers_cuda.so", TENSORRT: "libonnxruntime_providers_tensorrt.so"}
@@ -52,11 +53,13 @@ def open_session(
     *,
     strict: str | None = None,
     left_out: Mapping[str, str] | None = None,
+    content: bytes | None = None,
 ) -> Opened:
     """Open a model on as much of the chain as there is.
 
     ``strict``: the name of a profile that takes its first provider or nothing. ``left_out``: providers that aren't
-    asked for, and why. Raises :class:`RuntimeUnavailable` when nothing opens it, or not what a strict profile wants.
+    asked for, and why. ``content``: other bytes than the file's; its external data lie beside the file. Raises
+    :class:`RuntimeUnavailable` when nothing opens it, or not what a strict profile wants.
     """
     first, available = chain[0].name, ort.get_available_providers()
     reasons = dict(left_out or {})
@@ -70,7 +73,7 @@ def open_session(
         if holds and first in reasons:
             raise _refused(strict, first, reasons[first], model)
         try:
-            session = _session(ort, model, options, asked, holds)
+            session = _session(ort, model, options, asked, holds, content)
             break
         except Exception as error:  # onnxruntime's exceptions share no root
             text = _words(error)
@@ -146,7 +149,9 @@ def _preload(ort: Any, chain: Sequence[Provider]) -> None:
         preload()
 
 
-def _session(ort: Any, model: Path, options: SessionOptions, chain: list[Provider], strict: bool) -> Any:
+def _session(
+    ort: Any, model: Path, options: SessionOptions, chain: list[Provider], strict: bool, content: bytes | None
+) -> Any:
     made = native(ort, options)
     made.add_session_config_entry(_PLACEMENT, "1")  # an older onnxruntime doesn't know it and minds nothing
     providers = [(provider.name, native_options(provider)) for provider in chain]
@@ -155,8 +160,10 @@ def _session(ort: Any, model: Path, options: SessionOptions, chain: list[Provide
         made.add_session_config_entry(_NO_CPU_FALLBACK, "1")
     elif all(name != CPU for name, _ in providers):
         providers.append((CPU, {}))
+    if content is not None:
+        made.add_session_config_entry(_DATA_FOLDER, str(model.parent))
     return ort.InferenceSession(
-        str(model),
+        str(model) if content is None else content,
         made,
         providers=providers,
         disabled_optimizers=list(options.disabled_optimizers) or None,

@@ -151,6 +151,10 @@ class Reporter:
         """Count one request that ended."""
         self._window.add(completion)
 
+    def unauthorized(self, address: str) -> None:
+        """Count one that had no known key."""
+        self._window.unauthorized(address)
+
     def event(self, kind: str, **detail: Scalar) -> None:
         """Say that something happened; survives a broker that is away."""
         event = Event(ts=rfc3339(self._wall()), boot_id=self.boot_id, kind=kind, detail=detail)

@@ -26,6 +26,7 @@ from device_agent.provider_chain import provider_chain
 from device_agent.provider_walk import open_session, start_fault, step_down
 from device_agent.runtime_values import run_session, unservable
 from device_agent.values import Engines
+from device_agent.wide_outputs import needs_wide_outputs, with_wide_outputs
 
 _ERRORS_ONLY, _NOTHING = 3, 4
 _EVERYWHERE = ("CPUExecutionProvider", "AzureExecutionProvider")  # the latter asks a service: nothing of this machine
@@ -89,6 +90,13 @@ class Runtime:
         if (why := unservable(ort, self.inputs, self.outputs)) is not None:
             remedy = "Cast to FP32 at the model's ends, or update onnxruntime"
             raise RuntimeUnavailable(why, where=str(model_path), remedy=remedy)
+        self._wide = needs_wide_outputs(self.inputs, self.outputs)
+        if self._wide:
+            content = with_wide_outputs(model_path.read_bytes(), self.outputs)
+            opened = open_session(
+                ort, model_path, self.options, plan.chain, strict=strict, left_out=plan.left_out, content=content
+            )
+            self._session = opened.session
         self._ort = ort
         self.datatypes = {spec.name: spec.datatype for spec in self.inputs}
         self.declared_empty = frozenset(spec.name for spec in self.inputs if 0 in spec.shape)
@@ -115,7 +123,7 @@ class Runtime:
             if self._plain:
                 values = self._session.run(None, inputs)
             else:
-                values = run_session(self._ort, self._session, self.outputs, self.datatypes, inputs)
+                values = run_session(self._ort, self._session, self.outputs, self.datatypes, inputs, wide=self._wide)
         except RequestError:
             raise
         except Exception as error:  # onnxruntime's exceptions share no root

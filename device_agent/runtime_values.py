@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from aios_edge.errors import RequestError
 from aios_edge.manifest import TensorSpec
+from device_agent.wide_outputs import narrowed, wide_name
 
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16
 
@@ -27,19 +28,30 @@ def unservable(ort: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorS
         return None
     if not hasattr(ort.OrtValue, "ortvalue_from_numpy_with_onnx_type"):  # before 1.20
         return f"onnxruntime {ort.__version__} has no way to pass BF16 tensors in or out of Python"
-    if "BF16" in gives and "BYTES" in takes:  # BF16 is read from an OrtValue, and those can't be made of strings
-        return "onnxruntime has no way to pass strings in and BF16 out of one model"
     return None
 
 
 def run_session(
-    ort: Any, session: Any, outputs: Sequence[TensorSpec], datatypes: Mapping[str, str], inputs: Mapping[str, Any]
+    ort: Any,
+    session: Any,
+    outputs: Sequence[TensorSpec],
+    datatypes: Mapping[str, str],
+    inputs: Mapping[str, Any],
+    *,
+    wide: bool = False,
 ) -> list[NDArray[Any]]:
-    """Run a session once; ``datatypes`` are those of the inputs. Raises :class:`RequestError` for text that isn't
-    UTF-8, and whatever onnxruntime raises."""
+    """Run a session once; ``datatypes`` are those of the inputs, ``wide``: its BF16 outputs are read in FP32.
+
+    Raises :class:`RequestError` for text that isn't UTF-8, and whatever onnxruntime raises.
+    """
     names = [spec.name for spec in outputs]
     feeds = {name: _fed(ort, name, array, datatypes[name]) for name, array in inputs.items()}
-    if any(spec.datatype == "BF16" for spec in outputs):
+    if wide:
+        arrays = session.run([wide_name(spec) for spec in outputs], feeds)
+        found = [
+            narrowed(array) if spec.datatype == "BF16" else array for spec, array in zip(outputs, arrays, strict=True)
+        ]
+    elif any(spec.datatype == "BF16" for spec in outputs):
         values = {
             name: feed if isinstance(feed, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(feed)
             for name, feed in feeds.items()

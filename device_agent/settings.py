@@ -32,7 +32,19 @@ NOT_AVAILABLE = {
     ("mqtt", "home_assistant"),
     ("commands", "*"),
 }
-_OFF = {"probation_s": (0,), "queue_delay_s": (0,), "quarantine_crashes": (0,)}  # limits that 0 takes away
+#: Limits that 0 takes away.
+_OFF = dict.fromkeys(
+    (
+        "probation_s",
+        "queue_delay_s",
+        "quarantine_crashes",
+        "shadow_share",
+        "canary_share",
+        "max_disagreement",
+    ),
+    (0,),
+)
+_SHARES = ("min_confidence", "shadow_share", "canary_share", "max_disagreement")  # of everything
 _LOOPBACK = ("localhost", "::1")
 
 
@@ -124,6 +136,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     quarantine_window_s: float = 300.0  # crashes further apart than this are no row
     quarantine_pause_s: float = 300.0  # until one more try
     probation_s: float = 60.0  # how long a swapped bundle may still have to give its place back; 0: never
+    # Before a bundle takes another's place it answers some of that one's requests, copies first; 0: none.
+    shadow_share: float = 0.0  # of the requests are answered by it too; its answers are compared and thrown away
+    canary_share: float = 0.0  # of the requests are really answered by it
+    trial_requests: int = 200  # it answers so many in each of the two, …
+    trial_s: float = 60.0  # … or as many as come in that time
+    max_disagreement: float | None = None  # of what was compared; none: 0.05, or what both contracts allow
     min_confidence: float | None = None  # a local answer whose top probability is lower is asked of the cloud too
     memory_budget_bytes: int | None = None  # of all models' workers; the least recently used is unloaded for others
     trace: Path | None = None  # a file of what each decision was made by, for aios-edge policy replay
@@ -322,8 +340,9 @@ def _check_values(settings: Settings, where: str) -> None:
     for name in ("min_battery_percent", "max_memory_pressure_percent"):
         if (getattr(settings.policy, name) or 0.0) > 100.0:
             fail(f"policy.{name}", "a share can't be more than 100 percent", "Give a limit below 100")
-    if (settings.policy.min_confidence or 0.0) > 1.0:
-        fail("policy.min_confidence", "a probability can't be more than 1", "Give a limit up to 1")
+    for name in _SHARES:
+        if (getattr(settings.policy, name) or 0.0) > 1.0:
+            fail(f"policy.{name}", "a probability or share can't be more than 1", "Give a value up to 1")
     if settings.emulate.slowdown < 1:
         fail("emulate.slowdown", "a faster device can't be emulated", "Give a factor of at least 1")
     check_endpoints(settings.cloud, where)

@@ -7,9 +7,20 @@ from typing import Literal
 import msgspec
 
 from aios_edge.mqtt import LinkState
-from aios_edge.telemetry import BundleStatus, Contract, Event, MqttInferFigures, PolicyFigures, Scalar
+from aios_edge.telemetry import (
+    BudgetFigures,
+    BundleStatus,
+    CloudSpending,
+    Contract,
+    Event,
+    MqttInferFigures,
+    PolicyFigures,
+    Scalar,
+    TrialFigures,
+)
 from device_agent.device_state import DeviceState
 from device_agent.power.reading import PowerReading
+from device_agent.rejected import Rejected
 from device_agent.reporter import ReporterCounts
 from device_agent.values import ActivationReport
 
@@ -68,6 +79,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     activation: ActivationReport | None
     engine_build: EngineBuild | None
     probation: ProbationStatus | None
+    trial: TrialFigures | None
+    rejected: Rejected | None
 
 
 class CloudModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,23 +94,6 @@ class CloudModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     safe_s: float | None
 
 
-class CloudSpending(msgspec.Struct, frozen=True, kw_only=True):
-    """What went to an endpoint since start: inference requests, the bytes of their bodies and of the answers', and what
-    they cost in the user's unit."""
-
-    requests: int = 0
-    sent_bytes: int = 0
-    received_bytes: int = 0
-    cost: float = 0.0
-
-
-class BudgetStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What may be spent in a day, and what is left of it now."""
-
-    per_day: float
-    left: float
-
-
 class CloudStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One endpoint. ``hedges``: requests it was sent because another endpoint took long. ``budgets``: ``requests``,
     ``bytes`` and ``cost``, those that have a limit."""
@@ -107,7 +103,7 @@ class CloudStatus(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[str, CloudModelStatus]
     hedges: int
     spent: CloudSpending
-    budgets: dict[str, BudgetStatus]
+    budgets: dict[str, BudgetFigures]
 
 
 class EmulationStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from device_agent.trace import Traced
 from device_agent.values import Reason
 
 Emit = Callable[..., None]  # emit(kind, **detail)
+STALE_S = 10.0  # a sample of the device that is older tells nothing; they come every second
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +41,11 @@ class Surroundings:
     def policy(self) -> Policy:
         """The one in force at this moment: not to be kept."""
         return self.rules.policy
+
+    def slowed(self) -> tuple[bool, float | None]:
+        """Whether the device was too hot to run as it can when it was sampled last, and when: None where nobody
+        knows: it never was, or not for a while, because a sensor hangs."""
+        state, sampled_at = self.device()
+        if sampled_at is None or self.clock() - sampled_at > STALE_S:
+            return False, None
+        return state.throttled is True or self.strain() in (Reason.HOT, Reason.THROTTLED), sampled_at

@@ -1,16 +1,20 @@
-"""What a tenant has used of what was agreed, and what is counted of it. Nothing here survives a restart."""
+"""What a tenant has used of what was agreed, and what is counted of it. Its bytes of the day survive a restart."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from device_agent.budget_book import BudgetBook, Limit
 from device_agent.metrics import Metrics, Page
-from device_agent.quota import Bucket, DayBytes
+from device_agent.quota import Bucket
 from device_agent.tenants import Tenant
+
+BYTES = "bytes"
+FILE = "quotas.json"
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,23 +30,24 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True):
         return 413 if self.retry_after_s is None else 429
 
 
-class Account:
+class TenantAccount:
     """One tenant. Times are seconds of a monotonic clock."""
 
-    def __init__(self, tenant: Tenant, now: float) -> None:
+    def __init__(self, tenant: Tenant, book: BudgetBook, now: float) -> None:
         self.tenant = tenant
         self.metrics = Metrics()
         self.refused: Counter[str] = Counter()
         self.received_bytes = 0
         self.in_flight = 0
-        rate, day = tenant.requests_per_s, tenant.bytes_per_day
+        rate = tenant.requests_per_s
         burst = float(tenant.burst or max(1, math.ceil(rate or 0)))
         self._bucket = None if rate is None else Bucket.full(rate, burst, now)
-        self._day = None if day is None else DayBytes(limit_bytes=day)
+        self._book = book
 
-    def bytes_left(self, now: float) -> int | None:
+    def bytes_left(self) -> int | None:
         """Of this day's; None without a limit."""
-        return None if self._day is None else self._day.left(now)
+        left = self._book.left(self.tenant.id, BYTES)
+        return None if left is None else int(left)
 
     def enter(self, announced_bytes: int, now: float) -> Refusal | None:
         """A request that announces a body of that size; None lets it in."""
@@ -53,22 +58,26 @@ class Account:
                     "requests_per_s", f"more than {self._bucket.rate_per_s:g} requests a second", wait_s
                 )
             self._bucket = self._bucket.taken(now)
-        return self._too_many_bytes(announced_bytes, now)
+        return self._too_many_bytes(announced_bytes)
 
-    def receive(self, size_bytes: int, now: float) -> Refusal | None:
+    def receive(self, size_bytes: int) -> Refusal | None:
         """A piece of a body has come; None takes it."""
-        refusal = self._too_many_bytes(size_bytes, now)
+        refusal = self._too_many_bytes(size_bytes)
         if refusal is None:
             self.received_bytes += size_bytes
-            if self._day is not None and size_bytes:
-                self._day = self._day.spent(size_bytes, now)
+            if size_bytes and self.tenant.bytes_per_day is not None:
+                self._book.take(self.tenant.id, {BYTES: float(size_bytes)})
         return refusal
 
-    def _too_many_bytes(self, size_bytes: int, now: float) -> Refusal | None:
-        wait_s = 0.0 if self._day is None else self._day.wait_s(size_bytes, now)
-        if self._day is None or wait_s == 0:
+    async def written(self) -> None:
+        """Wait until what was received would be known after a kill."""
+        await self._book.written()
+
+    def _too_many_bytes(self, size_bytes: int) -> Refusal | None:
+        wait_s = self._book.wait_s(self.tenant.id, BYTES, size_bytes)
+        if wait_s == 0:
             return None
-        text = f"more than {self._day.limit_bytes} bytes of requests in 24 hours"
+        text = f"more than {self.tenant.bytes_per_day} bytes of requests in 24 hours"
         return self._refuse("bytes_per_day", text, None if math.isinf(wait_s) else wait_s)
 
     def _refuse(self, limit: str, text: str, retry_after_s: float | None) -> Refusal:
@@ -80,12 +89,22 @@ class Account:
 class Accounts:
     """All of them, and how many callers were nobody's."""
 
-    def __init__(self, tenants: Iterable[Tenant], now: float) -> None:
-        self.of: Mapping[str, Account] = {tenant.id: Account(tenant, now) for tenant in tenants}
+    def __init__(self, tenants: Iterable[Tenant], book: BudgetBook, now: float) -> None:
+        self.of: Mapping[str, TenantAccount] = {tenant.id: TenantAccount(tenant, book, now) for tenant in tenants}
         self.strangers = 0
 
 
-def account_families(page: Page, accounts: Iterable[Account]) -> None:
+def quota_book(tenants: Iterable[Tenant], clock: Callable[[], float]) -> BudgetBook:
+    """The tenants' bytes of the day; kept on disk once it is opened there."""
+    limits = {
+        tenant.id: {BYTES: Limit(per_day=tenant.bytes_per_day)}
+        for tenant in tenants
+        if tenant.bytes_per_day is not None
+    }
+    return BudgetBook(limits, clock, file=FILE, lenient=True)
+
+
+def account_families(page: Page, accounts: Iterable[TenantAccount]) -> None:
     """What is counted of these tenants, in Prometheus text."""
     accounts = tuple(accounts)
     page.family(

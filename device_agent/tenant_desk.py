@@ -7,12 +7,14 @@ the cloud, events) is told to an admin only.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
+from aios_edge.oip.envelope import JSON_LENGTH_HEADER, parse_request
 from aios_edge.oip.repository import Action
 from aios_edge.version import __version__
+from device_agent.capture import Captured, Captures
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.http import Reply
@@ -20,8 +22,19 @@ from device_agent.metrics import Page
 from device_agent.model_host import ModelHost
 from device_agent.model_views import repository_index
 from device_agent.status import STATUS_SCHEMA
-from device_agent.tenant_account import Account, Accounts, account_families
+from device_agent.tenant_account import Accounts, TenantAccount, account_families
+from device_agent.tenant_books import TenantBooks
 from device_agent.tenants import Tenant
+
+
+def capture_families(page: Page, captures: Captures, tenants: Iterable[str]) -> None:
+    """What was kept of these tenants' requests, in Prometheus text."""
+    counts = [(name, count) for name in tenants if (count := captures.counts(name)) is not None]
+    for name, text, index in (
+        ("aios_tenant_captured_total", "Requests that were kept with their answers.", 0),
+        ("aios_tenant_capture_lost_total", "Those that should have been: the disk refused or was slow.", 1),
+    ):
+        page.family(name, "counter", text, [((tenant,), count[index]) for tenant, count in counts], ("tenant",))
 
 
 class TenantModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,12 +68,14 @@ class TenantDesks:
         tenants: tuple[Tenant, ...],
         front: FrontDesk,
         deployment: Deployment,
+        books: TenantBooks,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tenants = tenants
-        self.accounts = Accounts(tenants, clock())
+        self.books = books
+        self.accounts = Accounts(tenants, books.quotas, clock())
         self.of: Mapping[str, TenantDesk] = {
-            name: TenantDesk(account, self.accounts, front, deployment, clock)
+            name: TenantDesk(account, self.accounts, front, deployment, books.captures)
             for name, account in self.accounts.of.items()
         }
 
@@ -70,18 +85,18 @@ class TenantDesk:
 
     def __init__(
         self,
-        account: Account,
+        account: TenantAccount,
         accounts: Accounts,
         front: FrontDesk,
         deployment: Deployment,
-        clock: Callable[[], float] = time.monotonic,
+        captures: Captures,
     ) -> None:
         self._account = account
         self._accounts = accounts
         self._tenant = account.tenant
         self._front = front
         self._deployment = deployment
-        self._clock = clock
+        self._captures = captures
 
     def server_metadata(self) -> bytes:
         """``GET /v2``."""
@@ -119,15 +134,39 @@ class TenantDesk:
         self._must_see(model)
         self._account.in_flight += 1
         try:
-            return await self._front.infer(model, version, body, json_length, tenant=self._tenant, within_s=within_s)
+            reply = await self._front.infer(model, version, body, json_length, tenant=self._tenant, within_s=within_s)
         finally:
             self._account.in_flight -= 1
+        if reply.status == 200 and (wish := self._captures.wants(self._tenant.id)) is not None:
+            self._capture(wish, model, body, json_length, reply)
+        return reply
+
+    def _capture(self, wish: Tenant, model: str, body: bytes, json_length: int | None, reply: Reply) -> None:
+        """Keep a request with its answer, unless it is private and nobody said that such are kept as well."""
+        host = self._deployment.hosts.get(model)
+        private = host is None or host.never_leaves or parse_request(body, json_length).local_only
+        if private and not wish.capture_local_only:
+            return
+        done, answered = reply.completion, dict(reply.headers).get(JSON_LENGTH_HEADER.lower().encode())
+        captured = Captured(
+            model=model,
+            request_id=done.request_id if done else None,
+            client_id=done.client_id if done else None,
+            route=done.route if done else None,
+            reason=done.reason if done else None,
+            request=body,
+            request_json_length=json_length,
+            answer=reply.body,
+            answer_json_length=None if answered is None else int(answered),
+        )
+        self._captures.keep(self._tenant.id, captured)
 
     def metrics(self) -> bytes:
         """``GET /metrics``: its own requests; an admin's page is the whole one, with what is counted by tenant."""
         page = Page()
         if self._tenant.admin:
             account_families(page, self._accounts.of.values())
+            capture_families(page, self._captures, self._accounts.of)
             strangers: list[tuple[tuple[str, ...], float]] = [((), self._accounts.strangers)]
             page.family("aios_unauthorized_total", "counter", "Requests without a known key.", strangers, ())
             return self._front.metrics() + page.text()
@@ -137,6 +176,7 @@ class TenantDesk:
         ]
         page.family("aios_model_ready", "gauge", "1 while it serves.", ready, ("model",))
         account_families(page, (self._account,))
+        capture_families(page, self._captures, (self._tenant.id,))
         return page.text()
 
     def status(self) -> bytes:
@@ -159,7 +199,7 @@ class TenantDesk:
                 in_flight=self._account.in_flight,
                 requests_per_s=self._tenant.requests_per_s,
                 bytes_per_day=self._tenant.bytes_per_day,
-                bytes_left=self._account.bytes_left(self._clock()),
+                bytes_left=self._account.bytes_left(),
                 priority_ceiling=self._tenant.priority_ceiling,
             )
         )

@@ -13,11 +13,13 @@ from typing import Any
 from aios_edge.errors import RequestError
 from aios_edge.oip.envelope import error_body
 from aios_edge.telemetry import rfc3339
-from device_agent.audit import CLIP_CHARS, AuditLog, AuditRecord
+from device_agent.audit import CLIP_CHARS, AuditRecord
 from device_agent.desk import FrontDesk
 from device_agent.http import HttpApp, Receive, Reply, Scope, Send, path_parts, respond, retry_after
 from device_agent.http_protocol import PEER_UID
-from device_agent.tenant_account import Account, Refusal
+from device_agent.strangers import address_of
+from device_agent.tenant_account import Refusal, TenantAccount
+from device_agent.tenant_books import TenantBooks
 from device_agent.tenant_desk import TenantDesks
 from device_agent.tenants import identify
 from device_agent.values import Completion
@@ -34,14 +36,14 @@ class TenantDoor:
         self,
         desks: TenantDesks,
         front: FrontDesk,
-        audit: AuditLog,
+        books: TenantBooks,
         *,
         max_body_bytes: int,
         record: Record,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._desks = desks
-        self._audit = audit
+        self._books = books
         self._max_body_bytes = max_body_bytes
         self._record = record
         self._clock = clock
@@ -56,9 +58,13 @@ class TenantDoor:
             await self._open(scope, receive, send)
             return
         authorization = [value for name, value in scope["headers"] if name == b"authorization"]
-        tenant = identify(self._desks.tenants, authorization, scope["state"].get(PEER_UID))
+        uid = scope["state"].get(PEER_UID)
+        tenant = identify(self._desks.tenants, authorization, uid)
         if tenant is None:
             self._desks.accounts.strangers += 1
+            client, sent = scope.get("client"), bool(authorization)
+            address = address_of(client, uid)
+            self._books.strangers.came(address, scope["method"], scope["path"], key_sent=sent)
             await respond(scope, send, _unauthorized(sent=bool(authorization)))
             return
         visit = _Visit(self._desks.accounts.of[tenant.id], receive, send, self._clock)
@@ -66,7 +72,7 @@ class TenantDoor:
             await self._visit(visit, scope, parts)
         finally:
             if scope["method"] not in ("GET", "HEAD"):  # who only looks changes nothing, and may look every second
-                self._audit.write(visit.record(scope, parts))
+                self._books.audit.write(visit.record(scope, parts))
 
     async def _visit(self, visit: _Visit, scope: Scope, parts: list[str]) -> None:
         tenant = visit.account.tenant
@@ -91,7 +97,7 @@ class TenantDoor:
 class _Visit:
     """One request of a tenant: what comes in is charged, what goes out is noted."""
 
-    def __init__(self, account: Account, receive: Receive, send: Send, clock: Callable[[], float]) -> None:
+    def __init__(self, account: TenantAccount, receive: Receive, send: Send, clock: Callable[[], float]) -> None:
         self.account = account
         self.refusal: Refusal | None = None
         self.completion: Completion | None = None
@@ -113,7 +119,8 @@ class _Visit:
         message = await self._receive()
         size_bytes = len(message.get("body", b""))
         self._bytes_in += size_bytes
-        self.refusal = self.account.receive(size_bytes, self._clock())
+        self.refusal = self.account.receive(size_bytes)
+        await self.account.written()
         if self.refusal is not None:
             raise RequestError(self.refusal.text, status=self.refusal.status)
         return message

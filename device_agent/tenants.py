@@ -12,6 +12,7 @@ import hmac
 import re
 import secrets
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -36,6 +37,10 @@ class Tenant(msgspec.Struct, frozen=True, kw_only=True):
     priority_ceiling: int | None = None  # the highest it may claim: 1 is the highest of all, 0 the lowest
     admin: bool = False  # sees every model, all metrics and the whole status
     audit_bytes: int = 10_000_000  # of its audit on disk, the older half of it in a second file
+    capture_dir: Path | None = None  # a folder of requests with their answers, to be labelled; none: nothing is kept
+    capture_share: float = 1.0  # of those that are answered
+    capture_bytes: int = 100_000_000  # of disk, then the oldest go
+    capture_local_only: bool = False  # also what must not leave the device
 
     def sees(self, model: str) -> bool:
         """Whether that model exists for it."""
@@ -93,7 +98,7 @@ def _problem(
     """Key, what is wrong with it, and the remedy."""
     others = [other.id.lower() for other in before]  # some file systems take A and a for one
     uids = {uid for other in before for uid in other.unix_uids}
-    limits = {"requests_per_s", "burst", "bytes_per_day", "audit_bytes", "weight"}
+    limits = {"requests_per_s", "burst", "bytes_per_day", "audit_bytes", "weight", "capture_share", "capture_bytes"}
     not_positive = [name for name in sorted(limits) if (value := getattr(tenant, name)) is not None and not value > 0]
     if not _ID.fullmatch(tenant.id):
         return "id", f"{tenant.id!r} can't name a file", "Use up to 64 letters, digits, - _ ."
@@ -115,6 +120,12 @@ def _problem(
         return "weight", "is not a finite number", "Give the other tenants less"
     if tenant.requests_per_s == float("inf"):
         return "requests_per_s", "is not a finite number", "Leave it out for no limit"
+    if tenant.capture_share > 1:
+        return "capture_share", "a share can't be more than 1", "Give a value up to 1"
+    if tenant.capture_dir is None and tenant.capture_local_only:
+        return "capture_local_only", "nothing is captured", "Set capture_dir"
+    if tenant.capture_dir is not None and tenant.capture_dir in [other.capture_dir for other in before]:
+        return "capture_dir", "is another tenant's", "Give each a folder of its own"
     if tenant.burst is not None and tenant.requests_per_s is None:
         return "burst", "there is no rate it could exceed", "Set requests_per_s"
     if tenant.priority_ceiling is not None and tenant.priority_ceiling < 0:

@@ -13,6 +13,7 @@ import msgspec
 
 from aios_edge.histogram import Histogram
 from aios_edge.telemetry import (
+    CloudFigures,
     EnergyFigures,
     LatencyFigures,
     MemoryFigures,
@@ -24,6 +25,8 @@ from aios_edge.telemetry import (
     RequestFigures,
     Telemetry,
     Temperature,
+    TrialFigures,
+    UnauthorizedFigures,
 )
 from device_agent.power.reading import PowerReading
 from device_agent.values import Completion
@@ -31,6 +34,8 @@ from device_agent.values import Completion
 #: Completions kept in full; counts stay exact and latencies go into the histogram in portions of so many. A portion of
 #: thousands would hold up whoever is being answered by milliseconds.
 _PORTION = 256
+_MOST_ADDRESSES = 1000  # of callers without a key that are told apart
+_TOLD_ADDRESSES = 10
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,9 +44,11 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     queue_depth: int | None = None
     waiting_limits: dict[str, int] = {}
     breakers: dict[str, str] = {}
+    cloud: dict[str, CloudFigures] = {}
     strained: tuple[str, ...] = ()
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
+    trials: dict[str, TrialFigures] = {}
     policy: PolicyFigures | None = None
     mqtt_infer: MqttInferFigures | None = None
 
@@ -59,6 +66,8 @@ class TelemetryWindow:
         self._routes: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._batches: Counter[int] = Counter()
+        self._strangers = 0
+        self._addresses: Counter[str] = Counter()
         self._latencies: list[float] = []
         self._waits: list[float] = []
         self._latency = self._wait = Histogram()
@@ -90,6 +99,12 @@ class TelemetryWindow:
         if len(self._latencies) >= _PORTION:
             self._fold()
 
+    def unauthorized(self, address: str) -> None:
+        """One that was sent away for its key."""
+        self._strangers += 1
+        if address in self._addresses or len(self._addresses) < _MOST_ADDRESSES:
+            self._addresses[address] += 1
+
     def _fold(self) -> None:
         self._latency = self._latency.merge(Histogram.of(self._latencies))
         self._wait = self._wait.merge(Histogram.of(self._waits))
@@ -119,6 +134,9 @@ class TelemetryWindow:
                 reasons=dict(sorted(self._reasons.items())),
                 batch_sizes={str(size): count for size, count in sorted(self._batches.items())},
             ),
+            unauthorized=UnauthorizedFigures(
+                count=self._strangers, addresses=dict(self._addresses.most_common(_TOLD_ADDRESSES))
+            ),
             queue=QueueFigures(
                 depth=gauges.queue_depth,
                 depth_reason="not known to the agent" if gauges.queue_depth is None else None,
@@ -128,6 +146,7 @@ class TelemetryWindow:
                 wait_reason=None if self._wait.count else "no local request in this window",
             ),
             breakers=gauges.breakers,
+            cloud=gauges.cloud,
             strained=gauges.strained,
             thermal=tuple(Temperature(name=z.name, temperature_c=z.temperature_c) for z in last.thermal)
             if last
@@ -147,6 +166,7 @@ class TelemetryWindow:
                 if last and last.memory_pressure_percent is not None
                 else _why(last, "memory_pressure_reason"),
             ),
+            trials=gauges.trials,
             outbox=outbox,
             policy=gauges.policy,
             mqtt_infer=gauges.mqtt_infer,

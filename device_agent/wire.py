@@ -86,11 +86,13 @@ class RunItem(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
-    """Supervisor to worker: answer these requests, together where their inputs allow it."""
+    """Supervisor to worker: answer these requests, together where their inputs allow it. ``classes``: say as well which
+    class each row got."""
 
     batch_id: int
     generation: int
     items: tuple[RunItem, ...]
+    classes: bool = False
 
 
 class Ping(msgspec.Struct, frozen=True, tag=True, array_like=True):
@@ -129,8 +131,10 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 
     ``status`` 200: ``outputs`` is the JSON array of output tensors and ``binary`` the tensors behind it. Else
     ``error`` says what was wrong. ``length`` is the true input length (tokens for text), 0 if unknown;
-    ``batch_size`` counts the requests that shared the model run. ``confidence``: the probability of the label that the
-    model gave, the lowest of the request's rows (0 for an answer that is no number); None where there is none.
+    ``batch_size`` counts the requests that shared the model run, 0: it had no rows, so none was needed.
+    ``confidence``: the probability of the label that the model gave, the lowest of the request's rows (0 for an answer
+    that is no number); None where there is none. ``classes``: each row's index in the manifest's labels, -1 for an
+    answer that is no number; None where nobody asked, or there are none.
     """
 
     request_id: int
@@ -142,6 +146,7 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     batch_size: int = 1
     compute_s: float = 0.0
     confidence: float | None = None
+    classes: tuple[int, ...] | None = None
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):

@@ -129,7 +129,7 @@ def _run(
         )
         for item in run.items
     ]
-    answers = answer_batch(activated, jobs, now=started_at, runner=runner)
+    answers = answer_batch(activated, jobs, now=started_at, runner=runner, classes=run.classes)
     compute_s = time.monotonic() - started_at
     cpu_s = time.process_time() - cpu_at_start
     if slowdown > 1.0:  # a weaker device: asleep, so that the rest of this machine stays as strong as it is
@@ -152,6 +152,7 @@ def _run(
                 batch_size=answer.batch_size,
                 compute_s=answer.compute_s * max(1.0, slowdown),
                 confidence=answer.confidence,
+                classes=answer.classes,
             )
         )
     done = wire.Done(

@@ -22,6 +22,9 @@ from aios_edge.golden import RawInput
 from aios_edge.oip.tensors import DecodedRequest, Tensor, decode_inputs, encode_outputs
 from aios_edge.tasks import Prediction
 from device_agent.activation import Activated
+from device_agent.no_rows import outputs_without_rows
+from device_agent.runtime import check_inputs
+from device_agent.worker_classes import classes_of_outputs, classes_of_predictions
 from device_agent.worker_natural import Runner, in_chunks
 
 Tensors = Mapping[str, NDArray[np.generic]]
@@ -50,22 +53,26 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     batch_size: int = 1
     compute_s: float = 0.0
     confidence: float | None = None
+    classes: tuple[int, ...] | None = None
 
 
 class _Work(msgspec.Struct, frozen=True, kw_only=True):
-    """A decoded request: ``raw`` for natural input, else ``tensors``."""
+    """A decoded request: ``raw`` for natural input, else ``tensors``. ``outputs``: of one without rows, which never
+    runs."""
 
     request_id: int
     request: DecodedRequest
     raw: tuple[RawInput, ...] = ()
     tensors: Tensors | None = None
+    outputs: Tensors | None = None
 
 
 def answer_batch(
-    activated: Activated, jobs: Sequence[Job], *, now: float, runner: Runner | None = None
+    activated: Activated, jobs: Sequence[Job], *, now: float, runner: Runner | None = None, classes: bool = False
 ) -> list[Answer]:
     """One answer per job, in their order. ``now`` is CLOCK_MONOTONIC: whoever's deadline has passed isn't run.
-    ``runner``: where texts run that need several runs; without it here, one after the other."""
+    ``runner``: where texts run that need several runs; without it here, one after the other. ``classes``: each row's
+    class is told as well."""
     answers: dict[int, Answer] = {}
     natural: list[_Work] = []
     grouped: dict[object, list[_Work]] = {}
@@ -80,19 +87,21 @@ def answer_batch(
         except Exception as error:
             answers[job.request_id] = _failed(job.request_id, error)
             continue
-        if work.tensors is None:
+        if work.outputs is not None:
+            answers[job.request_id] = _answered(activated, work, work.outputs, batch_size=0, compute_s=0.0)
+        elif work.tensors is None:
             natural.append(work)
         else:
             alone = activated.raw or len(jobs) == 1
             grouped.setdefault(object() if alone else _signature(work.tensors), []).append(work)
 
     runs: list[tuple[list[_Work], Callable[[list[_Work]], list[Answer]]]] = [
-        (group, lambda works: _run_tensors(activated, works))
+        (group, lambda works: _run_tensors(activated, works, classes))
         for members in grouped.values()
         for group in _within(members, activated.bundle.manifest.max_batch_size)
     ]
     if natural:
-        runs.append((natural, lambda works: _run_natural(activated, works, runner)))
+        runs.append((natural, lambda works: _run_natural(activated, works, runner, classes)))
     for works, run in runs:
         for answer in _attempt(works, run):
             answers[answer.request_id] = answer
@@ -126,6 +135,7 @@ def _decoded(activated: Activated, job: Job) -> _Work:
     raw = task.raw_tensors(request.inputs)
     if raw is not None:
         return _Work(request_id=job.request_id, request=request, raw=raw)
+    tensors = {name: tensor.array for name, tensor in request.inputs.items()}
     datatypes, declared_empty = activated.runtime.datatypes, activated.runtime.declared_empty
     if unknown := [name for name in request.inputs if name not in datatypes]:
         natural = f"{' and '.join(task.natural_names)}, or " if task.natural_names else ""
@@ -133,17 +143,18 @@ def _decoded(activated: Activated, job: Job) -> _Work:
             f"the model has no input {', '.join(map(repr, unknown))[:200]}",
             remedy=f"Send {natural}the model's own tensors: {', '.join(datatypes)}",
         )
+    outputs = None
+    if not (activated.raw or all(array.size for array in tensors.values())):
+        outputs = outputs_without_rows(tensors, specs, activated.runtime.outputs)
     for name, tensor in request.inputs.items():  # arrays don't tell BF16 from UINT16
         if datatypes.get(name, tensor.datatype) != tensor.datatype:
             raise RequestError(f"is {tensor.datatype}, the model takes {datatypes[name]}", where=f"input {name!r}")
         # Some kernels of onnxruntime divide by the number of rows, which ends the process.
-        if not tensor.array.size and not activated.takes_empty and name not in declared_empty:
+        if not (tensor.array.size or outputs or activated.takes_empty or name in declared_empty):
             raise RequestError("the tensor is empty", where=f"input {name!r}", remedy="Send at least one element")
-    return _Work(
-        request_id=job.request_id,
-        request=request,
-        tensors={name: tensor.array for name, tensor in request.inputs.items()},
-    )
+    if outputs is not None:
+        check_inputs(specs, tensors)
+    return _Work(request_id=job.request_id, request=request, tensors=tensors, outputs=outputs)
 
 
 def _signature(tensors: Tensors) -> object:
@@ -174,7 +185,7 @@ def _rows(work: _Work) -> int:
     return 1 if array is None or not array.ndim else array.shape[0]
 
 
-def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
+def _run_tensors(activated: Activated, works: list[_Work], classes: bool) -> list[Answer]:
     started_at = time.perf_counter()
     tensors = [work.tensors or {} for work in works]
     if len(works) == 1:
@@ -183,17 +194,24 @@ def _run_tensors(activated: Activated, works: list[_Work]) -> list[Answer]:
         joined = {name: np.concatenate([each[name] for each in tensors]) for name in tensors[0]}
         outputs = _split(activated.runtime.run(joined), [_rows(work) for work in works])
     compute_s = time.perf_counter() - started_at
-    datatypes = activated.runtime.output_datatypes
     return [
-        _encoded(
-            work,
-            {name: Tensor(datatypes[name], array) for name, array in output.items()},
-            length=_length(work.tensors or {}),
-            batch_size=len(works),
-            compute_s=compute_s,
-        )
+        _answered(activated, work, output, batch_size=len(works), compute_s=compute_s, classes=classes)
         for work, output in zip(works, outputs, strict=True)
     ]
+
+
+def _answered(
+    activated: Activated, work: _Work, outputs: Tensors, *, batch_size: int, compute_s: float, classes: bool = False
+) -> Answer:
+    datatypes = activated.runtime.output_datatypes
+    return _encoded(
+        work,
+        {name: Tensor(datatypes[name], array) for name, array in outputs.items()},
+        length=_length(work.tensors or {}),
+        batch_size=batch_size,
+        compute_s=compute_s,
+        classes=classes_of_outputs(outputs, activated.bundle.manifest) if classes else None,
+    )
 
 
 def _run_rows(activated: Activated, tensors: Tensors) -> dict[str, NDArray[np.generic]]:
@@ -230,14 +248,14 @@ def _length(tensors: Tensors) -> int:
     return max((array.shape[1] for array in tensors.values() if array.ndim == 2), default=0)
 
 
-def _run_natural(activated: Activated, works: list[_Work], runner: Runner | None) -> list[Answer]:
+def _run_natural(activated: Activated, works: list[_Work], runner: Runner | None, classes: bool) -> list[Answer]:
     """All rows of all requests together; each request is answered as soon as its last row is."""
     places = [(work, row) for work in works for row in range(len(work.raw))]
     found: dict[int, list[tuple[Prediction, int] | None]] = {work.request_id: [None] * len(work.raw) for work in works}
     missing = {work.request_id: len(work.raw) for work in works}
     compute_s = dict.fromkeys(found, 0.0)
     shared = dict.fromkeys(found, 1)
-    answers: list[Answer] = []
+    answers = [_classified(activated, work, [], 0, 0.0, classes) for work in works if not work.raw]
     for chunk in in_chunks(activated, [work.raw[row] for work, row in places], runner):
         here = {places[place][0].request_id: places[place][0] for place in chunk.places}
         for place, prediction, length in zip(chunk.places, chunk.predictions, chunk.lengths, strict=True):
@@ -249,12 +267,17 @@ def _run_natural(activated: Activated, works: list[_Work], runner: Runner | None
             shared[number] = max(shared[number], len(here))
             if not missing[number]:
                 rows = [row for row in found[number] if row is not None]
-                answers.append(_classified(activated, work, rows, shared[number], compute_s[number]))
+                answers.append(_classified(activated, work, rows, shared[number], compute_s[number], classes))
     return answers
 
 
 def _classified(
-    activated: Activated, work: _Work, rows: list[tuple[Prediction, int]], batch_size: int, compute_s: float
+    activated: Activated,
+    work: _Work,
+    rows: list[tuple[Prediction, int]],
+    batch_size: int,
+    compute_s: float,
+    classes: bool,
 ) -> Answer:
     """The answer to a natural request from those to its rows."""
     predictions = [prediction for prediction, _ in rows]
@@ -263,8 +286,14 @@ def _classified(
         _check_classes(predictions, work.request, tensors)
     except RequestError as error:
         return _failed(work.request_id, error)
-    length = max(length for _, length in rows)
-    answer = _encoded(work, tensors, length=length, batch_size=batch_size, compute_s=compute_s)
+    answer = _encoded(
+        work,
+        tensors,
+        length=max((length for _, length in rows), default=0),
+        batch_size=batch_size,
+        compute_s=compute_s,
+        classes=classes_of_predictions(predictions) if classes else None,
+    )
     return msgspec.structs.replace(answer, confidence=_confidence(predictions)) if answer.status == 200 else answer
 
 
@@ -289,7 +318,15 @@ def _check_classes(predictions: Sequence[Prediction], request: DecodedRequest, n
             )
 
 
-def _encoded(work: _Work, tensors: Mapping[str, Tensor], *, length: int, batch_size: int, compute_s: float) -> Answer:
+def _encoded(
+    work: _Work,
+    tensors: Mapping[str, Tensor],
+    *,
+    length: int,
+    batch_size: int,
+    compute_s: float,
+    classes: tuple[int, ...] | None,
+) -> Answer:
     """The answer with its tensors, or why just this client can't have them the way it asked."""
     try:
         outputs, binary = encode_outputs(tensors, work.request)
@@ -302,4 +339,5 @@ def _encoded(work: _Work, tensors: Mapping[str, Tensor], *, length: int, batch_s
         length=length,
         batch_size=batch_size,
         compute_s=compute_s,
+        classes=classes,
     )

@@ -44,6 +44,7 @@ class WorkerHandle:
         self.spec = spec
         self.generation = 0
         self.rss_bytes: int | None = None  # after the latest batch; None before the first, and in a thread
+        self.tells_classes = False  # whether batches come back with each row's class
         self.ready_at = 0.0  # in the loop's time
         self.report: ActivationReport | None = None  # of the latest activation, refused ones included
         self._digest = spec.bundle_id  # of the model that went live: clients know that one's tensors
@@ -132,7 +133,7 @@ class WorkerHandle:
             on_end(BatchResult(done=done, payload=content))
 
         self._batch_id += 1
-        message, payload = _batch(requests, self._batch_id, self.generation)
+        message, payload = _batch(requests, self._batch_id, self.generation, classes=self.tells_classes)
         connection.begin(message, payload, ended)
 
     async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
@@ -167,6 +168,7 @@ class WorkerHandle:
         """A handle for a worker that may take this one's place: the same model, and no other files than those."""
         handle = WorkerHandle(self.spec, on_lost=self._on_lost)
         handle._digest = self._digest
+        handle.tells_classes = self.tells_classes
         return handle
 
     def kill(self) -> None:
@@ -191,7 +193,9 @@ class WorkerHandle:
             await connection.lost
 
 
-def _batch(requests: Sequence[InferenceRequest], batch_id: int, generation: int) -> tuple[wire.Run, bytes]:
+def _batch(
+    requests: Sequence[InferenceRequest], batch_id: int, generation: int, *, classes: bool
+) -> tuple[wire.Run, bytes]:
     """The message and payload of a batch: the bodies one behind the other."""
     items: list[wire.RunItem] = []
     start = 0
@@ -206,7 +210,7 @@ def _batch(requests: Sequence[InferenceRequest], batch_id: int, generation: int)
                 deadline_at=request.deadline_at,
             )
         )
-    run = wire.Run(batch_id=batch_id, generation=generation, items=tuple(items))
+    run = wire.Run(batch_id=batch_id, generation=generation, items=tuple(items), classes=classes)
     return run, b"".join(request.body for request in requests)
 
 

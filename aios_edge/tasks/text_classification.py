@@ -55,8 +55,6 @@ class TextClassification:
         columns = [_texts(name, inputs[name]) for name in self.natural_names]
         if len({len(column) for column in columns}) != 1:
             raise RequestError("text and text_pair have different numbers of elements")
-        if not columns[0]:
-            raise RequestError("the tensor is empty", where="input 'text'", remedy="Send at least one text")
         return tuple(columns[0]) if len(columns) == 1 else tuple(zip(*columns, strict=True))
 
     def encode(self, raw: Sequence[RawInput]) -> dict[str, NDArray[Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from urllib.parse import unquote
 
 import msgspec
 
@@ -13,7 +14,8 @@ from device_agent.audit import AuditLog, AuditRecord
 from device_agent.desk import FrontDesk
 from device_agent.grpc_door.refusal import GrpcRefusal
 from device_agent.http import Desk
-from device_agent.tenant_account import Account, Refusal
+from device_agent.tenant_account import Refusal, TenantAccount
+from device_agent.tenant_books import TenantBooks
 from device_agent.tenant_desk import TenantDesks
 from device_agent.tenants import identify
 from device_agent.values import Completion
@@ -65,7 +67,7 @@ class TenantVisit(Visit):
     """A tenant's."""
 
     def __init__(
-        self, desk: Desk, account: Account, audit: AuditLog, record: Record, path: str, clock: Callable[[], float]
+        self, desk: Desk, account: TenantAccount, audit: AuditLog, record: Record, path: str, clock: Callable[[], float]
     ) -> None:
         super().__init__(desk, record, path)
         self.may_change_repository = account.tenant.admin
@@ -81,7 +83,7 @@ class TenantVisit(Visit):
     def receive(self, size_bytes: int) -> None:
         """Take of its bytes."""
         self._bytes_in += size_bytes
-        self._unless(self._account.receive(size_bytes, self._clock()))
+        self._unless(self._account.receive(size_bytes))
 
     def again(self) -> Visit:
         """Another request of this tenant's."""
@@ -125,13 +127,13 @@ class Callers:
         self,
         front: FrontDesk,
         tenants: TenantDesks | None,
-        audit: AuditLog,
+        books: TenantBooks,
         record: Record,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.anybody = front
         self._tenants = tenants
-        self._audit = audit
+        self._books = books
         self._record = record
         self._clock = clock
 
@@ -145,7 +147,12 @@ class Callers:
             self._tenants.accounts.strangers += 1
             return None
         account, desk = self._tenants.accounts.of[tenant.id], self._tenants.of[tenant.id]
-        return TenantVisit(desk, account, self._audit, self._record, path, self._clock)
+        return TenantVisit(desk, account, self._books.audit, self._record, path, self._clock)
+
+    def sent_away(self, peer: str, path: str, *, key_sent: bool) -> None:
+        """Write down one that was nobody's; ``peer`` as grpcio has it: ``ipv4:127.0.0.1:50000``."""
+        address = unquote(peer.partition(":")[2]).rpartition(":")[0].strip("[]") or peer
+        self._books.strangers.came(address, "POST", path, key_sent=key_sent)
 
     def stranger(self, path: str) -> Visit:
         """A request for what everybody may ask."""

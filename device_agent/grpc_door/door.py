@@ -40,7 +40,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
             method = ""
         visit = self._callers.stranger(path) if method in _OPEN else self._callers.visit(metadata, path)
         if visit is None:
-            return _refusing(None, _unauthenticated(sent=self._callers.sent_a_key(metadata)))
+            return _sending_away(self._callers, path, sent=self._callers.sent_a_key(metadata))
         if method == _STREAM:  # its messages are the requests
             return grpc.stream_stream_rpc_method_handler(_Stream(self, visit).serve)
         try:
@@ -178,13 +178,22 @@ async def _send(context: Any, outcome: Outcome) -> bytes:
     return outcome.message
 
 
-def _refusing(visit: Visit | None, outcome: Outcome) -> Any:
+def _refusing(visit: Visit, outcome: Outcome) -> Any:
     """A handler that reads nothing."""
 
     async def refuse(_: Any, context: Any) -> None:
-        if visit is not None:
-            visit.end(outcome)
+        visit.end(outcome)
         await _send(context, outcome)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _sending_away(callers: Callers, path: str, *, sent: bool) -> Any:
+    """The same for a caller without a known key."""
+
+    async def refuse(_: Any, context: Any) -> None:
+        callers.sent_away(context.peer(), path, key_sent=sent)
+        await _send(context, _unauthenticated(sent=sent))
 
     return grpc.stream_stream_rpc_method_handler(refuse)
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import grpc
 
 from aios_edge.errors import ResourceError
-from device_agent.audit import AuditLog
 from device_agent.desk import FrontDesk
 from device_agent.grpc_door.callers import Callers
 from device_agent.grpc_door.door import GrpcDoor
 from device_agent.listen import check_free
 from device_agent.settings import Http, split_bind
 from device_agent.status import GrpcStatus
+from device_agent.tenant_books import TenantBooks
 from device_agent.tenant_desk import TenantDesks
 from device_agent.values import Completion
 
@@ -23,10 +23,10 @@ _WHERE = "http.grpc_bind"
 
 
 def make_server(
-    http: Http, front: FrontDesk, tenants: TenantDesks | None, audit: AuditLog, record: Callable[[Completion], None]
+    http: Http, front: FrontDesk, tenants: TenantDesks | None, books: TenantBooks, record: Callable[[Completion], None]
 ) -> GrpcServer:
     """The door and the server under it. Raises :class:`ResourceError`."""
-    return GrpcServer(GrpcDoor(Callers(front, tenants, audit, record)), http)
+    return GrpcServer(GrpcDoor(Callers(front, tenants, books, record)), http)
 
 
 class GrpcServer:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import time
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from swapping import client
+
+from aios_edge.broker import start_broker
+from aios_edge.mqtt import MqttListener
 
 SLOW = "[emulate]\nslowdown = 250.0"  # a batch takes a tenth of a second or more
 SLOWER = "[emulate]\nslowdown = 1000.0"  # four tenths: what is too short for it is long for a cloud on a busy machine
@@ -63,6 +70,62 @@ def test_a_spent_budget_keeps_requests_here_and_says_so(start_agent: Any, small_
     assert (device.config.parent / "state" / "budgets.json").exists()
     assert sum(cloud.status()["totals"].values()) <= 2
     assert device.stop() == 0
+
+
+def test_the_broker_hears_what_the_cloud_was_sent_and_how_a_trial_goes(
+    start_agent: Any, small_batches: Path, make_bundle: Any, tmp_path: Path
+) -> None:
+    cloud, place = start_agent(bundle=small_batches), make_bundle(tmp_path / "bundle", max_batch_size=1).path
+    with start_broker() as broker, contextlib.closing(MqttListener(broker.url, "aios/v1/+/+/telemetry")) as listener:
+        device = start_agent(
+            f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nrequests_per_day = 5\ncost_per_request = 0.5\n'
+            f'[mqtt]\nurl = "{broker.url}"\ninterval_s = 0.1\n[policy]\nshadow_share = 0.5\n{SLOWER}',
+            bundle=place,
+        )
+        device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
+        make_bundle(place, version="1.1.0", max_batch_size=1)
+        client(device).load_model("tiny")
+        device.until(
+            lambda _: device.infer(timeout=200_000) and device.status()["cloud"]["c"]["spent"]["received_bytes"]
+        )
+        spent = device.status()["cloud"]["c"]["spent"]
+        figures: dict[str, Any] = {}
+        for message in listener.messages(timeout_s=10.0):
+            told = json.loads(message.payload)
+            figures = told["cloud"].get("c", {})
+            if told["trials"] and {**figures, **spent} == figures:
+                break
+        left = {"requests": {"per_day": 5.0, "left": 5.0 - spent["requests"]}}
+        assert figures == {**spent, "budgets": left} and figures["cost"] == 0.5 * spent["requests"] > 0
+        trial = told["trials"]["tiny"]
+        assert (trial["phase"], trial["successor"], trial["of_answers"]) == ("shadow", "1.1.0", 200)
+        assert device.stop() == 0
+
+
+def test_a_cloud_that_swaps_its_bundle_is_not_believed_under_the_old_ones_name(
+    start_agent: Any, small_batches: Path, make_bundle: Any, tmp_path: Path
+) -> None:
+    place = make_bundle(tmp_path / "bundle", max_batch_size=1).path
+    cloud = start_agent(bundle=place)
+    device = start_agent(f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n{SLOWER}', bundle=small_batches)
+    device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
+
+    def label() -> str | None:
+        """Of an answer that the cloud gave; None where it gave none."""
+        code, document, _ = device.infer(timeout=200_000)
+        assert code in (200, 503, 504), document
+        return document["outputs"][0]["data"][0] if code == 200 else None
+
+    device.until(lambda _: label() == "positive")
+    make_bundle(place, version="1.1.0", max_batch_size=1)
+    client(cloud).load_model("tiny")
+    device.until(lambda _: label() == "positive")
+    assert cloud.status()["models"]["tiny"]["version"] == "1.1.0"
+    make_bundle(place, version="1.2.0", max_batch_size=1, labels=("positive", "negative"))
+    client(cloud).load_model("tiny")
+    device.until(lambda status: label() in (None, "positive") and not status["cloud"]["c"]["models"]["tiny"]["usable"])
+    assert "its labels are positive, negative" in device.status()["cloud"]["c"]["models"]["tiny"]["reason"]
+    assert device.events("breaker_opened") == [] and device.stop() == 0
 
 
 def test_kills_in_a_row_do_not_fill_a_budget(start_agent: Any, small_batches: Path) -> None:

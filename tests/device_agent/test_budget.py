@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,29 @@ def test_no_24_hours_see_more_than_a_days_worth(steps: list[tuple[str, float, fl
         assert within_a_day(spent) <= 100.0 * (1 + 1e-6)
         assert len(budget.spendings) <= DAY_S / GRAIN_S + 1
     assert budget.affords(100.0, now + DAY_S + GRAIN_S), "a day later all of it is there again"
+
+
+@given(
+    st.integers(1, 1000),
+    st.floats(0, 1e7),
+    st.lists(st.tuples(st.integers(0, 600), st.floats(0, DAY_S / 3)), min_size=1, max_size=60),
+)
+def test_tokens_come_back_when_it_was_said_and_within_a_day_and_a_quarter(
+    limit: int, now: float, steps: list[tuple[int, float]]
+) -> None:
+    budget = Budget(per_day=limit)
+    for amount, gap in steps:
+        now += gap
+        wait_s = budget.wait_s(amount, now)
+        if amount > limit:
+            assert wait_s == math.inf
+            continue
+        assert wait_s <= DAY_S + GRAIN_S
+        if wait_s > 1:
+            assert budget.wait_s(amount, now + wait_s - 1) > 0, "not sooner than said"
+        now += wait_s + 1e-3
+        assert budget.wait_s(amount, now) == 0 and budget.affords(amount, now)
+        budget = budget.spend(amount, now)
 
 
 def test_a_whole_days_worth_may_go_at_once_and_fractions_add_up() -> None:

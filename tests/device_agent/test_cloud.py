@@ -252,3 +252,62 @@ def test_a_check_that_swallows_its_cancellation_does_not_keep_the_agent_from_sto
         assert swallowed
 
     drive(scenario, Server())
+
+
+def versioned(version: str, labels: tuple[str, ...] = SHAPE.labels) -> tuple[dict[str, Any], Any]:
+    """Metadata and answer of a server that tells its version."""
+    return {**METADATA, "versions": [version], "labels": labels}, lambda: http(
+        200, {**ANSWER, "model_version": version}
+    )
+
+
+def test_another_version_that_answers_is_checked_before_its_answer_is_used() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        endpoint = pool.endpoints["c"]
+
+        def checks() -> int:
+            return sum(first.startswith("GET") for first, _, _ in server.seen)
+
+        before = checks()
+        for _ in range(2):
+            assert isinstance(await pool.infer(GO, request(), "m"), Answer)
+        assert checks() == before, "it is the one that was checked"
+
+        server.metadata, server.reply = versioned("2")
+        answers = await asyncio.gather(*(pool.infer(GO, request(), "m") for _ in range(4)))
+        assert all(isinstance(answer, Answer) for answer in answers), "it fits as well"
+        assert 1 <= checks() - before <= 2, "many ask once"
+
+        server.metadata, server.reply = versioned("3", ("b", "a"))
+        assert await pool.infer(GO, request(), "m") == FAILED
+        assert not endpoint.models["m"].usable and "cloud_mismatch" in events
+        assert "its labels are b, a" in str(endpoint.models["m"].reason)
+        assert endpoint.breaker.state == "closed", "it answers"
+        assert sum(first.startswith("POST") for first, _, _ in server.seen) == 7
+
+    first, reply = versioned("1")
+    server = Server(first)
+    server.reply = reply
+    drive(scenario, server)
+
+
+def test_an_answer_of_a_version_that_nobody_speaks_of_is_not_used() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        assert isinstance(await pool.infer(GO, request(), "m"), Answer)
+        _, server.reply = versioned("0")
+        assert await pool.infer(GO, request(), "m") == FAILED
+        _, server.reply = versioned("1")
+        assert isinstance(await pool.infer(GO, request(), "m"), Answer), "the one that was checked answers again"
+        _, server.reply = versioned("0")
+        server.raw_metadata = http(500, {"error": "x"})
+        assert await pool.infer(GO, request(), "m") == FAILED
+        assert not usable(pool) and "metadata can't be had" in str(pool.endpoints["c"].models["m"].reason)
+        server.raw_metadata = None
+        await until(lambda: usable(pool))
+
+    first, reply = versioned("1")
+    server = Server(first)
+    server.reply = reply
+    drive(scenario, server)

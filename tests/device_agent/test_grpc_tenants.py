@@ -333,3 +333,13 @@ def test_who_speaks_no_tls_or_trusts_nobody_gets_nothing(secure: Any) -> None:
     ):
         with channel:
             assert refused(channel, "ServerLive", timeout=5).code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_strangers_are_written_down_by_address_and_without_their_key(agent: Any, channel: Any) -> None:
+    refused(channel, "ModelInfer", data=b"", metadata=(("authorization", "Bearer aios_nobodys"),))
+    path = agent.config.parent / "state" / "audit" / "_unauthorized.jsonl"
+    while not path.exists() or not path.read_text().endswith("\n"):
+        pass
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert {line["address"] for line in lines} == {"127.0.0.1"} and {line["method"] for line in lines} == {"POST"}
+    assert all(key not in path.read_text() for key in ("nobodys", *KEYS.values()))

@@ -190,21 +190,52 @@ def test_bf16_goes_with_other_datatypes(tmp_path: Path) -> None:
         runtime.run({"t0": values, "t1": values})
 
 
-def test_text_and_bf16_share_the_inputs_but_not_the_two_sides(tmp_path: Path) -> None:
+def test_text_and_bf16_go_together_on_both_sides(tmp_path: Path) -> None:
     from onnx import helper
 
     both = [helper.make_node("Identity", [f"t{n}"], [f"y{n}"]) for n in range(2)]
-    kinds = {"t0": 8, "t1": 16}
-    inputs = [helper.make_tensor_value_info(name, kind, (1,)) for name, kind in kinds.items()]
-    with pytest.raises(RuntimeUnavailable, match="strings in and BF16 out"):
-        outputs = [helper.make_tensor_value_info(f"y{n}", kind, (1,)) for n, kind in enumerate(kinds.values())]
-        Runtime(saved(tmp_path / "m.onnx", both, inputs, outputs), SessionSpec(), profile())
-    cast = helper.make_node("Cast", ["t1"], ["y1"], to=1)
-    outputs = [helper.make_tensor_value_info("y0", 8, (1,)), helper.make_tensor_value_info("y1", 1, (1,))]
-    runtime = Runtime(saved(tmp_path / "m.onnx", [both[0], cast], inputs, outputs), SessionSpec(), profile())
-    text = np.array([b"a"], dtype=np.object_)
-    found = runtime.run({"t0": text, "t1": np.array([0x3F80], dtype=np.uint16)})
-    assert found["y0"].tolist() == [b"a"] and found["y1"].tolist() == [1.0]
+    inputs, outputs = (
+        [helper.make_tensor_value_info(f"{side}{n}", kind, [None, 2]) for n, kind in enumerate((8, 16))]
+        for side in ("t", "y")
+    )
+    runtime = Runtime(saved(tmp_path / "m.onnx", both, inputs, outputs), SessionSpec(), profile())
+    assert [(spec.name, spec.datatype, spec.shape) for spec in runtime.outputs] == [
+        ("y0", "BYTES", (-1, 2)),
+        ("y1", "BF16", (-1, 2)),
+    ]
+    every = np.arange(65536, dtype=np.uint16).reshape(-1, 2)
+    text = np.full(every.shape, b"\xc3\xa4", dtype=np.object_)
+    found = runtime.run({"t0": text, "t1": every})
+    number = ((every & 0x7F80) != 0x7F80) | ((every & 0x7F) == 0)
+    assert (found["y1"] == every)[number].all() and found["y0"].tolist() == text.tolist()
+    assert (((found["y1"] & 0x7F80) == 0x7F80) & ((found["y1"] & 0x7F) != 0))[~number].all(), (
+        "what is no number is none"
+    )
+    assert runtime.run({"t0": text[:0], "t1": every[:0]})["y1"].shape == (0, 2)
+
+
+def test_the_weights_beside_such_a_model_are_found(tmp_path: Path) -> None:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.arange(1000, dtype=np.float32)
+    nodes = [
+        helper.make_node("Cast", ["t"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["number", "weights"], ["product"]),
+        helper.make_node("Cast", ["product"], ["y"], to=TensorProto.BFLOAT16),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("t", TensorProto.STRING, [1])],
+        [helper.make_tensor_value_info("y", TensorProto.BFLOAT16, [1000])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    path = tmp_path / "model.onnx"
+    onnx.save_model(model, path, save_as_external_data=True, location="data", size_threshold=256)
+    found = Runtime(path, SessionSpec(), profile()).run({"t": np.array([b"0.5"], dtype=np.object_)})["y"]
+    assert found.tolist() == narrow_bf16(weights * np.float32(0.5)).tolist()
 
 
 def test_what_is_no_tensor_of_the_protocol_is_refused_with_its_type(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from device_agent.audit import AuditLog
 from device_agent.http import Reply
+from device_agent.tenant_books import TenantBooks
 from device_agent.tenant_desk import TenantDesks
 from device_agent.tenant_door import TenantDoor
 from device_agent.tenants import Tenant, key_sha256
@@ -35,7 +35,13 @@ class Desk:
         self.asked = asyncio.Event()
 
     async def infer(
-        self, model: str, version: str | None, body: bytes, length: int | None, tenant: Tenant, within_s: float | None
+        self,
+        model: str,
+        version: str | None,
+        body: bytes,
+        length: int | None,
+        tenant: Tenant,
+        within_s: float | None = None,
     ) -> Reply:
         self.asked.set()
         await self.answers.wait()
@@ -63,7 +69,7 @@ def visit(tmp_path: Path, *, stays: bool) -> tuple[list[dict[str, Any]], dict[st
 
     async def run() -> None:
         desk, gone = Desk(), asyncio.Event()
-        audit = AuditLog(tmp_path, {"a": 10_000})
+        books = TenantBooks.of(TENANTS, tmp_path, lambda kind, **_: None, lambda address: None)
         messages = [
             {"type": "http.request", "body": b"x" * 5, "more_body": True},
             {"type": "http.request", "body": b"y"},
@@ -79,9 +85,9 @@ def visit(tmp_path: Path, *, stays: bool) -> tuple[list[dict[str, Any]], dict[st
             sent.append(message)
 
         door: Any = TenantDoor(
-            TenantDesks(TENANTS, desk, Deployment()),  # type: ignore[arg-type]
+            TenantDesks(TENANTS, desk, Deployment(), books),  # type: ignore[arg-type]
             desk,  # type: ignore[arg-type]
-            audit,
+            books,
             max_body_bytes=100,
             record=recorded.append,
         )
@@ -89,7 +95,7 @@ def visit(tmp_path: Path, *, stays: bool) -> tuple[list[dict[str, Any]], dict[st
         await desk.asked.wait()
         (desk.answers if stays else gone).set()
         await request
-        audit.close()
+        await books.close()
 
     asyncio.run(asyncio.wait_for(run(), 30))
     (line,) = (tmp_path / "audit" / "a.jsonl").read_text().splitlines()

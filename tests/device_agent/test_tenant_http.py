@@ -418,3 +418,23 @@ def test_the_status_command_takes_a_key(agent: Any, tmp_path: Path) -> None:
     assert refused.returncode == 1 and "401" in refused.stderr
     assert "tenant shop  ready" in status("--bearer-file", str(tmp_path / "shop.key")).stdout
     assert "model secret 1.0.0  ready" in status("--bearer-file", str(tmp_path / "root.key")).stdout
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_what_a_tenant_sent_today_is_known_after_a_restart(start_agent: Any, how: str) -> None:
+    agent = start_agent(tenant("little", "bytes_per_day = 2000"))
+    assert infer(agent, "little", body=iter([b"x" * 1500]))[0] == 400
+    if how == "stopped":
+        assert agent.stop() == 0
+    else:
+        agent.process.kill()
+        agent.process.wait()
+    agent = start_agent(again=agent)
+    told = json.loads(ask(agent, "/status", "little")[2])
+    assert told["bytes_left"] == 500 if how == "stopped" else 480 <= told["bytes_left"] <= 500, "it is written ahead"
+    assert infer(agent, "little", body=iter([b"x" * 501]))[0] == 429
+    assert agent.stop() == 0
+    (agent.config.parent / "state" / "quotas.json").write_text("{")
+    agent = start_agent(again=agent)
+    assert json.loads(ask(agent, "/status", "little")[2])["bytes_left"] == 2000, "nobody is shut out for a damaged file"
+    assert "quotas.json can't be read" in agent.log() and agent.stop() == 0

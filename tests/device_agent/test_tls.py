@@ -5,10 +5,13 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import shutil
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ import pytest
 
 from aios_edge.client import Client, HttpError
 from aios_edge.errors import RemoteError, SettingsError, UsageError
-from device_agent.tls import server_context
+from device_agent.tls import DoorCertificate, door_certificate, server_context
 
 BODY = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a good film"]}]}
 
@@ -109,7 +112,7 @@ def test_files_that_do_not_serve_are_refused_by_name(folder: Path, tmp_path: Pat
             server_context(cert, key)
         return str(caught.value)
 
-    assert server_context(None, None) is None
+    assert door_certificate(None, None) is None
     assert "http.tls_key" in refusal(folder / "door.pem", tmp_path / "none.key")
     assert "http.tls_cert" in refusal(tmp_path / "none.pem", folder / "door.key")
     assert "without a passphrase" in refusal(folder / "door.pem", folder / "secret.key")
@@ -123,3 +126,83 @@ def test_the_agent_does_not_start_with_a_wrong_key(start_agent: Any, folder: Pat
     agent = start_agent(http=f'tls_cert = "{folder}/door.pem"\ntls_key = "{folder}/other.key"', wait=False)
     assert agent.process.wait(30) == 2
     assert "http.tls_cert" in agent.log() and "Traceback" not in agent.log()
+
+
+def test_a_renewed_certificate_is_shown_and_open_connections_stay(
+    start_agent: Any, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(folder / "door.pem", tmp_path / "door.pem")
+    shutil.copy(folder / "door.key", tmp_path / "door.key")
+    agent = start_agent(
+        http=f'unix_socket = "{tmp_path}/sock"\ntls_cert = "{tmp_path}/door.pem"\ntls_key = "{tmp_path}/door.key"'
+    )
+    address = agent.url.removeprefix("https://")
+    context = ssl.create_default_context(cafile=folder / "door.pem")
+    opened = http.client.HTTPSConnection(address, timeout=20, context=context)
+
+    def ready(connection: http.client.HTTPSConnection) -> int:
+        connection.request("GET", "/v2/health/ready")
+        with connection.getresponse() as response:
+            response.read()
+            return response.status
+
+    assert ready(opened) == 200
+    sock = opened.sock
+    for name in ("door.pem", "door.key"):
+        shutil.copy(folder / name.replace("door", "other"), tmp_path / "new")
+        (tmp_path / "new").replace(tmp_path / name)
+    with Client(f"unix://{tmp_path}/sock") as client:
+        end = time.monotonic() + 20
+        while "certificate_loaded" not in [event["kind"] for event in client.status()["events"]]:
+            assert time.monotonic() < end
+    renewed = ssl.create_default_context(cafile=folder / "other.pem")
+    fresh = http.client.HTTPSConnection(address, timeout=20, context=renewed)
+    assert ready(fresh) == 200
+    with pytest.raises(ssl.SSLCertVerificationError):
+        http.client.HTTPSConnection(address, timeout=20, context=context).connect()
+    assert ready(opened) == 200 and opened.sock is sock
+    opened.close()
+    fresh.close()
+    assert agent.stop() == 0
+
+
+def test_files_that_do_not_belong_together_change_nothing_and_are_told_of_when_they_stay(
+    folder: Path, tmp_path: Path
+) -> None:
+    cert, key = tmp_path / "door.pem", tmp_path / "door.key"
+    shutil.copy(folder / "door.pem", cert)
+    shutil.copy(folder / "door.key", key)
+    told: list[str] = []
+
+    def emit(kind: str, **_: Any) -> None:
+        told.append(kind)
+
+    def shown() -> bytes:
+        listener = socket.create_server(("127.0.0.1", 0))
+        client = ssl._create_unverified_context()
+        with listener, socket.create_connection(listener.getsockname()) as ours:
+            theirs, _ = listener.accept()
+            with ThreadPoolExecutor(1) as pool:
+                served = pool.submit(door.context.wrap_socket, theirs, server_side=True)
+                with client.wrap_socket(ours, server_hostname="localhost") as tls:
+                    found = tls.getpeercert(binary_form=True)
+                    served.result().close()
+        assert found
+        return found
+
+    door = DoorCertificate(cert, key)
+    first = shown()
+    door.look(emit)
+    shutil.copy(folder / "other.pem", cert)
+    door.look(emit)
+    assert told == [] and shown() == first, "the key may be on its way"
+    door.look(emit)
+    door.look(emit)
+    assert told == ["certificate_refused"] and shown() == first
+    key.unlink()
+    door.look(emit)
+    shutil.copy(folder / "other.key", key)
+    door.look(emit)
+    door.look(emit)
+    assert told == ["certificate_refused", "certificate_loaded"]
+    assert shown() == ssl.PEM_cert_to_DER_cert((folder / "other.pem").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
@@ -131,10 +132,48 @@ def test_tensor_rows_beyond_the_largest_batch_are_run_in_parts(
     assert np.allclose(logits, alone, atol=1e-6)
 
 
-def test_an_empty_tensor_is_refused_before_the_model_sees_it(tiny: Activated) -> None:
+def test_without_rows_there_is_an_answer_without_rows_and_the_model_is_not_asked(
+    tiny: Activated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny.runtime, "run", lambda inputs: pytest.fail("it ran"))
     shape = {"datatype": "INT64", "shape": [0, 3], "data": []}
-    (answer,) = run(tiny, job(1, {"inputs": [{"name": name, **shape} for name in ("input_ids", "attention_mask")]}))
-    assert answer.status == 400 and answer.error is not None and "empty" in answer.error
+    own = job(1, {"inputs": [{"name": name, **shape} for name in ("input_ids", "attention_mask")]})
+    natural = job(2, {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [0], "data": []}]})
+    tensors, texts = run(tiny, own, natural)
+    assert (tensors.status, texts.status, tensors.batch_size, texts.batch_size) == (200, 200, 0, 0)
+    assert json.loads(tensors.outputs) == [{"name": "logits", "datatype": "FP32", "shape": [0, 2], "data": []}]
+    assert [(one["name"], one["shape"], one["data"]) for one in json.loads(texts.outputs)] == [
+        ("label", [0], []),
+        ("score", [0], []),
+        ("probabilities", [0, 2], []),
+    ]
+
+
+def test_those_beside_one_without_rows_are_answered_as_ever(tiny: Activated) -> None:
+    natural = job(2, {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [0], "data": []}]})
+    alone, (with_it, empty) = run(tiny, text_job(1, "good"))[0], run(tiny, text_job(1, "good"), natural)
+    assert with_it.outputs == alone.outputs and (empty.status, empty.batch_size) == (200, 0)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        (([1, 0], [1, 0]), "the tensor is empty"),  # a row of no tokens
+        (([0, 3], [1, 3]), "the tensor is empty"),
+        (([0, 3], None), "the tensor is empty"),
+        (([0], [0]), "has shape [0], the model takes [-1, -1]"),
+    ],
+)
+def test_other_empty_tensors_are_refused_before_the_model_sees_them(
+    tiny: Activated, shapes: tuple[list[int], list[int] | None], says: str
+) -> None:
+    inputs = [
+        {"name": name, "datatype": "INT64", "shape": shape, "data": [1] * int(np.prod(shape))}
+        for name, shape in zip(("input_ids", "attention_mask"), shapes, strict=True)
+        if shape is not None
+    ]
+    (answer,) = run(tiny, job(1, {"inputs": inputs}))
+    assert answer.status == 400 and answer.error is not None and says in answer.error
 
 
 def test_tensors_of_equal_shape_share_a_run_and_others_run_alone(tiny: Activated) -> None:
