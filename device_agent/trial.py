@@ -116,12 +116,23 @@ def chance_of(hits: int, tries: int, share: float) -> float:
         return 0.0
     if share >= 1:
         return 1.0
-    log_ways = math.lgamma(tries + 1) - math.lgamma(hits + 1) - math.lgamma(tries - hits + 1)
-    term = math.exp(log_ways + hits * math.log(share) + (tries - hits) * math.log1p(-share))
-    total, odds = term, share / (1.0 - share)
-    for count in range(hits, tries):
+    if hits > tries:
+        return 0.0
+    # From the likeliest count outwards, so that what vanishes is what doesn't matter.
+    peak = min(max(hits, math.floor((tries + 1) * share)), tries)
+    log_ways = math.lgamma(tries + 1) - math.lgamma(peak + 1) - math.lgamma(tries - peak + 1)
+    at_peak = math.exp(log_ways + peak * math.log(share) + (tries - peak) * math.log1p(-share))
+    total, odds = at_peak, share / (1.0 - share)
+    term = at_peak
+    for count in range(peak, tries):
         term *= (tries - count) / (count + 1) * odds
         total += term
-        if term < total * 1e-12 and count > tries * share:
+        if term < total * 1e-12:
+            break
+    term = at_peak
+    for count in range(peak, hits, -1):
+        term *= count / (tries - count + 1) / odds
+        total += term
+        if term < total * 1e-12:
             break
     return min(total, 1.0)
