@@ -75,8 +75,16 @@ class TraceWriter:
 
     def _append(self, lines: list[_Line]) -> None:
         """In the thread. Without lines the file isn't touched: it may be another agent's, which this one found here."""
-        if not lines:
-            return
+        begin = size = 0
+        for index, (_, line) in enumerate(lines):  # so many came since the last time that one part can't hold them
+            if size and size + len(line) > self._part_bytes // 2:
+                self._append_some(lines[begin:index])
+                begin, size = index, 0
+            size += len(line)
+        if lines:
+            self._append_some(lines[begin:])
+
+    def _append_some(self, lines: list[_Line]) -> None:
         try:
             text = self._text(lines)
             if self._path.exists() and self._path.stat().st_size + len(text) > self._part_bytes:

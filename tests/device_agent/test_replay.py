@@ -148,6 +148,21 @@ def test_a_trace_is_bounded_and_a_torn_line_costs_itself(tmp_path: Path) -> None
     assert replay(lines, Policy()).requests and lines.torn == 1
 
 
+def test_more_lines_at_once_than_a_part_holds_keep_the_bound_too(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+
+    async def main() -> None:
+        writer = TraceWriter(path, 20_000)
+        for number in range(1000):
+            writer.write(line(at=AT + number))
+        await writer.stop()
+
+    asyncio.run(main())
+    older = path.with_name("trace.1")
+    assert path.stat().st_size + older.stat().st_size <= 20_000
+    assert replay(TraceLines(path), Policy()).requests > 10, "the last of them are there"
+
+
 def test_an_agent_that_served_nobody_leaves_a_trace_alone(tmp_path: Path) -> None:
     """It may be another agent's, whose state folder this one found in use."""
     path = tmp_path / "trace"
