@@ -57,9 +57,9 @@ def flood(worker: Worker, policy: Policy, factor: float, seconds: float) -> tupl
 
 @pytest.mark.parametrize("worker", [Worker(base_s=0.2, row_s=0.1), Worker(base_s=0.02, row_s=0.1, spread=0.2)])
 def test_in_a_flood_nobody_waits_much_longer_than_the_target(worker: Worker) -> None:
-    waits, _, used = flood(worker, Policy(queue_delay_s=2.0), 3.0, 120.0)
+    waits, _, used = flood(worker, Policy(queue_delay_s=2.0), 3.0, 60.0)
     assert waits[len(waits) * 95 // 100] <= 2.0 * 1.5 and used >= 0.95
-    unlimited, device, _ = flood(worker, Policy(queue_delay_s=0.0), 3.0, 120.0)
+    unlimited, device, _ = flood(worker, Policy(queue_delay_s=0.0), 3.0, 60.0)
     assert unlimited[len(unlimited) // 2] > 10.0 and device.room.limit is None
 
 
