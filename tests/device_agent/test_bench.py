@@ -55,6 +55,7 @@ def test_bench_prints_one_document_with_all_promised_keys(tiny_bundle: Any, sens
     assert document["speedup"] is None and document["compared"] is None
 
 
+@pytest.mark.long
 def test_bench_names_the_candidate_and_what_it_was_compared_with_on_which_provider(
     make_bundle: Any, tiny_bundle: Any, sensorless: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_bundles_on_other_threads_are_not_compared(make_bundle: Any, tiny_bundle
     assert done.returncode == 2 and "runs on 2 thread(s), the measured bundle on 1" in done.stderr
 
 
+@pytest.mark.long
 def test_bench_without_json_speaks_to_a_person(tiny_bundle: Any, sensorless: Path) -> None:
     done = aios_edge("bench", str(tiny_bundle.path), "--profile", str(sensorless), "--duration", "0.5")
     assert done.returncode == 0, done.stderr

@@ -255,6 +255,7 @@ def swap_on_tensorrt(agent: Any, bundle: Any, place: Path) -> None:
     agent.until(lambda _: len(agent.events("engine_built")) == 2)
 
 
+@pytest.mark.long
 def test_after_a_swap_the_change_waits_until_the_bundle_has_kept_its_contract(
     start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
 ) -> None:

@@ -226,7 +226,7 @@ def test_what_is_no_topic_of_ours_is_nobodys(agent: Any, asker: Asker) -> None:
 
 
 def test_the_messages_expiry_is_a_deadline(start_agent: Any, small_batches: Any, own_broker: Broker) -> None:
-    agent = serving(start_agent, own_broker.url, "[emulate]\nslowdown = 2000.0", bundle=small_batches)
+    agent = serving(start_agent, own_broker.url, "[emulate]\nslowdown = 800.0", bundle=small_batches)
     with Asker(own_broker.url, REPLY) as asker:
         for _ in range(3):  # now it knows how slow it is
             asker.ask(request("a good film"), ResponseTopic=REPLY)
@@ -303,6 +303,7 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.long
 def test_an_answer_waits_for_the_broker_and_what_is_lost_is_counted(
     start_agent: Any, small_batches: Any, own_broker: Broker
 ) -> None:

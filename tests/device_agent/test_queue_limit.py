@@ -55,6 +55,7 @@ def flood(worker: Worker, policy: Policy, factor: float, seconds: float) -> tupl
     return waits, device, used / seconds / worker.capacity_per_s()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("worker", [Worker(base_s=0.2, row_s=0.1), Worker(base_s=0.02, row_s=0.1, spread=0.2)])
 def test_in_a_flood_nobody_waits_much_longer_than_the_target(worker: Worker) -> None:
     waits, _, used = flood(worker, Policy(queue_delay_s=2.0), 3.0, 60.0)

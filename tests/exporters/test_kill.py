@@ -230,6 +230,7 @@ def test_killed_once_an_export_ends_as_if_undisturbed(
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.long
 def test_killed_at_every_stage_of_pruning_in_turn_an_export_ends_as_if_undisturbed(
     exports: Exports, pruned: Path, tmp_path: Path
 ) -> None:

@@ -265,6 +265,7 @@ def test_a_pruned_candidate_that_was_given_out_is_chosen_when_it_was_measured(wo
     assert {stage.split("/")[0] for stage in report.stages["built"]} <= {"evaluate"}
 
 
+@pytest.mark.long
 def test_a_pruned_candidate_that_a_host_of_the_class_gave_out_is_known_again(
     workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

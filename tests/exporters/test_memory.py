@@ -44,6 +44,7 @@ main()
 """
 
 
+@pytest.mark.long
 def test_a_training_without_memory_says_so_and_what_needs_less(workshop: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(workshop, tmp_path / "workshop"))
     recipe = (folder / "recipe.toml").read_text(encoding="utf-8").replace("batch_size = 32", "batch_size = 1000")

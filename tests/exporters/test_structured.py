@@ -328,6 +328,7 @@ def pruned_of(report: ExportReport) -> list[Candidate]:
     return [candidate for candidate in report.profiles["arm64-gateway"].candidates if candidate.structure]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lexicon")
 def test_a_small_budget_gets_fewer_bits(workshop: Path, cache: Path, tmp_path: Path) -> None:
     """And where it is too small for those too, fewer pieces."""
