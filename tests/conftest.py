@@ -97,6 +97,13 @@ def _write_tokenizer(path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
+def words() -> tuple[str, ...]:
+    """For sentences: with accents, symbols and what the tiny model's tokenizer doesn't know."""
+    latin = ("good", "bad", "great", "awful", "film", "the", "plot", "Été", "naïve", "dull", "superb")
+    return (*latin, "漢字", "!", "?x")
+
+
+@pytest.fixture(scope="session")
 def tiny_parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a bundle is made of: ``files`` by name, ``golden``, ``manifest`` and ``contract`` as keyword arguments."""
     import numpy as np

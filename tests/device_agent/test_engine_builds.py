@@ -7,13 +7,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -22,13 +20,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from scripted_onnxruntime import CPU, CUDA, ENGINE, TENSORRT, shadow
+from scripted_gpu import ASKED, active, bundle, hardware, model, with_tensorrt
+from scripted_onnxruntime import CPU, CUDA, ENGINE, TENSORRT
 from scripted_worker import REPORT
 
 from aios_edge.broker import start_broker
-from aios_edge.contract import GoldenSpec
 from aios_edge.mqtt import MqttListener
-from aios_edge.profile_files import _folder
 from device_agent.answer import Energy
 from device_agent.cloud import CloudPool
 from device_agent.engine_builds import EngineBuilds
@@ -39,59 +36,9 @@ from device_agent.surroundings import Surroundings
 from device_agent.values import EngineReport
 from device_agent.worker_pool import WorkerSpec
 
-SHAPES = {
-    "trt_profile_min_shapes": "input_ids:1x1,attention_mask:1x1",
-    "trt_profile_opt_shapes": "input_ids:1x32,attention_mask:1x32",
-    "trt_profile_max_shapes": "input_ids:32x64,attention_mask:32x64",
-}
-ASKED = {TENSORRT: {**SHAPES, "trt_engine_cache_enable": True, "trt_timing_cache_enable": True}}
+__all__ = ["bundle", "hardware", "with_tensorrt"]  # fixtures
+
 CLIENTS = 4
-
-
-@pytest.fixture(scope="module")
-def with_tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """A profile of this machine that asks for TensorRT and CUDA first."""
-
-    def make(more: str = "", options: Mapping[str, str] | None = None) -> Path:
-        text = (_folder() / "x86-gateway.toml").read_text().replace('name = "x86-gateway"', 'name = "gpu"', 1)
-        asked = "".join(f"{name} = {value}\n" for name, value in (options or {}).items())
-        chain = f'[[providers]]\nname = "{TENSORRT}"\n[providers.options]\n{asked}[[providers]]\nname = "{CUDA}"\n'
-        path = tmp_path_factory.mktemp("profile") / "gpu.toml"
-        path.write_text(text.replace("[[providers]]", f"{more}\n{chain}[[providers]]", 1), encoding="utf-8")
-        return path
-
-    return make
-
-
-@pytest.fixture(scope="module")
-def bundle(make_bundle: Any) -> Callable[..., Any]:
-    def make(target: Path | None = None, *, options: Any = ASKED, **manifest: Any) -> Any:
-        golden = GoldenSpec(count=72, min_agreement=0.98, tolerance=dict.fromkeys((CPU, CUDA, TENSORRT), 1e-3))
-        return make_bundle(target, profile="gpu", provider_options=options, contract={"golden": golden}, **manifest)
-
-    return make
-
-
-@pytest.fixture
-def hardware(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Processes of this test find such a machine; the gate is where TensorRT waits for a line to be written."""
-
-    def make(**script: Any) -> Path:
-        gate = tmp_path / "gate"
-        for name, value in shadow(tmp_path / "hardware", gate=str(gate), **script).items():
-            monkeypatch.setenv(name, value)
-        return gate
-
-    return make
-
-
-def model(agent: Any) -> Any:
-    return agent.status()["models"]["tiny"]
-
-
-def active(agent: Any) -> list[str]:
-    names: list[str] = model(agent)["activation"]["providers_active"]
-    return names
 
 
 @contextmanager
@@ -461,74 +408,3 @@ def test_raw_models_change_over_too_where_their_shapes_are_fixed(
     with urllib.request.urlopen(f"{agent.url}/v2/models/fixed/infer", json.dumps(body).encode(), timeout=30) as answer:
         assert json.loads(answer.read())["outputs"][0]["data"] == [-1.0, 2.0]
     assert agent.infer()[0] == 200
-
-
-def checked(config: Path) -> Any:
-    """What ``agent check`` finds of the one bundle."""
-    command = [sys.executable, "-m", "aios_edge.cli.main", "agent", "check", "--config", str(config), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return json.loads(done.stdout)["activations"][0]
-
-
-def prebuild(config: Path, *more: str) -> tuple[int, Any, str]:
-    command = [sys.executable, "-m", "aios_edge.cli.main", "agent", "prebuild", "--config", str(config), "--json"]
-    done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
-
-
-def test_engines_are_built_ahead_and_then_taken_at_once(
-    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, agent_toml: Any, tmp_path: Path
-) -> None:
-    hardware().write_text("go\n")
-    config = tmp_path / "agent.toml"
-    config.write_text(agent_toml(profile=with_tensorrt(), bundle=bundle().path))
-    assert checked(config)["providers_active"] == [CUDA, CPU] and not (tmp_path / "state").exists()
-    code, document, errors = prebuild(config)
-    (made,) = document["models"]
-    assert code == 0 and (made["model"], made["engine"]["state"]) == ("tiny", "built"), errors
-    assert Path(made["engine"]["folder"], ENGINE).is_file()
-    assert checked(config)["providers_active"][0] == TENSORRT
-    code, document, _ = prebuild(config, "--model", "tiny")
-    assert code == 0 and document["models"][0]["engine"]["state"] == "cached"
-    code, document, errors = prebuild(config, "--model", "tony")
-    assert code == 2 and document is None and "no model 'tony'" in errors and "tiny" in errors
-
-    (tmp_path / "gate").unlink()
-    agent = start_agent(again=SimpleNamespace(config=config))
-    assert active(agent)[0] == TENSORRT and not agent.events("engine_building")
-    code, document, errors = prebuild(config)
-    assert code == 1 and document is None and "in use by another agent" in errors
-
-
-def test_what_cannot_be_built_ahead_is_said_plainly(
-    hardware: Any, with_tensorrt: Any, bundle: Any, agent_toml: Any, tmp_path: Path
-) -> None:
-    config = tmp_path / "agent.toml"
-    config.write_text(agent_toml())
-    code, document, _ = prebuild(config)
-    engine = document["models"][0]["engine"]
-    assert code == 0 and engine["state"] == "nothing"
-    assert engine["reason"] == f"profile 'x86-gateway' doesn't ask for {TENSORRT}"
-    config.write_text(agent_toml(profile=with_tensorrt(), bundle=bundle().path))
-    code, document, _ = prebuild(config)  # on the onnxruntime of this environment
-    engine = document["models"][0]["engine"]
-    assert code == 0 and engine["state"] == "nothing"
-    assert engine["reason"].startswith(("is not in this onnxruntime", "doesn't start: "))
-    hardware().write_text("fail\n")
-    code, document, errors = prebuild(config)
-    engine = document["models"][0]["engine"]
-    assert code == 1 and engine["state"] == "failed" and "failed to create engine" in errors
-
-
-def test_an_engine_built_ahead_whose_answers_are_wrong_does_not_keep_the_model_from_serving(
-    start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, agent_toml: Any, tmp_path: Path
-) -> None:
-    hardware(skew=0.5).write_text("go\n")
-    config = tmp_path / "agent.toml"
-    config.write_text(agent_toml(profile=with_tensorrt(), bundle=bundle().path))
-    assert prebuild(config)[1]["models"][0]["engine"]["state"] == "built"
-    agent = start_agent(again=SimpleNamespace(config=config))
-    assert agent.events("engine_failed")[0]["reason"].startswith("golden: ")
-    assert active(agent) == [CUDA, CPU] and agent.infer()[0] == 200
-    agent.stop()
-    assert prebuild(config)[1]["models"][0]["engine"]["state"] == "built"  # again: it was unfit

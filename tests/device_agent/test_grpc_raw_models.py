@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from grpc_clients import call, infer, triton
-from test_raw_models import NUMBERS, echo, some, write
+from raw_models import NUMBERS, echo, some, write
 
 from aios_edge.oip.datatypes import DTYPES, Tensor, narrow_bf16, widen_bf16
 from aios_edge.oip.elements import to_binary

@@ -6,7 +6,6 @@ import asyncio
 import http.client
 import itertools
 import json
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from certificates import self_signed
 from grpc_clients import call, refused, told, triton
 
 from device_agent.grpc_door.messages import METHODS, SERVICE, ModelInferRequest
@@ -275,22 +275,7 @@ def test_tritonclient_with_its_key(agent: Any) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate that signs itself, and its key."""
     folder = tmp_path_factory.mktemp("tls")
-    new = (
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    )
-    names = ("-subj", "/CN=door", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1")
-    subprocess.run(
-        [*new, *names, "-keyout", "door.key", "-out", "door.pem"], cwd=folder, check=True, capture_output=True
-    )
+    self_signed(folder)
     return folder
 
 

@@ -10,12 +10,12 @@ import gzip
 import itertools
 import os
 import ssl
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import self_signed
 from identity_model import write_identity
 from malformed import CHUNKED, ENVELOPES, FRAMING, INFER, MAX_BODY_BYTES, START, Case, ask, tensor
 from raw_http import Door, Heard, Wire, post
@@ -29,20 +29,7 @@ def doors(start_agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     folder = tmp_path_factory.mktemp("doors")
     write_identity(folder / "repository" / "id" / "1")
     repository = f'[repository]\npath = "{folder / "repository"}"'
-    new = (
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:prime256v1",
-        "-nodes",
-        "-days",
-        "2",
-    )
-    names = ("-subj", "/CN=door", "-addext", "subjectAltName=DNS:localhost", "-keyout", "door.key", "-out", "door.pem")
-    subprocess.run([*new, *names], cwd=folder, check=True, capture_output=True)
+    self_signed(folder)
     path = Path(f"/tmp/aios-malformed-{os.getpid()}.sock")
     limit = f"max_body_bytes = {MAX_BODY_BYTES}\n"
     plain = start_agent(repository, http=f'{limit}unix_socket = "{path}"')

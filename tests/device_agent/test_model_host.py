@@ -81,6 +81,18 @@ class Worker(Batches):
         done = wire.Done(batch_id=1, generation=1, busy_s=self.busy_s, cpu_s=0.0, rss_bytes=1, items=items)
         return BatchResult(done=done, payload=memoryview(b"[]"))
 
+    def held(self) -> tuple[asyncio.Event, asyncio.Event]:
+        """Answers nothing until the second is set; the first is, once it has a batch."""
+        running, go_on = asyncio.Event(), asyncio.Event()
+
+        async def waits(requests: Sequence[InferenceRequest]) -> BatchResult:
+            running.set()
+            await go_on.wait()
+            return await self.answered(requests)
+
+        self.on_run = waits
+        return running, go_on
+
     async def hangs(self, requests: Sequence[InferenceRequest]) -> BatchResult:
         await self.killed.wait()
         raise WorkerLost("was killed by SIGKILL", where="worker")
@@ -291,14 +303,7 @@ def test_who_waits_without_a_deadline_is_sent_away_too_once_the_device_is_to_be_
     cloud = Endpoints(lambda decision: Answer(status=200, route="cloud", reason=decision.reason))
 
     async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
-        running, go_on = asyncio.Event(), asyncio.Event()
-
-        async def slow(requests: Sequence[InferenceRequest]) -> BatchResult:
-            running.set()
-            await go_on.wait()
-            return await worker.answered(requests)
-
-        worker.on_run = slow
+        running, go_on = worker.held()
         without = [
             msgspec.structs.replace(request(number), deadline_at=None, local_only=number == 3) for number in (1, 2, 3)
         ]
@@ -319,14 +324,7 @@ def test_who_would_wait_too_long_without_a_deadline_goes_to_the_cloud(tiny_bundl
     cloud = Endpoints(lambda decision: Answer(status=200, route="cloud", reason=decision.reason))
 
     async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
-        running, go_on = asyncio.Event(), asyncio.Event()
-
-        async def slow(requests: Sequence[InferenceRequest]) -> BatchResult:
-            running.set()
-            await go_on.wait()
-            return await worker.answered(requests)
-
-        worker.on_run = slow
+        running, go_on = worker.held()
         patient = [
             msgspec.structs.replace(request(number), deadline_at=None, local_only=False) for number in range(1, 100)
         ]

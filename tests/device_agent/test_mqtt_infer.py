@@ -101,29 +101,11 @@ def outputs(body: bytes, json_length: str | None) -> tuple[Any, bytes]:
     return json.loads(body[:length])["outputs"], body[length:]
 
 
-def test_five_hundred_answers_are_those_of_the_http_door(agent: Any, asker: Asker) -> None:
+def test_five_hundred_answers_are_those_of_the_http_door(agent: Any, asker: Asker, words: tuple[str, ...]) -> None:
     """One after the other: who shares a batch may differ in the last bit. Every other one in binary, both ways."""
-    words = [
-        "good",
-        "bad",
-        "great",
-        "awful",
-        "film",
-        "the",
-        "plot",
-        "Été",
-        "naïve",
-        "漢字",
-        "dull",
-        "superb",
-        "!",
-        "?x",
-        '"',
-        "\\",
-        "\t",
-    ]
+    several = [*words, '"', "\\", "\t"]
     for number in range(500):
-        text = " ".join(words[(number * place + place) % len(words)] for place in range(1, 2 + number % 37))
+        text = " ".join(several[(number * place + place) % len(several)] for place in range(1, 2 + number % 37))
         body, length = binary(text) if number % 2 else (json.dumps(request(text)).encode(), None)
         properties: dict[str, Any] = {} if length is None else {"UserProperty": (JSON_LENGTH, str(length))}
         asker.ask(body, ResponseTopic=REPLY, CorrelationData=str(number).encode(), **properties)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import openssl, self_signed
 
 from aios_edge.client import Client, HttpError
 from aios_edge.errors import RemoteError, SettingsError, UsageError
@@ -29,14 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate that signs itself, its key, another key, and the key with a passphrase."""
     folder = tmp_path_factory.mktemp("tls")
 
-    def openssl(*arguments: str) -> None:
-        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
-
-    names = "subjectAltName=DNS:localhost,IP:127.0.0.1"
-    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
-    for name in ("door", "other"):
-        openssl(*new, "-subj", f"/CN={name}", "-addext", names, "-keyout", f"{name}.key", "-out", f"{name}.pem")
-    openssl("ec", "-in", "door.key", "-aes256", "-passout", "pass:x", "-out", "secret.key")
+    self_signed(folder)
+    self_signed(folder, "other")
+    openssl(folder, "ec", "-in", "door.key", "-aes256", "-passout", "pass:x", "-out", "secret.key")
     return folder
 
 

@@ -24,24 +24,8 @@ BATCH = 20
 
 
 @pytest.fixture(scope="module")
-def sentences() -> list[str]:
+def sentences(words: tuple[str, ...]) -> list[str]:
     """Sentences of many lengths, with accents, symbols and words the tokenizer doesn't know."""
-    words = [
-        "good",
-        "bad",
-        "great",
-        "awful",
-        "film",
-        "the",
-        "plot",
-        "Été",
-        "naïve",
-        "漢字",
-        "dull",
-        "superb",
-        "!",
-        "?x",
-    ]
     random = np.random.default_rng(5)
     return [" ".join(random.choice(words, size=random.integers(1, 40))) for _ in range(COUNT)]
 
