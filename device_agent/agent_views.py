@@ -11,7 +11,6 @@ import msgspec
 from aios_edge.profile import DeviceProfile
 from aios_edge.telemetry import CloudFigures, StatusBody
 from aios_edge.version import __version__
-from device_agent import event_loop
 from device_agent import status as st
 from device_agent.cloud import CloudPool
 from device_agent.cloud_account import CloudAccount
@@ -69,7 +68,6 @@ def agent_status(
             machine=platform.machine(),
             kernel=platform.release(),
             python=platform.python_version(),
-            event_loop=event_loop.running_on(),
             cpu_count=os.cpu_count(),
         ),
         listen=listen,

@@ -18,7 +18,6 @@ import msgspec
 
 from aios_edge.errors import SettingsError
 from aios_edge.mqtt_options import MqttOptions
-from device_agent import event_loop
 from device_agent.cloud_settings import CloudEndpoint, check_endpoints
 from device_agent.tenants import Tenant, check_tenants
 
@@ -55,7 +54,6 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     profile: str  # a shipped profile's name, or a file
     group: str = "default"  # the {group} level
     state_dir: Path = Path("state")  # the outbox and everything else that outlives the process
-    event_loop: event_loop.Wanted = "auto"  # auto: uvloop where it is installed
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):

@@ -119,7 +119,6 @@ class HostStatus(msgspec.Struct, frozen=True, kw_only=True):
     machine: str
     kernel: str
     python: str
-    event_loop: str  # uvloop, asyncio
     cpu_count: int | None
 
 

@@ -39,11 +39,10 @@ def run(config: Path) -> None:
 
     Exit 3 when no bundle may serve, with the name of the check that refused it.
     """
-    from device_agent import Agent, event_loop, load_settings
+    from device_agent import Agent, load_settings
 
     _log_to_stderr()
-    settings = load_settings(config)
-    event_loop.run(_run(Agent, settings, config), settings.device.event_loop)
+    asyncio.run(_run(Agent, load_settings(config), config))
 
 
 @agent.command()

@@ -19,13 +19,10 @@ from raw_http import Door, Wire, post
 from steady_load import ask, soon_s
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def agent(request: pytest.FixtureRequest, start_agent: Any, tmp_path: Path) -> Iterator[Any]:
-    if request.param == "uvloop":
-        pytest.importorskip("uvloop")
+@pytest.fixture
+def agent(start_agent: Any, tmp_path: Path) -> Iterator[Any]:
     write_identity(tmp_path / "repository" / "id" / "1")
-    agent = start_agent(f'[repository]\npath = "{tmp_path / "repository"}"', device=f'event_loop = "{request.param}"')
-    agent.event_loop = request.param
+    agent = start_agent(f'[repository]\npath = "{tmp_path / "repository"}"')
     agent.door = Door.of(agent.url)
     yield agent
     assert agent.process.poll() is None
@@ -82,7 +79,6 @@ def test_a_flood_of_connections_takes_nothing_from_those_that_are_there(agent: A
 
 
 def test_without_a_single_descriptor_who_is_there_is_served_and_others_are_soon(agent: Any) -> None:
-    """Where connections can't be accepted, asyncio leaves them in the kernel's queue; uvloop may close them."""
     with agent.door.connect() as kept, agent.door.connect() as other, contextlib.ExitStack() as waiting:
         for wire in (kept, other):
             wire.say(ask(1))
@@ -95,7 +91,7 @@ def test_without_a_single_descriptor_who_is_there_is_served_and_others_are_soon(
             kept.say(ask(number))
             answered(kept, number)
         end = time.monotonic() + 10
-        while agent.event_loop == "asyncio" and "new connections wait" not in agent.log():
+        while "new connections wait" not in agent.log():
             assert time.monotonic() < end
             time.sleep(0.01)
         other.say(wide(5))  # has to wait for one
@@ -110,11 +106,10 @@ def test_without_a_single_descriptor_who_is_there_is_served_and_others_are_soon(
         answered(other, 5)
         for number, wire in enumerate(late):
             heard = wire.hear()
-            if heard is not None or agent.event_loop == "asyncio":
-                assert heard is not None and heard.status == 200, (number, heard)
+            assert heard is not None and heard.status == 200, (number, heard)
         with agent.door.connect() as new:
             new.say(ask(6))
             answered(new, 6)
         assert time.monotonic() - began < soon_s()
-    assert agent.log().count("new connections wait") == (agent.event_loop == "asyncio")
+    assert agent.log().count("new connections wait") == 1
     assert agent.events("worker_crashed") == []
