@@ -20,6 +20,9 @@ from typing import Protocol
 
 import msgspec
 
+from aios_edge.telemetry import rfc3339
+from device_agent.values import Completion
+
 log = logging.getLogger("device_agent.audit")
 
 FOLDER = "audit"
@@ -48,6 +51,36 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
     status: int | None
     bytes_in: int
     bytes_out: int
+
+
+def audit_record(
+    tenant: str,
+    done: Completion | None,
+    *,
+    method: str,
+    path: str,
+    model: str | None,
+    limit: str | None,
+    status: int | None,
+    bytes_in: int,
+    bytes_out: int,
+) -> AuditRecord:
+    """What is written down of a request that ends now; ``done`` None: no inference was answered, and ``limit`` is the
+    tenant's that kept it out, if one did."""
+    return AuditRecord(
+        ts=rfc3339(time.time()),
+        tenant=tenant,
+        request_id=done.request_id if done else None,
+        id=done.client_id[:CLIP_CHARS] if done and done.client_id else None,
+        method=method,
+        path=path[:CLIP_CHARS],
+        model=model[:CLIP_CHARS] if model else None,
+        route=done.route if done else None,
+        reason=done.reason if done else limit,
+        status=status,
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+    )
 
 
 class Record(Protocol):

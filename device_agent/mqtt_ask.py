@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from aios_edge.errors import AiosEdgeError
 from aios_edge.oip.envelope import error_body
-from aios_edge.telemetry import rfc3339
-from device_agent.audit import CLIP_CHARS, AuditLog, AuditRecord
+from device_agent.audit import AuditLog, AuditRecord, audit_record
 from device_agent.desk import FrontDesk
 from device_agent.http import Reply, retry_after
 from device_agent.mqtt_door import Ask
@@ -62,21 +61,20 @@ class TenantAsks:
         except AiosEdgeError as error:
             status = error.http_status
             raise
+        except Exception:
+            status = 500  # as the door will say
+            raise
         finally:
             self._audit.write(self._record(asked, reply, status, limit))
 
     def _record(self, asked: Asked, reply: Reply, status: int | None, limit: str | None) -> AuditRecord:
-        done = reply.completion
-        return AuditRecord(
-            ts=rfc3339(time.time()),
-            tenant=self._account.tenant.id,
-            request_id=done.request_id if done else None,
-            id=done.client_id[:CLIP_CHARS] if done and done.client_id else None,
+        return audit_record(
+            self._account.tenant.id,
+            reply.completion,
             method="PUBLISH",
-            path=asked.topic[:CLIP_CHARS],
-            model=asked.model[:CLIP_CHARS],
-            route=done.route if done else None,
-            reason=done.reason if done else limit,
+            path=asked.topic,
+            model=asked.model,
+            limit=limit,
             status=status,
             bytes_in=len(asked.body),
             bytes_out=len(reply.body),

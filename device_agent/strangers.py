@@ -13,14 +13,13 @@ from pathlib import Path
 import msgspec
 
 from aios_edge.telemetry import rfc3339
-from device_agent.audit import AuditLog
+from device_agent.audit import CLIP_CHARS, AuditLog
 from device_agent.quota import Bucket
 
 NAME = "_unauthorized"  # no tenant's: those begin with a letter or digit
 LIMIT_BYTES = 1_000_000
 LINES_PER_S = 10.0
 BURST = 100.0
-_CLIP_CHARS = 200
 _ON_THE_SOCKET = "unix"
 
 
@@ -74,8 +73,8 @@ class Strangers:
         record = Unauthorized(
             ts=rfc3339(self._wall()),
             address=address,
-            method=method[:_CLIP_CHARS],
-            path=path[:_CLIP_CHARS],
+            method=method[:CLIP_CHARS],
+            path=path[:CLIP_CHARS],
             key_sent=key_sent,
             not_written=self._not_written,
         )

@@ -12,8 +12,7 @@ from typing import Any
 
 from aios_edge.errors import RequestError
 from aios_edge.oip.envelope import error_body
-from aios_edge.telemetry import rfc3339
-from device_agent.audit import CLIP_CHARS, AuditRecord
+from device_agent.audit import AuditRecord, audit_record
 from device_agent.desk import FrontDesk
 from device_agent.http import HttpApp, Receive, Reply, Scope, Send, path_parts, respond, retry_after
 from device_agent.http_protocol import PEER_UID
@@ -136,17 +135,13 @@ class _Visit:
 
     def record(self, scope: Scope, parts: list[str]) -> AuditRecord:
         """What is written down of it."""
-        done = self.completion
-        return AuditRecord(
-            ts=rfc3339(time.time()),
-            tenant=self.account.tenant.id,
-            request_id=done.request_id if done else None,
-            id=done.client_id[:CLIP_CHARS] if done and done.client_id else None,
+        return audit_record(
+            self.account.tenant.id,
+            self.completion,
             method=scope["method"],
-            path=scope["path"][:CLIP_CHARS],
-            model=parts[2][:CLIP_CHARS] if parts[:2] == ["v2", "models"] and len(parts) > 2 else None,
-            route=done.route if done else None,
-            reason=done.reason if done else self.refusal.limit if self.refusal else None,
+            path=scope["path"],
+            model=parts[2] if parts[:2] == ["v2", "models"] and len(parts) > 2 else None,
+            limit=self.refusal.limit if self.refusal else None,
             status=self._status,
             bytes_in=self._bytes_in,
             bytes_out=self._bytes_out,

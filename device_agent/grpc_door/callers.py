@@ -9,8 +9,7 @@ from urllib.parse import unquote
 import msgspec
 
 from aios_edge.errors import RequestError
-from aios_edge.telemetry import rfc3339
-from device_agent.audit import AuditLog, AuditRecord
+from device_agent.audit import AuditLog, audit_record
 from device_agent.desk import FrontDesk
 from device_agent.grpc_door.refusal import GrpcRefusal
 from device_agent.http import Desk
@@ -20,7 +19,6 @@ from device_agent.tenant_desk import TenantDesks
 from device_agent.tenants import identify
 from device_agent.values import Completion
 
-_CLIP_CHARS = 200  # of what a client chose freely, in an audit record
 #: Who only looks changes nothing, and may look every second: what is a GET over HTTP has no line in the audit.
 _LOOKS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata")
 
@@ -98,16 +96,13 @@ class TenantVisit(Visit):
         if self.path.rpartition("/")[2] in _LOOKS:
             return
         self._audit.write(
-            AuditRecord(
-                ts=rfc3339(time.time()),
-                tenant=self._account.tenant.id,
-                request_id=done.request_id if done else None,
-                id=done.client_id[:_CLIP_CHARS] if done and done.client_id else None,
+            audit_record(
+                self._account.tenant.id,
+                done,
                 method="POST",  # as HTTP/2 has it
-                path=self.path[:_CLIP_CHARS],
-                model=self.model[:_CLIP_CHARS] if self.model else None,
-                route=done.route if done else None,
-                reason=done.reason if done else self.refused.limit if self.refused else None,
+                path=self.path,
+                model=self.model,
+                limit=self.refused.limit if self.refused else None,
                 status=outcome.status if outcome is not None else None,
                 bytes_in=self._bytes_in,
                 bytes_out=len(outcome.message) if outcome is not None else 0,
