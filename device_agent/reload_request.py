@@ -9,7 +9,7 @@ from pathlib import Path
 
 from aios_edge.errors import ResourceError, UsageError
 from device_agent import state_dir
-from device_agent.reload import ReloadRecord, read_record
+from device_agent.reload import NAME, ReloadRecord, read_record
 from device_agent.settings import load_settings
 from device_agent.status import Reloaded
 
@@ -19,7 +19,7 @@ _LOOK_S = 0.02
 def ask_to_reload(config: Path, *, wait_s: float) -> Reloaded:
     """Raises :class:`SettingsError` for a file that is wrong by itself, which the agent isn't bothered with;
     :class:`UsageError` when the agent of its ``state_dir`` was started from another file, and :class:`ResourceError`
-    when none runs, it mustn't be asked, or it says nothing for ``wait_s``."""
+    when none runs or that can't be told, it mustn't be asked, doesn't listen, or says nothing for ``wait_s``."""
     folder = load_settings(config).device.state_dir
     before = _record(folder)
     if before.config != str(config.absolute()):
@@ -44,8 +44,13 @@ def ask_to_reload(config: Path, *, wait_s: float) -> Reloaded:
 
 
 def _record(folder: Path) -> ReloadRecord:
-    record = read_record(folder)
-    # Both: a number that a killed agent left may be another process' by now.
-    if record is None or record.pid != state_dir.holder(folder):
+    pid, record = state_dir.holder(folder), read_record(folder)
+    if pid is None:
         raise ResourceError("no agent runs here", where=str(folder), remedy="Start it with aios-edge agent run")
+    if record is None or record.pid != pid:  # a number that a killed agent left may be another process' by now
+        raise ResourceError(
+            f"the agent of process {pid} doesn't say that it listens to SIGHUP",
+            where=str(folder / NAME),
+            remedy="Ask again when it has started; see whether its disk is full. In another program it never does",
+        )
     return record

@@ -45,15 +45,26 @@ def hold(path: Path) -> IO[bytes]:
 
 
 def holder(path: Path) -> int | None:
-    """The process id of the agent that has the folder; None where none has, or it can't be told."""
+    """The process id of the agent that has the folder; None where none has. Raises :class:`ResourceError` where that
+    can't be told: the lock mustn't be read, or who has it could write nothing into it."""
     try:
         with (path / LOCK).open("rb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return int(lock.read(20))
-    except (OSError, ValueError):
+    except FileNotFoundError:
         pass
+    except OSError as error:
+        raise ResourceError(
+            f"whether an agent runs here can't be told ({error.strerror})", where=str(path), remedy="Ask as its user"
+        ) from error
+    except ValueError:
+        raise ResourceError(
+            "an agent runs here that could not write its process id",
+            where=str(path / LOCK),
+            remedy="See whether its disk is full; a SIGHUP to it does the same",
+        ) from None
     return None
 
 

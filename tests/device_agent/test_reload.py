@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aios_edge.errors import ResourceError
 from aios_edge.profile_files import load_profile
 from device_agent import Agent, load_settings, state_dir
 from device_agent.budget_book import BudgetBook, Limit
@@ -296,7 +298,7 @@ def test_who_cannot_hear_a_signal_is_not_sent_one(tiny_bundle: Any, tmp_path: Pa
     thread = threading.Thread(target=asyncio.run, args=(main(),))
     thread.start()
     thread.join()
-    assert answers[0].returncode == 1 and "no agent runs here" in answers[0].stderr
+    assert answers[0].returncode == 1 and "doesn't say that it listens" in answers[0].stderr
 
 
 def test_a_number_that_a_killed_agent_left_is_nobodys(start_agent: Any) -> None:
@@ -306,6 +308,23 @@ def test_a_number_that_a_killed_agent_left_is_nobodys(start_agent: Any) -> None:
     assert (agent.config.parent / "state" / NAME).is_file()
     done = command(agent.config)
     assert done.returncode == 1 and "no agent runs here" in done.stderr
+
+
+def test_whose_a_folder_is_may_not_be_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert state_dir.holder(tmp_path) is None
+    with state_dir.hold(tmp_path):
+        assert state_dir.holder(tmp_path) == os.getpid()
+        (tmp_path / state_dir.LOCK).write_bytes(b"")  # as on a full disk
+        with pytest.raises(ResourceError, match="could not write its process id"):
+            state_dir.holder(tmp_path)
+    assert state_dir.holder(tmp_path) is None
+
+    def refused(*given: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)  # root may read everything
+    with pytest.raises(ResourceError, match=r"can't be told \(Permission denied\)"):
+        state_dir.holder(tmp_path)
 
 
 def test_a_policy_that_this_device_cannot_keep_is_refused(tmp_path: Path, agent_toml: Callable[..., str]) -> None:
