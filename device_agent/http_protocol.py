@@ -64,7 +64,7 @@ class DoorProtocol(HttpToolsProtocol):
     _heads = 0  # whole ones, on this connection
     _received_bytes = 0
     _declined: bytes | None = None  # a head that is to be read again
-    _answering: RequestResponseCycle | None = None  # uvicorn knows the latest of a pipeline only
+    _answering: RequestResponseCycle | DirectCycle | None = None  # uvicorn knows the latest of a pipeline only
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
@@ -128,7 +128,7 @@ class DoorProtocol(HttpToolsProtocol):
         self._begun = False
         self._heads += 1
         if (direct := self._straight()) is not None:
-            self._direct = self.cycle = direct
+            self._direct = self.cycle = self._answering = direct
             self.headers = []
             return
         url, headers, expects = self.url, self.headers, self.expect_100_continue
@@ -143,6 +143,8 @@ class DoorProtocol(HttpToolsProtocol):
         if self._on_gone is None:
             self._on_gone = set()
         cast(Scope, self.cycle.scope)[ON_GONE] = self._on_gone
+        if isinstance(self._answering, DirectCycle) and len(self.pipeline) == 1:
+            self.flow.resume_reading()  # uvicorn stopped: nobody would see the client go. The next one stops it
 
     def _straight(self) -> DirectCycle | None:
         """The request whose head is whole, where it is one for the short way and nothing is owed before it."""
@@ -330,8 +332,8 @@ class DoorProtocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _leave(self) -> None:
-        if isinstance(self.cycle, DirectCycle):
-            self.cycle.leave()
+        if isinstance(self._answering, DirectCycle):
+            self._answering.leave()
         for leave in tuple(self._on_gone or ()):
             leave()
 

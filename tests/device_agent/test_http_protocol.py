@@ -17,6 +17,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from device_agent.http import HttpApp, Reply
+from device_agent.http_direct import DirectCycle
 from device_agent.http_protocol import DoorProtocol
 
 REQUEST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
@@ -39,8 +40,27 @@ class Desk:
             raise
         return Reply(body=b'{"answer":1}')
 
+    def submit(self, *given: Any) -> Callable[[], None]:
+        self.asked.release()
+        waits = asyncio.ensure_future(self.go.wait())
+        waits.add_done_callback(lambda _: waits.cancelled() or given[-1](Reply(body=b'{"answer":1}')))
+
+        def leave() -> None:
+            waits.cancel()
+            self.left.release()
+
+        return leave
+
     def __getattr__(self, name: str) -> Callable[[], bytes]:
         return lambda: b'{"other":1}'
+
+
+def app_of(desk: Any, way: str, record: Callable[[Any], None] = lambda completion: None) -> HttpApp:
+    """``way``: ``short``, past ASGI, or ``long``."""
+    return HttpApp(desk, max_body_bytes=100, record=record, direct=desk if way == "short" else None)
+
+
+WAYS = pytest.mark.parametrize("way", ["short", "long"])
 
 
 @contextlib.asynccontextmanager
@@ -53,7 +73,9 @@ async def serving(
             write = transport.write
             transport.write = lambda data: (writes if writes is not None else []).append(bytes(data)) or write(data)
 
-    config = uvicorn.Config(app, http=Watched, ws="none", lifespan="off", log_config=None, server_header=False)
+    config = uvicorn.Config(
+        app, http=Watched, ws="none", lifespan="off", log_config=None, server_header=False, proxy_headers=False
+    )
     address: Any = ("127.0.0.1", 0) if family == socket.AF_INET else str(path)
     with socket.socket(family) as listening:
         listening.bind(address)
@@ -69,12 +91,15 @@ def run(scenario: Any) -> None:
     asyncio.run(asyncio.wait_for(scenario, 30))
 
 
+@WAYS
 @pytest.mark.parametrize("end", ["close", "reset"])
 @pytest.mark.parametrize("pipelined", [1, 2])
-def test_who_goes_away_takes_the_request_along(end: str, pipelined: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_who_goes_away_takes_the_request_along(
+    way: str, end: str, pipelined: int, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         desk, recorded = Desk(), []
-        async with serving(HttpApp(desk, max_body_bytes=100, record=recorded.append)) as address:  # type: ignore[arg-type]
+        async with serving(app_of(desk, way, recorded.append)) as address:
             _, writer = await asyncio.open_connection(*address)
             writer.write(REQUEST * pipelined)
             await desk.asked.acquire()
@@ -91,9 +116,10 @@ def test_who_goes_away_takes_the_request_along(end: str, pipelined: int, caplog:
     assert caplog.text == ""
 
 
+@WAYS
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
 def test_who_ends_his_own_direction_waits_for_the_answer_and_may_still_leave(
-    family: socket.AddressFamily, tmp_path: Path
+    way: str, family: socket.AddressFamily, tmp_path: Path
 ) -> None:
     async def open_connection(address: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         if family == socket.AF_UNIX:
@@ -102,8 +128,7 @@ def test_who_ends_his_own_direction_waits_for_the_answer_and_may_still_leave(
 
     async def scenario() -> None:
         desk = Desk()
-        app = HttpApp(desk, max_body_bytes=100, record=lambda completion: None)  # type: ignore[arg-type]
-        async with serving(app, family=family, path=tmp_path / "door") as address:
+        async with serving(app_of(desk, way), family=family, path=tmp_path / "door") as address:
             reader, writer = await open_connection(address)
             writer.write(REQUEST * 2)
             writer.write_eof()
@@ -149,11 +174,12 @@ def test_an_agent_that_stops_does_not_take_it_for_a_client_that_went_away() -> N
     run(scenario())
 
 
-def test_head_and_body_are_one_write() -> None:
+@WAYS
+def test_head_and_body_are_one_write(way: str) -> None:
     async def scenario() -> None:
         desk, writes = Desk(), []
         desk.go.set()
-        async with serving(HttpApp(desk, max_body_bytes=100, record=print), writes) as address:  # type: ignore[arg-type]
+        async with serving(app_of(desk, way), writes) as address:
             reader, writer = await asyncio.open_connection(*address)
             for _ in range(3):
                 writer.write(REQUEST)
@@ -173,11 +199,12 @@ def test_head_and_body_are_one_write() -> None:
     run(scenario())
 
 
-def test_an_answered_request_leaves_nothing_to_the_garbage_collector() -> None:
+@WAYS
+def test_an_answered_request_leaves_nothing_to_the_garbage_collector(way: str) -> None:
     async def scenario() -> None:
         desk = Desk()
         desk.go.set()
-        async with serving(HttpApp(desk, max_body_bytes=100, record=print)) as address:  # type: ignore[arg-type]
+        async with serving(app_of(desk, way)) as address:
             reader, writer = await asyncio.open_connection(*address)
             gc.collect()
             gc.disable()
@@ -185,7 +212,7 @@ def test_an_answered_request_leaves_nothing_to_the_garbage_collector() -> None:
                 for _ in range(20):
                     writer.write(REQUEST)
                     await reader.readuntil(b"}")
-                held = [thing for thing in gc.get_objects() if isinstance(thing, RequestResponseCycle)]
+                held = [thing for thing in gc.get_objects() if isinstance(thing, RequestResponseCycle | DirectCycle)]
                 assert len(held) <= 2  # the connection's latest, and one whose task is just ending
             finally:
                 gc.enable()
@@ -194,11 +221,12 @@ def test_an_answered_request_leaves_nothing_to_the_garbage_collector() -> None:
     run(scenario())
 
 
-def test_go_on_is_said_before_the_body_is_sent() -> None:
+@WAYS
+def test_go_on_is_said_before_the_body_is_sent(way: str) -> None:
     async def scenario() -> None:
         desk = Desk()
         desk.go.set()
-        async with serving(HttpApp(desk, max_body_bytes=100, record=print)) as address:  # type: ignore[arg-type]
+        async with serving(app_of(desk, way)) as address:
             reader, writer = await asyncio.open_connection(*address)
             head, body = REQUEST.split(b"\r\n\r\n")
             writer.write(head + b"\r\nExpect: 100-continue\r\n\r\n")
