@@ -8,13 +8,16 @@ only, and the group's between workers, so both are set.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 STEP = 1.25  # of processor time, between two nicenesses
 MOST = 19
+TRIES, PAUSE_S = 20, 0.11
 AUTOGROUP = Path("/proc/self/autogroup")
 
 
@@ -27,5 +30,20 @@ def take(nice: int, autogroup: Path = AUTOGROUP) -> None:
     """What a worker process does to itself, before it starts threads: they have what it has then."""
     if nice:
         os.nice(nice)
-        with contextlib.suppress(OSError):  # a kernel that doesn't group, or lets nobody say how
-            autogroup.write_text(str(nice), encoding="ascii")
+        _take_in_group(lambda: autogroup.write_text(str(nice), encoding="ascii"))
+
+
+def _take_in_group(write: Callable[[], object], pause: Callable[[float], None] = time.sleep) -> None:
+    for _ in range(TRIES):
+        try:
+            write()
+        except FileNotFoundError:  # a kernel that doesn't group
+            return
+        except BlockingIOError:  # whoever has no privilege may write once in 100 ms, all processes together
+            pause(PAUSE_S)
+            continue
+        except OSError as error:
+            print(f"the weights of bundles have no effect here: {AUTOGROUP}: {error.strerror}", file=sys.stderr)
+            return
+        return
+    print(f"the weights of bundles have no effect here: {AUTOGROUP} was always busy", file=sys.stderr)

@@ -254,7 +254,8 @@ class Deployment:
         except AiosEdgeError as error:
             self._tell.refused(entry, error)
             raise
-        self.builds.consider(self._hosts[model])
+        if self._hosts[model] is not host:  # else a trial began
+            self.builds.consider(self._hosts[model])
 
     async def _swap(self, model: str, entry: BundleEntry, bundle: Bundle) -> None:
         new = self._host(entry, bundle)
@@ -267,11 +268,13 @@ class Deployment:
 
     async def _change_over(self, model: str, host: ModelHost, engine: EngineReport) -> None:
         """The engine of a model that serves without was built: a worker with it takes the place."""
-        # First its bundle has to keep its contract, or to hold its place.
-        while (other := self.probations.get(model) or self.trials.get(model)) is not None:
-            await other.over.wait()
+        changed = False
 
         async def change() -> None:
+            nonlocal changed
+            if self.probations.get(model) or self.trials.get(model):  # begun by the change before this one
+                return
+            changed = True
             if self._hosts.get(model) is not host:  # swapped or unloaded meanwhile
                 return
             new = self._host(self._entries[model], replace(host.bundle, path=host.instance.worker.spec.bundle_path))
@@ -281,7 +284,11 @@ class Deployment:
                 if not found_unfit(new, error, self._around.emit):
                     self._around.emit("engine_failed", model=model, reason=str(error))
 
-        await self._in_background(change)
+        while not changed:
+            # First its bundle has to keep its contract, or to hold its place.
+            while (other := self.probations.get(model) or self.trials.get(model)) is not None:
+                await other.over.wait()
+            await self._in_background(change)
 
     async def _lying_at(self, entry: BundleEntry) -> Bundle:
         bundle = open_entry(entry)

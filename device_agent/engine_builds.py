@@ -11,6 +11,7 @@ import dataclasses
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import msgspec
 
@@ -46,6 +47,8 @@ class EngineBuilds:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._stages: dict[str, tuple[str, float, Path]] = {}
         self._turn = asyncio.Lock()
+        #: What isn't built yet, also of a host whose build was given up and that may come back.
+        self._wanted: WeakKeyDictionary[ModelHost, EngineReport] = WeakKeyDictionary()
 
     def get(self, model: str) -> EngineBuild | None:
         """How far the build for a model is; None when there is none."""
@@ -60,12 +63,16 @@ class EngineBuilds:
         awaited any more."""
         self.give_up(host.name)
         report = host.instance.report
-        if report is None or report.engine is None or report.engine.state != "missing":
+        engine = report.engine if report is not None else None
+        if engine is None or engine.state != "missing":
+            engine = self._wanted.get(host)
+        if engine is None:
             return
+        self._wanted[host] = engine
         # A restart of its worker must not take an engine that wasn't checked, and a way back leads to what serves now.
         worker = host.instance.worker
         worker.spec = dataclasses.replace(worker.spec, engines="off")
-        task = asyncio.get_running_loop().create_task(self._build(host, report.engine), name=f"engine-{host.name}")
+        task = asyncio.get_running_loop().create_task(self._build(host, engine), name=f"engine-{host.name}")
         self._tasks[host.name] = task
 
     def give_up(self, model: str) -> None:
@@ -88,8 +95,14 @@ class EngineBuilds:
                 made = await self._built(host, folder)
         finally:
             self._stages.pop(model, None)
-        if made is not None:
+        self._wanted.pop(host, None)
+        if made is None:
+            return
+        try:
             await self._change_over(model, host, made)
+        except Exception as error:  # nobody waits for the task
+            log.exception("%s did not change over to its engine", model)
+            self._tell("engine_failed", host, took_s=None, reason=f"{type(error).__name__}: {error}")
 
     async def _built(self, host: ModelHost, folder: Path) -> EngineReport | None:
         model, began = host.name, self._around.clock()
@@ -106,6 +119,9 @@ class EngineBuilds:
             made = await build(spec, on_stage=staged)
         except AiosEdgeError as error:
             made = EngineReport(state="failed", reason=str(error))
+        except Exception as error:  # a fault of ours is a build that failed, and told as one
+            log.exception("the build of an engine for %s failed", model)
+            made = EngineReport(state="failed", reason=f"{type(error).__name__}: {error}")
         finally:
             progress.cancel()
         took_s = round(self._around.clock() - began, 3)

@@ -8,6 +8,7 @@ cache that can be dropped at once. The least of them counts. Pressure is the gro
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def _folders(proc_root: Path, sys_root: Path) -> Iterator[tuple[Path, int]]:
         return
     folder = root / path.strip("/")
     while folder != root.parent:
-        if folder.is_dir():  # in a container the path may be the host's
+        # In a container the path may be the host's. Path.is_dir raises where this agent may not look.
+        if os.path.isdir(folder):  # noqa: PTH112
             yield folder, version
         folder = folder.parent
 

@@ -53,6 +53,7 @@ async def prebuild(settings: Settings, profile: DeviceProfile, model: str | None
         done: list[Prebuilt] = []
         error: AiosEdgeError | None = None
         names: list[str] = []
+        unopened: list[AiosEdgeError] = []  # whose names nobody knows
         for entry in entries:
             try:
                 bundle = open_entry(entry)
@@ -60,6 +61,7 @@ async def prebuild(settings: Settings, profile: DeviceProfile, model: str | None
                 if model is None:
                     done.append(_refused(entry, refusal))
                     error = error or refusal
+                unopened.append(refusal)
                 continue
             names.append(bundle.manifest.name)
             if model not in (None, bundle.manifest.name):
@@ -69,6 +71,8 @@ async def prebuild(settings: Settings, profile: DeviceProfile, model: str | None
             error = error or failure
             manifest = bundle.manifest
             done.append(Prebuilt(path=str(entry.path), model=manifest.name, version=manifest.version, engine=engine))
+    if not done and unopened:
+        raise unopened[0]
     if not done:
         raise UsageError(f"there is no model {model!r}", remedy=f"Models here: {', '.join(names) or 'none'}")
     return Prebuild(models=tuple(done), error=error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from aios_edge.errors import BundleRefused
@@ -40,6 +41,7 @@ class Recycling:
         self._began_at = float("-inf")
         self._not_before = float("-inf")
         self._beside: asyncio.Task[None] | None = None
+        self._retiring: asyncio.Task[None] | None = None  # the worker that was replaced, in its last batch
 
     @property
     def worker(self) -> Worker | None:
@@ -73,7 +75,7 @@ class Recycling:
         self._began_at = now
         worker, start_s = self.worker, self._instance.plan.start_s
         if worker is not None and recycle.fits_beside(self._around.room(), worker, start_s):
-            task = self._load_beside(why, worker, now)
+            task = self._told(self._load_beside(why, worker, now))
             self._beside = asyncio.get_running_loop().create_task(task, name=f"recycling-{self._name}")
         else:
             self._end_first(why)
@@ -93,9 +95,16 @@ class Recycling:
 
     async def end(self) -> None:
         """The model is stopped: a successor on its way isn't needed any more."""
-        if self._beside is not None:
-            self._beside.cancel()
-            await asyncio.gather(self._beside, return_exceptions=True)
+        tasks = [task for task in (self._beside, self._retiring) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _told(self, change: Awaitable[None]) -> None:
+        try:
+            await change
+        except Exception:  # nobody waits for the task
+            log.exception("%s: replacing its worker failed", self._name)
 
     async def _load_beside(self, why: str, worker: Worker, began: float) -> None:
         old, generation = self._instance.worker, self._instance.worker.generation
@@ -117,6 +126,10 @@ class Recycling:
             await successor.stop()
             return
         self._tell(why, worker, began, beside=True)
+        retiring = self._told(self._retire(old))  # in its own time: what is asked from now on is of the successor
+        self._retiring = asyncio.get_running_loop().create_task(retiring, name=f"retiring-{self._name}")
+
+    async def _retire(self, old: WorkerHandle) -> None:
         try:
             await old.retire()
         finally:  # the model may be stopped while its last batch runs

@@ -8,6 +8,7 @@ isn't to be spared. They never leave the device: a copy has no way to the cloud.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Sequence
 
@@ -21,6 +22,8 @@ from device_agent.trial import Phase, Seen, TrialRules, Verdict, compare, judge
 from device_agent.values import InferenceRequest
 from device_agent.wire import DoneItem
 from device_agent.worker_pool import BatchResult
+
+log = logging.getLogger("device_agent.model")
 
 
 class TrialRun:
@@ -131,6 +134,10 @@ class TrialRun:
         if not verdict.over:
             return
         self._timer.cancel()
+        if verdict.reason is None and not self._seen.answers:
+            log.warning(
+                "trial of %s: nobody asked in %.3g s, its %s shows nothing", self.current.name, elapsed_s, self._phase
+            )
         if verdict.reason is None and self._phases:
             self._begin_phase()
             return
@@ -163,8 +170,10 @@ class TrialRun:
     def _submit(self, copies: Sequence[InferenceRequest]) -> None:
         for copy in copies:
 
-            def answered(_: Answer, number: int = copy.request_id) -> None:
+            def answered(answer: Answer, number: int = copy.request_id) -> None:
                 self._on_the_way.discard(number)
+                if answer.route == "shed":  # the successor didn't come to it
+                    self._seen = self._seen.plus(skipped=1)
 
             self.successor.submit(copy, answered).arrival = None  # no decision that a trace should tell of
 

@@ -30,6 +30,7 @@ class Upkeep:
         self._around = around
         self._relieved_at = float("-inf")
         self._exceeded = False
+        self._failed = False
         self._turn = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -50,7 +51,11 @@ class Upkeep:
                 self.relieve()
                 await self.keep_budget()
             except Exception:  # no reason to stop looking
-                log.exception("the models' memory could not be looked after")
+                if not self._failed:  # once, and not every two seconds
+                    log.exception("the models' memory could not be looked after; said once")
+                self._failed = True
+            else:
+                self._failed = False
 
     def relieve(self) -> None:
         """Replace who is above its ceiling and wasn't to be replaced so soon; while memory is short, who grew most."""
@@ -95,8 +100,8 @@ class Upkeep:
 
     async def _unload(self, budget: int, asking: str | None) -> None:
         for model in to_unload(self._residents(asking), budget, asking=asking):
-            with contextlib.suppress(KeyError):  # it went by itself meanwhile
-                await self._hosts[model].instance.resting.leave()
+            if (host := self._hosts.get(model)) is not None:  # else it went by itself meanwhile
+                await host.instance.resting.leave()
 
     def _residents(self, asking: str | None) -> list[Resident]:
         return [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from device_agent.core_share import MOST, STEP, niceness
+from device_agent.core_share import MOST, STEP, TRIES, _take_in_group, niceness
 
 #: Both on one core, until the first has had half a second of it.
 SPIN = """
@@ -32,6 +32,32 @@ def test_weights_become_nicenesses(weight: float, factor: float) -> None:
     nice = niceness(weight, weight * factor)
     assert nice == MOST or STEP ** (nice - 0.51) <= factor <= STEP ** (nice + 0.51)
     assert niceness(weight, weight) == 0
+
+
+@pytest.mark.parametrize(
+    ("refusals", "tries", "says"),
+    [
+        ([], 1, ""),
+        ([BlockingIOError()] * 3, 4, ""),
+        ([BlockingIOError()] * TRIES, TRIES, "always busy"),
+        ([FileNotFoundError()], 1, ""),
+        ([PermissionError(13, "Permission denied")], 1, "Permission denied"),
+    ],
+)
+def test_the_group_is_asked_again_while_it_is_busy_and_a_refusal_is_told(
+    capsys: pytest.CaptureFixture[str], refusals: list[OSError], tries: int, says: str
+) -> None:
+    left, pauses, asked = iter(refusals), list[float](), 0
+
+    def write() -> None:
+        nonlocal asked
+        asked += 1
+        if (refusal := next(left, None)) is not None:
+            raise refusal
+
+    _take_in_group(write, pauses.append)
+    told = capsys.readouterr().err
+    assert asked == tries and (says in told if says else told == "")
 
 
 def test_two_busy_workers_on_one_core_get_what_their_weights_say() -> None:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted_worker import REPORT, Batches
+from scripted_worker import REPORT, Batches, infer
 
 from aios_edge.bundle.read import open_bundle
 from aios_edge.errors import BundleRefused, RequestError, RuntimeUnavailable
@@ -119,7 +119,7 @@ class Place:
             host = self.deployment.host(model, None)
         except RequestError as error:
             return error.http_status, ""
-        answer = await host.infer(request)
+        answer = await infer(host, request)
         assert answer.status != 200 or answer.outputs.decode() == host.bundle.bundle_id, "each by the one it went to"
         return answer.status, host.bundle.bundle_id
 

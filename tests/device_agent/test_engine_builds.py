@@ -202,7 +202,6 @@ def swap_on_tensorrt(agent: Any, bundle: Any, place: Path) -> None:
     agent.until(lambda _: len(agent.events("engine_built")) == 2)
 
 
-@pytest.mark.long
 def test_after_a_swap_the_change_waits_until_the_bundle_has_kept_its_contract(
     start_agent: Any, hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
 ) -> None:
@@ -297,6 +296,48 @@ def test_shapes_that_nothing_bounds_are_told_as_nothing_to_build(
     assert "trt_profile_min_shapes" in first["reason"]
 
 
+class Hosted(SimpleNamespace):
+    """Stands for a model's host; builds hold no more than a weak reference to it."""
+
+    __hash__ = object.__hash__
+
+
+def test_a_bundle_that_comes_back_has_its_engine_built_after_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its build was given up when another bundle took its place, and what its new worker says tells of no engine."""
+    begun: list[str] = []
+
+    async def build(spec: WorkerSpec, **_: Any) -> EngineReport:
+        begun.append(str(spec.bundle_path))
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def change_over(*_: Any) -> None:
+        raise AssertionError
+
+    def host(name: str) -> Any:
+        report = SimpleNamespace(engine=EngineReport(state="missing", folder=name))
+        bundle = SimpleNamespace(bundle_id=name, manifest=SimpleNamespace(version="1"))
+        spec = WorkerSpec(model="m", bundle_path=Path(name), profile="x")
+        return Hosted(
+            name="m", bundle=bundle, instance=SimpleNamespace(report=report, worker=SimpleNamespace(spec=spec))
+        )
+
+    async def main() -> None:
+        monkeypatch.setattr("device_agent.engine_builds.build", build)
+        around: Any = SimpleNamespace(emit=lambda kind, **detail: None, clock=time.monotonic)
+        builds, good, bad = EngineBuilds(around, change_over), host("good"), host("bad")
+        for each in (good, bad):
+            builds.consider(each)
+            await asyncio.sleep(0.01)
+        good.instance.report = SimpleNamespace(engine=None)
+        builds.consider(good)
+        await asyncio.sleep(0.01)
+        assert begun == ["good", "bad", "good"] and builds.get("m") is not None
+        await builds.stop()
+
+    asyncio.run(main())
+
+
 def test_a_build_tells_how_far_it_is_again_and_again(
     hardware: Any, with_tensorrt: Any, bundle: Any, tmp_path: Path
 ) -> None:
@@ -317,7 +358,7 @@ def test_a_build_tells_how_far_it_is_again_and_again(
     async def build() -> None:
         report = SimpleNamespace(engine=EngineReport(state="missing", folder=str(tmp_path)))
         worker = SimpleNamespace(spec=spec)
-        host: Any = SimpleNamespace(name="tiny", bundle=made, instance=SimpleNamespace(report=report, worker=worker))
+        host: Any = Hosted(name="tiny", bundle=made, instance=SimpleNamespace(report=report, worker=worker))
         around: Any = SimpleNamespace(emit=emit, clock=time.monotonic)
         builds = EngineBuilds(around, change_over, told_every_s=0.01)
         builds.consider(host)
@@ -344,7 +385,7 @@ def test_every_new_worker_says_on_which_providers_the_model_is_now() -> None:
 
     class Worker:
         spec = WorkerSpec(model="tiny", bundle_path=Path(), profile="x86-gateway")
-        ready, report = True, moved
+        ready, report, tells_classes = True, moved, False
 
         async def stop(self) -> None:
             """As the real one."""
@@ -353,7 +394,7 @@ def test_every_new_worker_says_on_which_providers_the_model_is_now() -> None:
             return moved
 
     async def change(beside: bool) -> Any:
-        instance: Any = ModelInstance(Worker.spec, around, on_lost=lambda: None)
+        instance: Any = ModelInstance(Worker.spec, around, on_wake=lambda: None)
         instance.worker, instance.report, instance.state = Worker(), REPORT, "ready"
         if beside:
             assert instance.hand_over(instance.worker, Worker())

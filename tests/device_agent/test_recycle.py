@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_worker import infer
 
 from aios_edge.errors import SettingsError
 from aios_edge.profile_files import load_profile
@@ -265,7 +266,7 @@ def with_host(
 
 async def ask(host: ModelHost, number: int) -> int:
     (made,) = rehearsal_batch("tiny", (4,), pair=False, now=0.0)
-    answer = await host.infer(msgspec.structs.replace(made, request_id=number))
+    answer = await infer(host, msgspec.structs.replace(made, request_id=number))
     return answer.status
 
 
@@ -350,7 +351,8 @@ def test_a_model_that_is_stopped_while_its_worker_is_replaced_leaves_none(tiny_b
                 asking.append(asyncio.create_task(ask(host, len(asking) + 1)))
                 await asyncio.sleep(0.005)
             await host.stop()
-            assert set(await asyncio.gather(*asking)) <= {200, 503}
+            told = set(await asyncio.gather(*asking))
+            assert told <= {200, 503} and (200 in told or not handed_over)
 
         with_host(tiny_bundle, [Room()], scenario, slowdown=30.0)
         assert not children()

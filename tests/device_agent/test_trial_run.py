@@ -6,6 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -77,7 +78,7 @@ def test_only_a_canary_that_is_there_answers_and_the_end_is_told_once(
     def submit(copy: InferenceRequest, on_answer: Any) -> Any:
         assert copy.local_only and copy.deadline_at is None
         copied.append(copy)
-        on_answer(None)
+        on_answer(SimpleNamespace(route="local"))
         if len(copied) % len(REQUESTS) == 0:
             successor.record.answered(REQUESTS, result(REQUESTS, label=label[0]), 0.001)
         return SimpleNamespace()
@@ -133,7 +134,7 @@ def test_only_a_canary_that_is_there_answers_and_the_end_is_told_once(
     asyncio.run(main())
 
 
-def test_a_clock_that_is_behind_the_loops_does_not_keep_a_trial_from_its_end() -> None:
+def test_a_clock_that_is_behind_the_loops_does_not_keep_a_trial_from_its_end(caplog: pytest.LogCaptureFixture) -> None:
     told: list[str | None] = []
     around: Any = SimpleNamespace(clock=lambda: 0.0)
 
@@ -145,3 +146,4 @@ def test_a_clock_that_is_behind_the_loops_does_not_keep_a_trial_from_its_end() -
 
     asyncio.run(asyncio.wait_for(main(), 10))
     assert told == [None]
+    assert "nobody asked" in caplog.text  # and it took over all the same
