@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ from device_agent.admission import Load, admit
 from device_agent.answer import Answer, shed_answer
 from device_agent.deployment import Deployment
 from device_agent.fairness import has_room, shares
-from device_agent.http import Reply, retry_after
+from device_agent.http import Reply, internal_error, retry_after
 from device_agent.metadata import model_metadata
 from device_agent.metrics import Metrics
 from device_agent.model_host import ModelHost
@@ -36,6 +37,8 @@ from device_agent.raw_model import is_raw
 from device_agent.status import AgentStatus
 from device_agent.tenants import Tenant
 from device_agent.values import Completion, InferenceRequest, Shed
+
+log = logging.getLogger("device_agent")
 
 
 class FrontDesk:
@@ -138,14 +141,23 @@ class FrontDesk:
 
         def answered(answer: Answer) -> None:
             over()
-            on_reply(self._reply(host, request, answer))
+            try:
+                reply = self._reply(host, request, answer)
+            except Exception:  # whoever asked is to hear something
+                log.exception("the answer to a request for %s could not be put together", model)
+                reply = internal_error()
+            on_reply(reply)
 
         def leave() -> None:
             if not ticket.answered:
                 over()
                 host.leave(ticket)
 
-        ticket = host.submit(request, answered)
+        try:
+            ticket = host.submit(request, answered)
+        except BaseException:
+            over()
+            raise
         return leave
 
     def _hold(self, tenant: str, size_bytes: int, count: int) -> None:

@@ -8,6 +8,7 @@ may still overtake.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 
 import msgspec
@@ -28,6 +29,9 @@ from device_agent.values import Cloud, Local, Reason, Shed
 from device_agent.watched_run import Watchdog
 from device_agent.worker_pool import BatchResult
 
+log = logging.getLogger("device_agent.model")
+
+FAULT_PAUSE_S = 1.0
 LEARN_EVERY_S = 0.002  # of batches that take less, some teach as much as all; learning would be a part of their cost
 
 
@@ -92,9 +96,12 @@ class Dispatch:
 
     def _may_go_ahead(self) -> bool:
         """Whether a second batch may be given to it while it has a short one. None goes before or behind a request that
-        died with a worker, nor before a chore, which would never have its turn."""
+        died with a worker, nor before a chore, which would never have its turn; nor to a worker that took over while
+        the one before it has its last batch."""
         instance, running = self._instance, self._instance.running
         if not self._queue or not running.tickets or instance.ahead.tickets or not instance.ready:
+            return False
+        if running.worker is not instance.worker:
             return False
         if not goes_ahead(running.expected_s, running.expected_s, self._learning.service.overhead_s):
             return False
@@ -105,19 +112,26 @@ class Dispatch:
         """Bring the worker back whenever it is lost, and do what is to be done between two batches."""
         try:
             while True:
-                self._wake.clear()
-                if self._instance.running.tickets:
-                    await self._wake.wait()
-                elif chore := self._instance.chore(len(self._queue)):
-                    await chore()
-                elif not self._instance.worker.ready and self._instance.state != "resting":
-                    await self._bring_back()
-                else:
-                    if self._instance.ready:  # else it rests, and nobody asks for it
-                        self._begin_next()
-                    await self._wake.wait()
+                try:
+                    await self._step()
+                except Exception:  # without this task no worker ever comes back
+                    log.exception("the worker of %s could not be looked after; tried again", self._instance.name)
+                    await asyncio.sleep(FAULT_PAUSE_S)
         finally:
             self._watchdog.close()
+
+    async def _step(self) -> None:
+        self._wake.clear()
+        if self._instance.running.tickets:
+            await self._wake.wait()
+        elif chore := self._instance.chore(len(self._queue)):
+            await chore()
+        elif not self._instance.worker.ready and self._instance.state != "resting":
+            await self._bring_back()
+        else:
+            if self._instance.ready:  # else it rests, and nobody asks for it
+                self._begin_next()
+            await self._wake.wait()
 
     def _take(self) -> tuple[list[Ticket], float, float] | None:
         """The next batch, after judging each member again (no work for the dead); now, and how long it will take."""
@@ -150,14 +164,17 @@ class Dispatch:
         return None
 
     def _begin(self, batch: list[Ticket], now: float, expected_s: float) -> None:
-        instance = self._instance
-        if instance.running.tickets:
-            instance.ahead = Running(batch, now, expected_s)
+        instance, given = self._instance, Running(batch, now, expected_s, self._instance.worker)
+        if was_ahead := bool(instance.running.tickets):
+            instance.ahead = given
         else:
-            instance.running = Running(batch, now, expected_s)
+            instance.running = given
         requests = [ticket.request for ticket in batch]
 
         def ended(end: BatchResult | WorkerLost) -> None:
+            if instance.state == "stopped":  # which ended the worker, and told everybody
+                instance.running = instance.ahead = Running()
+                return
             if isinstance(end, WorkerLost):
                 if batch is instance.ahead.tickets:
                     self._untouched(batch)
@@ -168,15 +185,19 @@ class Dispatch:
                 self._wake.set()
                 return
             began, now = instance.running.since, self._around.clock()
-            seen_s = now - began
             self._next_runs(now)
-            instance.served()
-            self.next()  # the worker needn't wait for the answers to be written, nor clients for the rest
+            try:
+                instance.served()
+                self.next()  # the worker needn't wait for the answers to be written, nor clients for the rest
+            except Exception:  # no reason for these to go without their answers
+                log.exception("the next batch of %s could not begin; tried again", instance.name)
+                self._wake.set()
             self._answer(batch, end)
             self._record.answered(requests, end, expected_s)
             if now - self._learnt_at >= LEARN_EVERY_S:
                 self._learnt_at = now
-                self._learning.learn(requests, end, seen_s)
+                # Of one that was there already, the time from reply to reply tells nothing of the way to the worker.
+                self._learning.learn(requests, end, None if was_ahead else now - began)
 
         timeout_s = self._around.policy.batch_timeout_s
         self._watchdog.run(instance.worker, requests, ended, timeout_s=timeout_s, predicted_s=expected_s)
@@ -186,7 +207,8 @@ class Dispatch:
         ahead = self._instance.ahead
         for ticket in ahead.tickets:
             ticket.taken_at = now
-        self._instance.running, self._instance.ahead = Running(ahead.tickets, now, ahead.expected_s), Running()
+        ahead.since = now
+        self._instance.running, self._instance.ahead = ahead, Running()
 
     def _untouched(self, batch: list[Ticket]) -> None:
         """The worker died before it came to this batch: it waits again, as before."""

@@ -26,8 +26,8 @@ class Learning:
         """How long a request would take alone."""
         return self.service.busy_s(self.service.units(pending.cost_bytes))
 
-    def learn(self, requests: Sequence[InferenceRequest], result: BatchResult, seen_s: float) -> None:
-        """Learn from a batch that took ``seen_s`` from its sending to its answer."""
+    def learn(self, requests: Sequence[InferenceRequest], result: BatchResult, seen_s: float | None) -> None:
+        """Learn from a batch that took ``seen_s`` from its sending to its answer; None where that wasn't seen."""
         lengths = {item.request_id: item.length for item in result.done.items if item.status == 200 and item.batch_size}
         if len(lengths) < len(requests):  # a refusal, or an answer without rows, is quick and says nothing about others
             return
@@ -35,4 +35,6 @@ class Learning:
             [request.cost_hint_bytes for request in requests],
             [lengths[request.request_id] for request in requests],
             result.done.busy_s,
-        ).overhead(seen_s - result.done.busy_s)
+        )
+        if seen_s is not None:
+            self.service = self.service.overhead(seen_s - result.done.busy_s)

@@ -189,7 +189,7 @@ class ModelHost:
             self.instance.resting.want()
         self._here += 1
         self._nobody_here.clear()
-        self._follow(ticket, decision)
+        self._told(ticket, decision)
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
@@ -200,15 +200,6 @@ class ModelHost:
             if ticket.asking is not None:
                 ticket.asking.cancel()
             self._gone(ticket)
-
-    async def infer(self, request: InferenceRequest) -> Answer:
-        """:meth:`submit`, awaited; cancelling it is leaving."""
-        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        ticket = self.submit(request, lambda answer: None if answered.done() else answered.set_result(answer))
-        try:
-            return await answered
-        finally:
-            self.leave(ticket)
 
     def _follow(self, ticket: Ticket, decision: Decision) -> None:
         """Do what the router says."""
@@ -223,8 +214,8 @@ class ModelHost:
         else:
             self._answer(ticket, shed_answer(decision))
 
-    def _told(self, ticket: Ticket, verdict: Verdict) -> None:
-        """What became of one that waited here. Others wait behind it: whatever goes wrong is its trouble alone."""
+    def _told(self, ticket: Ticket, verdict: Verdict | Local) -> None:
+        """What becomes of one. Others wait behind it: whatever goes wrong is its trouble alone."""
         try:
             if not isinstance(verdict, Answer):
                 self._follow(ticket, verdict)

@@ -1,4 +1,4 @@
-"""One worker's place at a model: the batch it has, its crashes, and how it comes back.
+"""One worker's place at a model: the batches it has, its crashes, and how it comes back.
 
 What becomes of requests meanwhile is the model host's.
 """
@@ -29,14 +29,14 @@ class ModelInstance:
     """A worker, and its successors. ``state``: loading, ready, restarting, quarantined, resting, waking, refused,
     stopped.
 
-    ``on_lost`` is called when a worker ends that nobody stopped, busy or idle.
+    ``on_wake`` is called when there is something to do between two batches: its worker has ended, or a chore came.
     """
 
     def __init__(
         self,
         spec: WorkerSpec,
         around: Surroundings,
-        on_lost: Callable[[], None],
+        on_wake: Callable[[], None],
         make_room: MakeRoom = no_budget,
     ) -> None:
         self.state = "loading"
@@ -49,11 +49,11 @@ class ModelInstance:
         self.quarantine = Quarantine()
         self.lost_at = 0.0
         self.worker = WorkerHandle(spec, on_stage=self._staged, on_lost=self._told_lost)
-        self._name = spec.model
+        self.name = spec.model
         self.recycling = Recycling(self, spec, around)
         self.resting = Resting(self, spec.model, around, make_room)
         self._around = around
-        self._on_lost = on_lost
+        self._on_wake = on_wake
         self._released: asyncio.Future[Exception | None] | None = None  # an operator waits for the next try
         self._release = asyncio.Event()
         self._how_lost = "ended"  # as the handle said it; of a batch's worker its WorkerLost says it too
@@ -99,13 +99,14 @@ class ModelInstance:
 
     def wake(self) -> None:
         """There is a chore."""
-        self._on_lost()
+        self._on_wake()
 
     def hand_over(self, old: WorkerHandle, new: WorkerHandle) -> bool:
         """Let another worker take the next batch; False when the old one isn't there any more."""
         if self.state != "ready" or self.worker is not old or not old.ready:
             return False
-        new.spec = old.spec
+        # Both may have changed since it began to load.
+        new.spec, new.tells_classes = old.spec, old.tells_classes
         self.worker = new
         if new.report is not None:
             self._reopened(new.report)
@@ -170,10 +171,10 @@ class ModelInstance:
         if not replaced:
             self.state, self.detail, self.lost_at = "restarting", description, now
             self.plan = self.plan.crashed()
-        self._around.emit("worker_crashed", model=self._name, how=description, in_flight=in_flight, queued=queued)
+        self._around.emit("worker_crashed", model=self.name, how=description, in_flight=in_flight, queued=queued)
         if replaced:
             return now
-        log.warning("worker of %s %s with %d requests in its batch; restarting", self._name, description, in_flight)
+        log.warning("worker of %s %s with %d requests in its batch; restarting", self.name, description, in_flight)
         self._count_crash(now, description)
         return now
 
@@ -207,7 +208,7 @@ class ModelInstance:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._release.wait(), max(left_s, 0.0))
         self.quarantine = Quarantine() if self._release.is_set() else self.quarantine.tried()
-        log.info("%s: quarantine is over, one try", self._name)
+        log.info("%s: quarantine is over, one try", self.name)
 
     async def _start_again(self) -> Exception | None:
         await self.worker.stop(grace_s=0.0)
@@ -221,8 +222,8 @@ class ModelInstance:
         self.plan = self.plan.started(now - started)
         self.open()
         away_s = round(now - self.lost_at, 4)
-        self._around.emit("worker_recovered", model=self._name, away_s=away_s, restarts=self.restarts)
-        log.info("worker of %s is back after %.2f s", self._name, away_s)
+        self._around.emit("worker_recovered", model=self.name, away_s=away_s, restarts=self.restarts)
+        log.info("worker of %s is back after %.2f s", self.name, away_s)
         return None
 
     def _did_not_start(self, error: Exception) -> None:
@@ -231,8 +232,8 @@ class ModelInstance:
         self.plan = self.plan.crashed()
         self.detail = str(error)
         if isinstance(error, BundleRefused):
-            self._around.emit("contract_broken", model=self._name, check=error.promise, detail=error.what)
-        log.error("worker of %s did not come back: %s", self._name, error)
+            self._around.emit("contract_broken", model=self.name, check=error.promise, detail=error.what)
+        log.error("worker of %s did not come back: %s", self.name, error)
         self.lost_at = self._around.clock()
         its_own_fault = isinstance(error, WorkerLost | BundleRefused)  # not the machine's
         if its_own_fault or self.quarantine.on_trial:
@@ -250,14 +251,14 @@ class ModelInstance:
             f"{crashes} crashes within {within_s:.3g} s, the last: {how}; one try in {pause_s:.3g} s, or load it"
         )
         self._around.emit(
-            "quarantined", model=self._name, crashes=crashes, within_s=within_s, how=how, pause_s=round(pause_s, 3)
+            "quarantined", model=self.name, crashes=crashes, within_s=within_s, how=how, pause_s=round(pause_s, 3)
         )
-        log.error("%s is quarantined: %s", self._name, self.detail)
+        log.error("%s is quarantined: %s", self.name, self.detail)
 
     def _told_lost(self, description: str) -> None:
         self._how_lost = description
-        self._on_lost()
+        self._on_wake()
 
     def _staged(self, stage: str) -> None:
-        log.info("%s: %s", self._name, stage)
+        log.info("%s: %s", self.name, stage)
         self.detail = stage

@@ -29,7 +29,7 @@ class Review:
 
     def run(self) -> None:
         """Judge all that have a deadline; who shouldn't wait here any longer is told so."""
-        self._timer = None
+        self.cancel()  # it may come out of turn, when a worker was lost
         for pending in [pending for pending in self._queue.order if pending.deadline_at is not None]:
             ticket = self._queue.ticket(pending)
             decision = self._judge.decide(ticket)
@@ -42,3 +42,4 @@ class Review:
         """No more, until the next plan."""
         if self._timer:
             self._timer.cancel()
+            self._timer = None

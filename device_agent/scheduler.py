@@ -50,7 +50,7 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     cost_bytes: int
     alone: bool = False
     tenant: str = ""
-    turn: float = 0.0  # among those without a deadline, see fairness.Turns
+    turn: float | None = None  # among those without a deadline, see fairness.Turns; kept by one that waits again
 
     @property
     def rank(self) -> int:
@@ -60,7 +60,12 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def order(self) -> tuple[int, float, float, int]:
         """The queue's sort key: request ids rise with arrival."""
-        return (self.rank, math.inf if self.deadline_at is None else self.deadline_at, self.turn, self.request_id)
+        return (
+            self.rank,
+            math.inf if self.deadline_at is None else self.deadline_at,
+            self.turn or 0.0,
+            self.request_id,
+        )
 
 
 class Forecast(msgspec.Struct, frozen=True, kw_only=True):

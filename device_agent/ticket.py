@@ -13,6 +13,7 @@ from device_agent.router import Question
 from device_agent.scheduler import Pending
 from device_agent.trace import Opinion
 from device_agent.values import Cloud, Decision, InferenceRequest, Reason, Shed
+from device_agent.worker_pool import WorkerHandle
 
 CLOUD_TRIES = 2
 
@@ -77,8 +78,9 @@ class Ticket:
 
 @dataclass
 class Running:
-    """The batch that the worker has, since when, and how long it was predicted to take."""
+    """The batch that a worker has, since when, how long it was predicted to take, and whose it is."""
 
     tickets: list[Ticket] = field(default_factory=list)
     since: float = 0.0
     expected_s: float = 0.0
+    worker: WorkerHandle | None = None

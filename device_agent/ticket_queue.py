@@ -83,7 +83,7 @@ class TicketQueue:
         """It leaves for the worker."""
         if ticket.pending.deadline_at is None:
             self._hurried = 0
-            if self._weights:
+            if ticket.pending.turn is not None:
                 self._turns = self._turns.served(ticket.pending.turn)
         else:
             self._hurried += 1
@@ -95,9 +95,12 @@ class TicketQueue:
             self.drop(ticket)
 
     def _placed(self, pending: Pending) -> tuple[Turns, Pending]:
-        """Its turn; one that died with a worker keeps the one it had. Without tenants all have the same."""
-        if pending.deadline_at is not None or pending.alone or not self._weights:
+        """Its turn; one that waits again keeps the one it had, or is next if it never waited. Without tenants nobody
+        has any."""
+        if pending.deadline_at is not None or pending.turn is not None or not self._weights:
             return self._turns, pending
+        if pending.alone:
+            return self._turns, msgspec.structs.replace(pending, turn=self._turns.now)
         cost = self._cost_s(pending) / self._weights.get(pending.tenant, 1.0)
         turns, turn = self._turns.join(pending.tenant, cost)
         return turns, msgspec.structs.replace(pending, turn=turn)

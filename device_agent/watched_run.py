@@ -23,8 +23,7 @@ class Watchdog:
     """
 
     def __init__(self) -> None:
-        self._worker: WorkerHandle | None = None
-        self._limits_s: deque[float] = deque()  # of the batch that runs, and of those behind it
+        self._limits: deque[tuple[float, WorkerHandle]] = deque()  # of the batch that runs, and of those behind it
         self._ends_by = 0.0  # of the one that runs
         self._overran = False
         self._timer: asyncio.TimerHandle | None = None
@@ -42,18 +41,17 @@ class Watchdog:
         predicted to take long (a slow device, a huge request), ``OVERRUN`` times that."""
         loop = asyncio.get_running_loop()
         within_s = max(timeout_s, OVERRUN * predicted_s)
-        self._limits_s.append(within_s)
-        if len(self._limits_s) == 1:
+        self._limits.append((within_s, worker))
+        if len(self._limits) == 1:
             self._overran = False
             self._time_runs()
 
         def ended(end: BatchResult | WorkerLost) -> None:
-            self._limits_s.popleft()
-            if self._limits_s:
+            self._limits.popleft()
+            if self._limits:
                 self._time_runs()
             on_end(self._checked(end, worker, requests, within_s))
 
-        self._worker = worker
         try:
             worker.begin(requests, ended)
         except Exception as error:  # no worker, no memory left here
@@ -61,7 +59,7 @@ class Watchdog:
 
     def _time_runs(self) -> None:
         loop = asyncio.get_running_loop()
-        self._ends_by = loop.time() + self._limits_s[0]
+        self._ends_by = loop.time() + self._limits[0][0]
         if self._timer is None or self._timer.when() > self._ends_by:
             self.close()
             self._timer = loop.call_at(self._ends_by, self._look)
@@ -74,14 +72,13 @@ class Watchdog:
 
     def _look(self) -> None:
         loop, self._timer = asyncio.get_running_loop(), None
-        if not self._limits_s:
+        if not self._limits:
             return
         if loop.time() < self._ends_by:
             self._timer = loop.call_at(self._ends_by, self._look)
             return
         self._overran = True
-        if self._worker is not None:
-            self._worker.kill()
+        self._limits[0][1].kill()
 
     def _checked(
         self, end: BatchResult | WorkerLost, worker: WorkerHandle, requests: Sequence[InferenceRequest], within_s: float

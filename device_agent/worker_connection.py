@@ -1,4 +1,4 @@
-"""One generation of a worker: its socket, its process or thread, and the reply that is waited for.
+"""One generation of a worker: its socket, its process or thread, and the replies that are waited for.
 
 A worker is a spawned process (never forked: onnxruntime's threads and locks don't survive a fork), or, where the
 profile's ``isolation`` is ``thread``, a thread of this process that speaks the same messages over the same kind of
@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import socket
 import subprocess
@@ -27,6 +28,8 @@ from device_agent import wire
 from device_agent.values import Engines
 from device_agent.worker_exit import exit_status, log_lines
 from device_agent.worker_watch import WorkerWatch
+
+log = logging.getLogger("device_agent.worker")
 
 NO_DESCRIPTOR_PAUSE_S = 0.02
 EXIT_GRACE_S = 0.05  # between end-of-file and exit status; a worker that lingers longer is killed
@@ -59,7 +62,7 @@ class WorkerSpec:
 
 
 class Connection:
-    """One generation of a worker: its socket, its process or thread, and the reply that is waited for."""
+    """One generation of a worker: its socket, its process or thread, and the replies that are waited for."""
 
     def __init__(self, spec: WorkerSpec, generation: int, on_stage: Callable[[str], None]) -> None:
         self.loop = asyncio.get_running_loop()
@@ -218,13 +221,17 @@ class Connection:
 
     def _tell_all(self, how: str) -> None:
         for batch_id in list(self._waiting):  # in the order in which they were asked
-            self._tell(batch_id, WorkerLost(how, where=self._where))
+            try:
+                self._tell(batch_id, WorkerLost(how, where=self._where))
+            except Exception:  # whoever waits for the next one is to hear of it too
+                log.exception("the loss of a batch could not be told")
 
     def _tell(self, batch_id: int | None, reply: Reply | WorkerLost) -> None:
-        if (on_reply := self._waiting.pop(batch_id, None)) is not None:
-            on_reply(reply)
+        on_reply = self._waiting.pop(batch_id, None)
         if self._settled is not None and not self._settled.done() and not self._waiting:
             self._settled.set_result(None)
+        if on_reply is not None:
+            on_reply(reply)
 
 
 def _spawn(spec: WorkerSpec, theirs: socket.socket) -> subprocess.Popen[bytes]:

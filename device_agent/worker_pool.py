@@ -53,7 +53,6 @@ class WorkerHandle:
         self._connection: Connection | None = None
         self._ready = False
         self._batch_id = 0
-        self._turn = asyncio.Lock()
 
     @property
     def pid(self) -> int | None:
@@ -136,16 +135,6 @@ class WorkerHandle:
         message, payload = _batch(requests, self._batch_id, self.generation, classes=self.tells_classes)
         connection.begin(message, payload, ended)
 
-    async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
-        """:meth:`begin`, awaited; a second call waits its turn."""
-        async with self._turn:
-            answered: asyncio.Future[BatchResult | WorkerLost] = asyncio.get_running_loop().create_future()
-            self.begin(requests, lambda end: None if answered.done() else answered.set_result(end))
-            end = await answered
-        if isinstance(end, WorkerLost):
-            raise end
-        return end
-
     async def stop(self, grace_s: float = 5.0) -> None:
         """End the worker when its batch is done; after ``grace_s``, or when this is cancelled, it is killed."""
         connection, self._connection, self._ready = self._connection, None, False
@@ -168,7 +157,6 @@ class WorkerHandle:
         """A handle for a worker that may take this one's place: the same model, and no other files than those."""
         handle = WorkerHandle(self.spec, on_lost=self._on_lost)
         handle._digest = self._digest
-        handle.tells_classes = self.tells_classes
         return handle
 
     def kill(self) -> None:

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from aios_edge.errors import WorkerLost
+from device_agent.answer import Answer
+from device_agent.model_host import ModelHost
 from device_agent.values import ActivationReport, InferenceRequest
-from device_agent.worker_pool import BatchResult
+from device_agent.worker_pool import BatchResult, WorkerHandle
 
 REPORT = ActivationReport(
     bundle_id="b",
@@ -38,3 +40,23 @@ class Batches:
             on_end(end)
 
         self.batch = asyncio.create_task(run())
+
+
+async def run(worker: WorkerHandle, requests: Sequence[InferenceRequest]) -> BatchResult:
+    """A batch, awaited; raises what its worker was lost by."""
+    ended: asyncio.Future[BatchResult | WorkerLost] = asyncio.get_running_loop().create_future()
+    worker.begin(requests, ended.set_result)
+    end = await ended
+    if isinstance(end, WorkerLost):
+        raise end
+    return end
+
+
+async def infer(host: ModelHost, request: InferenceRequest) -> Answer:
+    """A request, awaited; cancelling it is going away."""
+    answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+    ticket = host.submit(request, lambda answer: None if answered.done() else answered.set_result(answer))
+    try:
+        return await answered
+    finally:
+        host.leave(ticket)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
+from scripted_worker import run
 
 from aios_edge.errors import SettingsError
 from device_agent.values import ActivationReport, InferenceRequest
@@ -56,7 +57,7 @@ def test_every_thread_of_a_worker_keeps_to_the_profiles_cpus(
             WorkerSpec(model="tiny", bundle_path=tiny_bundle.path, profile=named, isolation=isolation)
         )
         report = await worker.start()
-        await worker.run([request(*["a good film"] * 80)])  # more than one run: a thread of their own
+        await run(worker, [request(*["a good film"] * 80)])  # more than one run: a thread of their own
         seen = affinities(worker.pid or os.getpid())
         await worker.stop()
         return report, seen

@@ -13,6 +13,7 @@ import pytest
 from cloud_server import Server, asking, http, request, shape_of
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_worker import infer
 
 from device_agent.answer import Answer, Energy
 from device_agent.cloud import CloudPool
@@ -104,7 +105,7 @@ async def through_a_host(bundle: Any, pool: CloudPool, asked: InferenceRequest) 
         energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
     )
     host = ModelHost(WorkerSpec(model="tiny", bundle_path=bundle.path, profile="x"), bundle, around)
-    return await host.infer(msgspec.structs.replace(asked, model="tiny"))
+    return await infer(host, msgspec.structs.replace(asked, model="tiny"))
 
 
 def posts(server: Server) -> int:

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from device_agent.fairness import PATIENT, PATIENT_SHARE, Demand, Turns, has_room, reserve, shares
 from device_agent.scheduler import PATIENT_EVERY, Pending, insert, interleaved
+from device_agent.ticket import Ticket
+from device_agent.ticket_queue import TicketQueue
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from open_loop import schedule
@@ -170,3 +172,21 @@ def test_promises_hold_while_others_come_without_deadlines() -> None:
     outcomes = Device(WORKER, 1, EQUAL).run(arrivals)
     waited = [each for each in outcomes if each.deadline_s < 1e9 and (each.status == 200 or each.done_s > each.at_s)]
     assert sum(each.in_time for each in waited) / len(waited) >= 0.99
+
+
+def test_who_waits_again_keeps_its_turn() -> None:
+    """As those of a batch that a dead worker never came to."""
+
+    def ticket(number: int) -> Ticket:
+        pending = Pending(request_id=number, priority=0, deadline_at=None, cost_bytes=1, tenant="a")
+        return Ticket(request=None, pending=pending, on_verdict=None, on_answer=None)  # type: ignore[arg-type]
+
+    queue = TicketQueue({"a": 1.0, "b": 1.0})
+    tickets = [ticket(number) for number in range(1, 7)]
+    for each in tickets:
+        queue.put(each)
+    for each in tickets[:2]:
+        queue.take(each)
+    for each in tickets[:2]:
+        queue.put(each)
+    assert [pending.request_id for pending in queue.order] == [1, 2, 3, 4, 5, 6]

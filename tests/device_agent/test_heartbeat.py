@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scripted_worker import run
 
 from aios_edge.errors import WorkerLost
 from device_agent import heartbeat
@@ -99,7 +100,7 @@ def test_an_idle_worker_that_is_stopped_is_given_up(tiny_bundle: Any, monkeypatc
         assert await lost == "stood still, stopped by a signal, and was killed"
         assert not worker.ready and worker.pid is None
         await worker.start("quick")
-        assert (await worker.run(BATCH)).done.items[0].status == 200
+        assert (await run(worker, BATCH)).done.items[0].status == 200
 
     with_worker(tiny_bundle, monkeypatch, scenario)
 
@@ -117,7 +118,7 @@ def test_an_idle_worker_that_does_not_answer_is_given_up(tiny_bundle: Any, monke
 
 def test_a_worker_that_is_stopped_in_a_batch_is_given_up(tiny_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(worker: WorkerHandle, pid: int, lost: asyncio.Future[str]) -> None:
-        running = asyncio.ensure_future(worker.run(BATCH))
+        running = asyncio.ensure_future(run(worker, BATCH))
         await asyncio.sleep(0)
         os.kill(pid, signal.SIGSTOP)
         with pytest.raises(WorkerLost, match="stopped by a signal"):
@@ -128,7 +129,7 @@ def test_a_worker_that_is_stopped_in_a_batch_is_given_up(tiny_bundle: Any, monke
 
 def test_a_long_batch_is_no_standstill(tiny_bundle: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(worker: WorkerHandle, pid: int, lost: asyncio.Future[str]) -> None:
-        running = asyncio.ensure_future(worker.run(BATCH))
+        running = asyncio.ensure_future(run(worker, BATCH))
         done, _ = await asyncio.wait((running, lost), timeout=20 * QUICK_S)
         assert not done and worker.ready
         os.kill(pid, signal.SIGKILL)
@@ -146,7 +147,7 @@ def test_an_idle_worker_that_answers_stays(tiny_bundle: Any, monkeypatch: pytest
         while connection.heard < before + 10:
             assert not lost.done()
             await asyncio.sleep(QUICK_S / 4)
-        assert worker.pid == pid and (await worker.run(BATCH)).done.items[0].status == 200
+        assert worker.pid == pid and (await run(worker, BATCH)).done.items[0].status == 200
 
     with_worker(tiny_bundle, monkeypatch, scenario)
 

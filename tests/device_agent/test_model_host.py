@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from scripted_worker import REPORT, Batches
+from scripted_worker import REPORT, Batches, infer
 
 from aios_edge.errors import BundleRefused, WorkerLost
 from device_agent import wire
@@ -168,10 +168,10 @@ def test_a_batch_that_never_ends_costs_its_worker_and_not_the_model(tiny_bundle:
             return await worker.hangs(requests)
 
         worker.on_run = once
-        answer = await host.infer(request(1))
+        answer = await infer(host, request(1))
         assert answer.status == 200 and answer.reason.value == "retried"
         assert events[0][0] == "worker_crashed" and "0.2 s" in events[0][1]["how"]
-        assert (await host.infer(request(2))).status == 200
+        assert (await infer(host, request(2))).status == 200
 
     drive(tiny_bundle, scenario, batch_timeout_s=0.2)
 
@@ -179,7 +179,7 @@ def test_a_batch_that_never_ends_costs_its_worker_and_not_the_model(tiny_bundle:
 def test_a_request_that_hangs_every_worker_is_answered_too(tiny_bundle: Any) -> None:
     async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
         worker.on_run = worker.hangs
-        answer = await host.infer(request(1))
+        answer = await infer(host, request(1))
         assert answer.status == 503 and answer.reason.value == "worker_lost"
 
     drive(tiny_bundle, scenario, batch_timeout_s=0.1)
@@ -198,10 +198,10 @@ def test_no_fault_of_one_batch_ends_the_serving(tiny_bundle: Any, fault: str) ->
             worker.on_begin = refuse
         else:
             worker.on_run = faulty
-        answer = await host.infer(request(1))
+        answer = await infer(host, request(1))
         assert answer.status == 503
         worker.on_run, worker.on_begin = worker.answered, lambda: None
-        assert (await host.infer(request(2))).status == 200
+        assert (await infer(host, request(2))).status == 200
 
     drive(tiny_bundle, scenario)
 
@@ -215,11 +215,11 @@ def test_a_restart_that_fails_in_an_unknown_way_is_tried_again(tiny_bundle: Any)
         worker.on_start = once
         worker.kill()
         host._dispatch._wake.set()
-        answer = await host.infer(request(1))
+        answer = await infer(host, request(1))
         assert answer.status in (200, 503)
         while host.state != "ready":  # noqa: ASYNC110 - a condition in the code under test
             await asyncio.sleep(0.005)
-        assert (await host.infer(request(2))).status == 200
+        assert (await infer(host, request(2))).status == 200
 
     drive(tiny_bundle, scenario)
 
@@ -232,7 +232,7 @@ def test_who_has_no_deadline_hears_that_the_worker_does_not_come_back(tiny_bundl
         worker.on_start = refuse
         worker.kill()
         host._dispatch._wake.set()
-        answer: Answer = await host.infer(request(1))
+        answer: Answer = await infer(host, request(1))
         assert answer.status == 503 and answer.retry_after_s
         assert any(kind == "contract_broken" for kind, _ in events)
 
@@ -247,11 +247,11 @@ def test_who_waits_for_a_model_that_is_quarantined_is_told_so(tiny_bundle: Any) 
 
         worker.on_run = dies
         alone = [msgspec.structs.replace(request(number), deadline_at=None) for number in (1, 2, 3)]
-        answers = await asyncio.gather(*map(host.infer, alone))
+        answers = await asyncio.gather(*(infer(host, each) for each in alone))
         assert {answer.status for answer in answers} == {503}
         assert answers[-1].reason is Reason.QUARANTINED and answers[-1].retry_after_s == pytest.approx(600.2, abs=1)
         assert host.state == "quarantined" and not host.queued
-        assert (await host.infer(alone[0])).reason is Reason.QUARANTINED
+        assert (await infer(host, alone[0])).reason is Reason.QUARANTINED
         assert [kind for kind, _ in events].count("quarantined") == 1
 
     drive(tiny_bundle, scenario, quarantine_crashes=2, quarantine_pause_s=600.0)
@@ -267,7 +267,7 @@ def test_refused_requests_teach_nothing_about_how_long_good_ones_take(tiny_bundl
 
         worker.on_run = refusing
         for number in range(1, 60):
-            assert (await host.infer(request(number))).status == 400
+            assert (await infer(host, request(number))).status == 400
         assert host.service.busy_s(30.0) == pytest.approx(before, rel=0.01)
 
     drive(tiny_bundle, scenario)
@@ -307,9 +307,9 @@ def test_who_waits_without_a_deadline_is_sent_away_too_once_the_device_is_to_be_
         without = [
             msgspec.structs.replace(request(number), deadline_at=None, local_only=number == 3) for number in (1, 2, 3)
         ]
-        first = asyncio.create_task(host.infer(without[0]))
+        first = asyncio.create_task(infer(host, without[0]))
         await running.wait()
-        others = [asyncio.create_task(host.infer(each)) for each in without[1:]]
+        others = [asyncio.create_task(infer(host, each)) for each in without[1:]]
         while host.queued < 2:  # noqa: ASYNC110 - a condition in the code under test
             await asyncio.sleep(0)
         strains[0] = Reason.HOT
@@ -328,14 +328,14 @@ def test_who_would_wait_too_long_without_a_deadline_goes_to_the_cloud(tiny_bundl
         patient = [
             msgspec.structs.replace(request(number), deadline_at=None, local_only=False) for number in range(1, 100)
         ]
-        first = asyncio.create_task(host.infer(patient[0]))
+        first = asyncio.create_task(infer(host, patient[0]))
         await running.wait()
         places = host.room.limit
         assert places is not None and places < 50, "a batch takes some 10 ms"
-        others = [asyncio.create_task(host.infer(each)) for each in patient[1 : places + 1]]
+        others = [asyncio.create_task(infer(host, each)) for each in patient[1 : places + 1]]
         while host.queued < places:  # noqa: ASYNC110 - a condition in the code under test
             await asyncio.sleep(0)
-        answer = await host.infer(patient[places + 1])
+        answer = await infer(host, patient[places + 1])
         assert (answer.route, answer.reason) == ("cloud", Reason.QUEUE_FULL)
         go_on.set()
         assert {answer.route for answer in await asyncio.gather(first, *others)} == {"local"}
@@ -359,11 +359,11 @@ def test_the_earliest_deadline_runs_first_and_who_would_delay_another_is_refused
         asked = [msgspec.structs.replace(request(number), deadline_at=now + 9.0 - number) for number in (1, 2, 3)]
         tasks = []
         for each in asked:
-            tasks.append(asyncio.create_task(host.infer(each)))
+            tasks.append(asyncio.create_task(infer(host, each)))
             await running.wait()
         while host.queued < 2:  # noqa: ASYNC110 - a condition in the code under test
             await asyncio.sleep(0)
-        late = await host.infer(msgspec.structs.replace(request(4), deadline_at=time.monotonic() + 0.001))
+        late = await infer(host, msgspec.structs.replace(request(4), deadline_at=time.monotonic() + 0.001))
         assert late.status == 503 and late.reason is Reason.LOCAL_ONLY
         go_on.set()
         assert [answer.status for answer in await asyncio.gather(*tasks)] == [200] * 3
@@ -388,8 +388,8 @@ def test_a_second_opinion_knows_which_endpoint_failed_the_request_before(tiny_bu
         for number, deadline_at in ((1, None), (2, asyncio.get_running_loop().time() + 5.0)):
             cloud.asked.clear()
             strains[0] = Reason.HOT
-            answer = await host.infer(
-                msgspec.structs.replace(request(number), deadline_at=deadline_at, local_only=False)
+            answer = await infer(
+                host, msgspec.structs.replace(request(number), deadline_at=deadline_at, local_only=False)
             )
             assert answer.route == "cloud" and answer.reason is Reason.LOW_CONFIDENCE
             assert answer.batch_size == 1 and answer.energy and answer.compute_s is not None, "it ran here, too"
@@ -428,7 +428,7 @@ def test_where_batches_are_short_the_worker_has_one_more_and_never_two(tiny_bund
         held = Held(worker)
         asked = []
         for number in range(1, 5):
-            asked.append(asyncio.create_task(host.infer(request(number))))
+            asked.append(asyncio.create_task(infer(host, request(number))))
             await until(lambda: host.running + host.queued == len(asked))
         await until(lambda: len(held.batches) == 2)
         assert held.batches == [[1], [2]] and (host.running, host.queued) == (2, 2)
@@ -445,10 +445,10 @@ def test_where_batches_are_short_the_worker_has_one_more_and_never_two(tiny_bund
 def test_where_batches_are_long_whoever_comes_may_still_join(tiny_bundle: Any) -> None:
     async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
         held = Held(worker)
-        asked = [asyncio.create_task(host.infer(request(number))) for number in (1, 2)]
+        asked = [asyncio.create_task(infer(host, request(number))) for number in (1, 2)]
         await until(lambda: host.running + host.queued == 2 and len(held.batches) == 1)
         first = held.batches[0]
-        asked += [asyncio.create_task(host.infer(request(number))) for number in (3, 4)]
+        asked += [asyncio.create_task(infer(host, request(number))) for number in (3, 4)]
         await until(lambda: host.running + host.queued == 4)
         assert held.batches == [first]
         held.go_on[0].set()
@@ -465,7 +465,7 @@ def test_a_death_is_laid_to_the_batch_that_ran_and_not_to_the_one_behind_it(tiny
         held = Held(worker)
         asked = []
         for number in (1, 2):
-            asked.append(asyncio.create_task(host.infer(request(number))))
+            asked.append(asyncio.create_task(infer(host, request(number))))
             await until(lambda: len(held.batches) == len(asked))
         worker.kill()
         await until(lambda: len(held.batches) >= 3)
@@ -487,7 +487,7 @@ def test_when_the_host_stops_the_batch_that_went_ahead_is_told_too(tiny_bundle: 
         held = Held(worker)
         asked = []
         for number in (1, 2):
-            asked.append(asyncio.create_task(host.infer(request(number))))
+            asked.append(asyncio.create_task(infer(host, request(number))))
             await until(lambda: len(held.batches) == len(asked))
         await host.stop()
         assert [answer.reason.value for answer in await asyncio.gather(*asked)] == ["draining", "draining"]

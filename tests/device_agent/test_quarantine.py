@@ -88,7 +88,7 @@ def test_what_the_machine_is_at_fault_for_quarantines_no_model(tiny_bundle: Any)
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
         )
         spec = WorkerSpec(model="tiny", bundle_path=tiny_bundle.path, profile=load_profile("x86-gateway").name)
-        instance = ModelInstance(spec, around, on_lost=lambda: None)
+        instance = ModelInstance(spec, around, on_wake=lambda: None)
         instance.report = REPORT
 
         async def no_descriptors(check: str, **_: Any) -> Any:

@@ -229,7 +229,7 @@ def test_a_model_that_dies_instead_of_making_room_is_no_model_that_rests(tiny_bu
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
         )
         spec = WorkerSpec(model="tiny", bundle_path=tiny_bundle.path, profile="x86-gateway")
-        instance = ModelInstance(spec, around, on_lost=lambda: None)
+        instance = ModelInstance(spec, around, on_wake=lambda: None)
         instance.open()
         leaving = asyncio.ensure_future(instance.resting.leave())
         await asyncio.sleep(0)

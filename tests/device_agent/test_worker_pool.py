@@ -16,6 +16,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from scripted_worker import run
 
 from aios_edge.errors import BundleRefused, SettingsError, WorkerLost
 from device_agent import wire
@@ -83,7 +84,7 @@ def test_a_worker_starts_answers_and_stops(tiny_bundle: Any, isolation: Any) -> 
         assert report.bundle_id == tiny_bundle.bundle_id
         assert (worker.pid is None) == (isolation == "thread")
         assert (worker.rss_bytes is None) == (isolation == "thread")
-        result = await worker.run([request(7, "a good film"), request(8, "an awful plot", "very funny")])
+        result = await run(worker, [request(7, "a good film"), request(8, "an awful plot", "very funny")])
         assert [item.request_id for item in result.done.items] == [7, 8]
         assert labels(result, 0) == ["positive"]
         assert labels(result, 1) == ["negative", "positive"]
@@ -95,7 +96,7 @@ def test_a_worker_starts_answers_and_stops(tiny_bundle: Any, isolation: Any) -> 
         if pid is not None:
             assert wait_gone(pid, 0)
         with pytest.raises(WorkerLost):
-            await worker.run([request(9, "good")])
+            await run(worker, [request(9, "good")])
 
     asyncio.run(journey())
     assert stages[:2] == ["bundle", "profile"]
@@ -109,7 +110,7 @@ def test_kill_9_in_the_middle_of_a_batch_is_noticed_at_once_and_the_worker_comes
         await worker.start()
         pid = worker.pid
         assert pid is not None
-        running = asyncio.ensure_future(worker.run([request(1, "good")]))
+        running = asyncio.ensure_future(run(worker, [request(1, "good")]))
         await asyncio.sleep(0)  # the batch is sent; it will not come back by itself
         os.kill(pid, signal.SIGKILL)
         killed_at = time.monotonic()
@@ -145,7 +146,7 @@ def test_stop_gives_a_stuck_worker_its_grace_and_no_more(tiny_bundle: Any) -> No
         await worker.start("quick")
         pid = worker.pid
         assert pid is not None
-        running = asyncio.ensure_future(worker.run([request(1, "good")]))
+        running = asyncio.ensure_future(run(worker, [request(1, "good")]))
         await asyncio.sleep(0)
         await worker.stop(grace_s=0.1)
         with pytest.raises(WorkerLost):
@@ -162,7 +163,7 @@ def test_signals_for_the_supervisor_do_not_end_a_worker(tiny_bundle: Any) -> Non
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGTERM)
         os.kill(worker.pid, signal.SIGINT)
-        assert labels(await worker.run([request(1, "superb")])) == ["positive"]
+        assert labels(await run(worker, [request(1, "superb")])) == ["positive"]
         await worker.stop()
 
     asyncio.run(journey())
@@ -173,7 +174,7 @@ def test_a_large_request_travels_by_memfd(tiny_bundle: Any) -> None:
         worker = WorkerHandle(spec(tiny_bundle))
         await worker.start("quick")
         text = "good " * 60_000
-        assert labels(await worker.run([request(1, text), request(2, "awful")])) == ["positive"]
+        assert labels(await run(worker, [request(1, text), request(2, "awful")])) == ["positive"]
         await worker.stop()
 
     asyncio.run(journey())
@@ -191,7 +192,7 @@ def test_what_a_worker_prints_goes_to_the_log(
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGABRT)  # faulthandler writes its stack
         with pytest.raises(WorkerLost):
-            await worker.run([request(1, "good")])
+            await run(worker, [request(1, "good")])
         for _ in range(200):
             if "Fatal Python error" in caplog.text:
                 break
@@ -272,7 +273,7 @@ def test_replies_of_an_old_generation_or_batch_are_dropped(tiny_bundle: Any, mon
         worker = WorkerHandle(spec(tiny_bundle, isolation="thread"))
         await worker.start("quick")
         for number in range(1, 4):
-            result = await worker.run([request(number, "good")])
+            result = await run(worker, [request(number, "good")])
             assert (result.done.batch_id, result.done.generation) == (number, 1)
             assert result.done.items[0].request_id == number
         await worker.stop()
@@ -291,10 +292,10 @@ async def main():
     worker = WorkerHandle(spec)
     await worker.start("quick")
     request = msgspec.json.decode(sys.argv[2], type=InferenceRequest)
-    running = asyncio.ensure_future(worker.run([request]))
-    await asyncio.sleep(0)
+    ended = asyncio.Event()
+    worker.begin([request], lambda end: ended.set())
     print(worker.pid, flush=True)
-    await running
+    await ended.wait()
 asyncio.run(main())
 """
     command = [sys.executable, "-c", program, str(tiny_bundle.path), msgspec.json.encode(request(1, "good")).decode()]
@@ -368,7 +369,7 @@ def test_an_emulated_slow_device_holds_its_batch_asleep(tiny_bundle: Any) -> Non
     async def journey() -> None:
         worker = WorkerHandle(spec(tiny_bundle, slowdown=30.0))
         await worker.start("quick")
-        done = (await worker.run([request(1, "good " * 2000)])).done
+        done = (await run(worker, [request(1, "good " * 2000)])).done
         assert done.busy_s >= 0.9 * 30.0 * done.cpu_s > 0  # wall time is never less than its processor time
         assert done.items[0].compute_s <= done.busy_s
         await worker.stop()
