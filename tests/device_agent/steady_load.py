@@ -28,8 +28,9 @@ def ask(number: int, timeout_us: int = 0) -> bytes:
 
 
 def soon_s(limit_s: float = 3.0) -> float:
-    """What is promised of a machine that has nothing else to do; one with more work than processors takes longer."""
-    return limit_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    """What is promised of a machine that has nothing else to do; one with more work than processors may take five times
+    as long, and no longer."""
+    return limit_s * min(5.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 class SteadyLoad:

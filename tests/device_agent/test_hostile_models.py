@@ -29,7 +29,11 @@ def test_what_is_no_model_of_its_own_is_refused_with_the_reason(name: str, tmp_p
     import onnxruntime
 
     build, check, says = REFUSED[name]
-    if check == "load" and name.startswith("data") and onnxruntime.__version__.startswith("1.23."):
+    if (
+        check == "load"
+        and name.startswith("data")
+        and tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 24)
+    ):
         pytest.skip("this onnxruntime reads external data wherever they are")
     (tmp_path / "secret").write_bytes(b"the device's own")
     (tmp_path / "m" / "1").mkdir(parents=True)

@@ -96,19 +96,21 @@ def request(round_: Round, number: int) -> bytes:
     return post(f"/v2/models/{round_.model}/infer", json.dumps(document).encode())
 
 
-def check(round_: Round, number: int, status: int, document: Any) -> None:
-    """Its own number, or a refusal that a deadline, a full queue or a lost worker explains."""
+def check(round_: Round, number: int, status: int, document: Any) -> bool:
+    """Its own number, or a refusal that a deadline, a full queue or a lost worker explains; whether it's the number."""
     if status != 200:
         assert status in (503, 504), (status, document)
         assert document["error"] and document["parameters"]["route"] is None
         assert round_.timeout_us or document["parameters"]["reason"] in ("worker_lost", "queue_full"), document
-        return
+        return False
     assert document["id"] == f"n{number}", document
     (output,) = (output for output in document["outputs"] if output["name"] in ("y", "logits"))
     if round_.model == "id":
         assert output["data"] == [number] * (9000 if round_.wide else 1)
     else:
-        assert all(map(lambda mine, told: math.isclose(mine, told, abs_tol=1e-4), tiny_logits(number), output["data"]))
+        for mine, told in zip(tiny_logits(number), output["data"], strict=True):
+            assert math.isclose(mine, told, abs_tol=1e-4), (number, told)
+    return True
 
 
 async def hear(reader: asyncio.StreamReader) -> tuple[int, Any]:
@@ -127,7 +129,7 @@ class Crowd:
     def __init__(self, agent: Any, kills: list[tuple[str, int]]) -> None:
         self._agent = agent
         self._kills = kills
-        self.answers = 0
+        self.answers = self.answered_200 = 0
         self.tasks: list[asyncio.Task[None]] = []
 
     async def client(self, plan: ClientPlan) -> None:
@@ -150,7 +152,7 @@ class Crowd:
                     writer.transport.abort()
                 break
             for number in numbers:
-                check(round_, number, *await hear(reader))
+                self.answered_200 += check(round_, number, *await hear(reader))
                 await self._count()
         if plan.ending == "half-closes":
             assert await reader.read() == b"", "an answer that nobody asked for"
@@ -172,10 +174,11 @@ def kill_worker(agent: Any, model: str) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-async def crowd(agent: Any, plans: list[ClientPlan], kills: list[tuple[str, int]]) -> None:
+async def crowd(agent: Any, plans: list[ClientPlan], kills: list[tuple[str, int]]) -> int:
     here = Crowd(agent, kills)
     await asyncio.gather(*(here.client(plan) for plan in plans))
     await asyncio.gather(*here.tasks)
+    return here.answered_200
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +196,8 @@ def agent(start_agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def through_all_that(agent: Any, examples: int) -> Callable[[], None]:
+    answered_200 = 0
+
     @settings(
         max_examples=examples,
         deadline=None,
@@ -202,7 +207,8 @@ def through_all_that(agent: Any, examples: int) -> Callable[[], None]:
     )
     @given(plans=st.lists(CLIENTS, min_size=2, max_size=16), kills=KILLS)
     def run(plans: list[ClientPlan], kills: list[tuple[str, int]]) -> None:
-        asyncio.run(asyncio.wait_for(crowd(agent, plans, kills), 60))
+        nonlocal answered_200
+        answered_200 += asyncio.run(asyncio.wait_for(crowd(agent, plans, kills), 60))
         agent.until(
             lambda status: (
                 status["in_flight"] == status["in_flight_bytes"] == 0
@@ -210,7 +216,11 @@ def through_all_that(agent: Any, examples: int) -> Callable[[], None]:
             )
         )
 
-    return run
+    def run_and_count() -> None:
+        run()
+        assert answered_200 > examples, "refusals are right for each, and wrong for all"
+
+    return run_and_count
 
 
 def test_every_answer_is_its_requests_own_and_there_is_one(agent: Any) -> None:

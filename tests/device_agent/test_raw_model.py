@@ -130,7 +130,9 @@ def test_every_bit_goes_from_the_body_through_the_model_into_the_answer(
             except RequestError:  # not finite: no client could send it in JSON
                 continue
             jobs.append(Job(request_id=number, body=body, json_length=length, deadline_at=None))
-        for answer in answer_batch(echoes[kind], jobs, now=0.0):
+        answers = answer_batch(echoes[kind], jobs, now=0.0)
+        assert [answer.request_id for answer in answers] == [job.request_id for job in jobs]
+        for answer in answers:
             assert (answer.status, answer.error, answer.batch_size) == (200, None, 1)
             body, length = encode_response(
                 model_name="m", model_version="1", outputs=answer.outputs, binary=answer.binary

@@ -312,7 +312,7 @@ def test_how_narrow_it_must_be_is_told_from_the_memory_budget_too(
     monkeypatch.setattr(trials, "is_light", is_light)
     report = export(workshop, tmp_path / "light", cache, more="[search]\nstructures = 1\n")
     assert [candidate.structure.layers for candidate in pruned_of(report) if candidate.structure] == [1]
-    assert all(whole.rss_bytes for whole in known)  # of this machine, which runs it as the profile's would
+    assert known and all(whole.rss_bytes for whole in known)  # of this machine, which runs it as the profile's would
 
 
 def in_budget(workshop: Path, out: Path, cache: Path, budget: int | None, prune: str, structures: int) -> ExportReport:
