@@ -14,7 +14,6 @@ import resource
 import signal
 import socket
 import sys
-import time
 from pathlib import Path
 
 from aios_edge.errors import AiosEdgeError, MissingExtra, PromiseBroken, UsageError
@@ -24,9 +23,7 @@ from device_agent.activation import Activated, ActivationRefused, activate
 from device_agent.activation_engine import build_engine
 from device_agent.activation_raw import activate_raw
 from device_agent.affinity import pin
-from device_agent.worker_batch import Job, answer_batch
-from device_agent.worker_memory import resident_bytes
-from device_agent.worker_natural import Runner
+from device_agent.worker_rounds import serve_runs
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
@@ -45,16 +42,7 @@ def serve(sock: socket.socket, *, alone: bool = False) -> None:
         activated = _load(sock, load, alone)
         if activated is None:
             return
-        with Runner(activated) as runner:
-            while (received := wire.receive(sock)) is not None:
-                message, payload = received
-                if isinstance(message, wire.Stop):
-                    return
-                if isinstance(message, wire.Ping):
-                    wire.send(sock, wire.Pong(generation=load.generation))
-                if isinstance(message, wire.Run) and message.generation == load.generation:
-                    done, content = _run(activated, message, payload, load.slowdown, runner)
-                    wire.send(sock, done, content)
+        serve_runs(sock, activated, load)
     except OSError as error:  # ConnectionError included
         print(f"the supervisor is gone: {error}", file=sys.stderr, flush=True)
 
@@ -114,56 +102,6 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
 def _told(error: PromiseBroken) -> str:
     """What and remedy; name and place travel beside it."""
     return f"{error.what}. {error.remedy}" if error.remedy else error.what
-
-
-def _run(
-    activated: Activated, run: wire.Run, payload: memoryview, slowdown: float, runner: Runner
-) -> tuple[wire.Done, bytes | bytearray]:
-    started_at, cpu_at_start = time.monotonic(), time.process_time()
-    jobs = [
-        Job(
-            request_id=item.request_id,
-            body=bytes(item.body.of(payload)),
-            json_length=item.json_length,
-            deadline_at=item.deadline_at,
-        )
-        for item in run.items
-    ]
-    answers = answer_batch(activated, jobs, now=started_at, runner=runner, classes=run.classes)
-    compute_s = time.monotonic() - started_at
-    cpu_s = time.process_time() - cpu_at_start
-    if slowdown > 1.0:  # a weaker device: asleep, so that the rest of this machine stays as strong as it is
-        time.sleep(compute_s * (slowdown - 1.0))
-    content = bytearray()
-    items: list[wire.DoneItem] = []
-    for answer in answers:
-        outputs = wire.Region(len(content), len(answer.outputs))
-        content += answer.outputs
-        binary = wire.Region(len(content), len(answer.binary))
-        content += answer.binary
-        items.append(
-            wire.DoneItem(
-                request_id=answer.request_id,
-                status=answer.status,
-                outputs=outputs,
-                binary=binary,
-                error=answer.error,
-                length=answer.length,
-                batch_size=answer.batch_size,
-                compute_s=answer.compute_s * max(1.0, slowdown),
-                confidence=answer.confidence,
-                classes=answer.classes,
-            )
-        )
-    done = wire.Done(
-        batch_id=run.batch_id,
-        generation=run.generation,
-        busy_s=time.monotonic() - started_at,
-        cpu_s=cpu_s,
-        rss_bytes=resident_bytes(),
-        items=tuple(items),
-    )
-    return done, content
 
 
 def _become_worker() -> None:

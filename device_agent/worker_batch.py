@@ -11,7 +11,7 @@ import itertools
 import math
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -25,7 +25,7 @@ from device_agent.activation import Activated
 from device_agent.no_rows import outputs_without_rows
 from device_agent.runtime import check_inputs
 from device_agent.worker_classes import classes_of_outputs, classes_of_predictions
-from device_agent.worker_natural import Runner, in_chunks
+from device_agent.worker_natural import Asked, Chunk, Runner, in_chunks
 
 Tensors = Mapping[str, NDArray[np.generic]]
 
@@ -67,12 +67,37 @@ class _Work(msgspec.Struct, frozen=True, kw_only=True):
     outputs: Tensors | None = None
 
 
+#: Yields what it waits for: inputs that the runner has, or None where the model is run by who asks for more.
+Answering = Generator[Asked | None, None, "list[Answer]"]
+
+
 def answer_batch(
-    activated: Activated, jobs: Sequence[Job], *, now: float, runner: Runner | None = None, classes: bool = False
+    activated: Activated, jobs: Sequence[Job], *, now: float, runner: Runner | None = None
 ) -> list[Answer]:
-    """One answer per job, in their order. ``now`` is CLOCK_MONOTONIC: whoever's deadline has passed isn't run.
-    ``runner``: where texts run that need several runs; without it here, one after the other. ``classes``: each row's
-    class is told as well."""
+    """One answer per job, in their order: :func:`answering` from end to end."""
+    rounds = answering(activated, jobs, now=now, runner=runner)
+    while True:
+        try:
+            next(rounds)
+        except StopIteration as end:
+            answers: list[Answer] = end.value
+            return answers
+
+
+def answering(
+    activated: Activated,
+    jobs: Sequence[Job],
+    *,
+    now: float,
+    runner: Runner | None = None,
+    beside: bool = False,
+    classes: bool = False,
+) -> Answering:
+    """Returns one answer per job, in their order. It yields before the model runs: what is done until then may be done
+    beside another batch's run.
+
+    ``now`` is CLOCK_MONOTONIC: whoever's deadline has passed isn't run. ``runner``: where texts run that need several
+    runs, or ``beside`` others; without it here, one after the other. ``classes``: each row's class is told as well."""
     answers: dict[int, Answer] = {}
     natural: list[_Work] = []
     grouped: dict[object, list[_Work]] = {}
@@ -95,27 +120,30 @@ def answer_batch(
             alone = activated.raw or len(jobs) == 1
             grouped.setdefault(object() if alone else _signature(work.tensors), []).append(work)
 
-    runs: list[tuple[list[_Work], Callable[[list[_Work]], list[Answer]]]] = [
+    runs: list[tuple[list[_Work], Callable[[list[_Work]], Answering]]] = [
         (group, lambda works: _run_tensors(activated, works, classes))
         for members in grouped.values()
         for group in _within(members, activated.bundle.manifest.max_batch_size)
     ]
     if natural:
-        runs.append((natural, lambda works: _run_natural(activated, works, runner, classes)))
+        runs.append((natural, lambda works: _run_natural(activated, works, runner, classes, beside)))
     for works, run in runs:
-        for answer in _attempt(works, run):
+        for answer in (yield from _attempt(works, run)):
             answers[answer.request_id] = answer
     return [answers[job.request_id] for job in jobs]
 
 
-def _attempt(works: list[_Work], run: Callable[[list[_Work]], list[Answer]]) -> list[Answer]:
+def _attempt(works: list[_Work], run: Callable[[list[_Work]], Answering]) -> Answering:
     """Run a group; if that fails, each member alone, so that only the culprit fails."""
     try:
-        return run(works)
+        return (yield from run(works))
     except Exception as error:
         if len(works) == 1:
             return [_failed(works[0].request_id, error)]
-    return [answer for work in works for answer in _attempt([work], run)]
+    found: list[Answer] = []
+    for work in works:
+        found += yield from _attempt([work], run)
+    return found
 
 
 def _failed(request_id: int, error: Exception) -> Answer:
@@ -185,7 +213,8 @@ def _rows(work: _Work) -> int:
     return 1 if array is None or not array.ndim else array.shape[0]
 
 
-def _run_tensors(activated: Activated, works: list[_Work], classes: bool) -> list[Answer]:
+def _run_tensors(activated: Activated, works: list[_Work], classes: bool) -> Answering:
+    yield None
     started_at = time.perf_counter()
     tensors = [work.tensors or {} for work in works]
     if len(works) == 1:
@@ -248,7 +277,9 @@ def _length(tensors: Tensors) -> int:
     return max((array.shape[1] for array in tensors.values() if array.ndim == 2), default=0)
 
 
-def _run_natural(activated: Activated, works: list[_Work], runner: Runner | None, classes: bool) -> list[Answer]:
+def _run_natural(
+    activated: Activated, works: list[_Work], runner: Runner | None, classes: bool, beside: bool
+) -> Answering:
     """All rows of all requests together; each request is answered as soon as its last row is."""
     places = [(work, row) for work in works for row in range(len(work.raw))]
     found: dict[int, list[tuple[Prediction, int] | None]] = {work.request_id: [None] * len(work.raw) for work in works}
@@ -256,7 +287,10 @@ def _run_natural(activated: Activated, works: list[_Work], runner: Runner | None
     compute_s = dict.fromkeys(found, 0.0)
     shared = dict.fromkeys(found, 1)
     answers = [_classified(activated, work, [], 0, 0.0, classes) for work in works if not work.raw]
-    for chunk in in_chunks(activated, [work.raw[row] for work, row in places], runner):
+    for chunk in in_chunks(activated, [work.raw[row] for work, row in places], runner, beside=beside):
+        if not isinstance(chunk, Chunk):
+            yield chunk
+            continue
         here = {places[place][0].request_id: places[place][0] for place in chunk.places}
         for place, prediction, length in zip(chunk.places, chunk.predictions, chunk.lengths, strict=True):
             work, row = places[place]

@@ -42,11 +42,11 @@ LEAK = """
 import sys
 if any("device_agent.worker" in word for word in sys.orig_argv):
     import device_agent.worker_batch as batches
-    kept, answer = [], batches.answer_batch
+    kept, answer = [], batches.answering
     def leaking(*arguments, **named):
         kept.append(b"x" * {leak_bytes})
         return answer(*arguments, **named)
-    batches.answer_batch = leaking
+    batches.answering = leaking
 """
 
 
