@@ -29,6 +29,8 @@ JSON = "application/json"
 _JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
 #: Key of the ASGI scope: the set of those that the door calls when this client goes away.
 ON_GONE = "aios_edge.on_gone"
+#: True once the body of a request was read to its end.
+_WHOLE = "aios_edge.whole"
 
 _COMMON_PATH_BYTES = 256
 
@@ -180,6 +182,7 @@ class HttpApp:
             )
         inflater = Inflater(self.max_body_bytes) if encoding == b"gzip" else None
         body = await self._body(headers, receive, inflater)
+        scope[_WHOLE] = True
         json_length = parse_json_length(headers.get(_JSON_LENGTH))
         return await _unless_gone(self._desk.infer(model, version, body, json_length), scope, receive)
 
@@ -237,14 +240,14 @@ def inference(url: bytes) -> Inference | None:
     return None
 
 
-def reply_headers(reply: Reply) -> list[tuple[bytes, bytes]]:
-    """The headers of a response."""
+def reply_headers(reply: Reply, *, whole: bool) -> list[tuple[bytes, bytes]]:
+    """The headers of a response. ``whole``: the request's body was read to its end."""
     headers = [
         (b"content-type", reply.content_type.encode()),
         (b"content-length", b"%d" % len(reply.body)),
         *reply.headers,
     ]
-    if reply.status == 413:
+    if reply.status == 413 and not whole:
         headers.append((b"connection", b"close"))  # the rest of the body is only thrown away
     if reply.status == 415:
         headers.append((b"accept-encoding", b"gzip"))
@@ -258,7 +261,8 @@ def internal_error() -> Reply:
 
 async def respond(scope: Scope, send: Send, reply: Reply) -> None:
     """Send a whole response."""
-    await send({"type": "http.response.start", "status": reply.status, "headers": reply_headers(reply)})
+    headers = reply_headers(reply, whole=scope.get(_WHOLE, False))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
 
 

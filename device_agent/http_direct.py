@@ -133,7 +133,7 @@ class DirectCycle:
                 self._record(reply.completion)
 
     def _write(self, reply: Reply) -> None:
-        headers = reply_headers(reply)
+        headers = reply_headers(reply, whole=True)
         if _CLOSE in headers:
             self.keep_alive = False
         elif not self.keep_alive:

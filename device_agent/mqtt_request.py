@@ -16,7 +16,7 @@ import msgspec
 
 from aios_edge.errors import RequestError
 from aios_edge.mqtt_message import MessageProperties, Publication
-from aios_edge.oip.envelope import ABSENT, JSON_LENGTH_HEADER, parse_json_length, split_body
+from aios_edge.oip.envelope import ABSENT, JSON_LENGTH_HEADER, MAX_TIMEOUT_US, parse_json_length, split_body
 from aios_edge.topics import ROOT, Topics
 from device_agent.http import Reply
 
@@ -117,7 +117,7 @@ def hints(message: Publication) -> Hints:
         client_id = _id.decode(head.id)
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         timeout_us = _parameters.decode(head.parameters).timeout
-    return Hints(id=client_id, timeout_s=timeout_us / 1e6 if timeout_us > 0 else None)
+    return Hints(id=client_id, timeout_s=timeout_us / 1e6 if 0 < timeout_us <= MAX_TIMEOUT_US else None)
 
 
 def answer(reply: Reply, message: Publication, to: ReplyTo, hints: Hints, *, waited_s: float) -> Publication:
