@@ -119,7 +119,9 @@ class Agent:
         held = contextlib.ExitStack()
         try:
             if self._make_grpc is not None:
-                self._grpc = self._make_grpc(self.settings.http, self._desk, self._tenants, self._books, self._record)
+                self._grpc = self._make_grpc(
+                    self.settings.http, self._desk, self._tenants, self._books, self._record, self._certificate
+                )
                 self.listen = (*self.listen, self._grpc.address)
             held.enter_context(state_dir.hold(self.settings.device.state_dir))
             if mismatch := profile_mismatch(self.profile):
