@@ -34,8 +34,8 @@ from device_agent.http_server import HttpServer
 from device_agent.listen import address, open_sockets, remove_socket_file
 from device_agent.memory_room import read_room
 from device_agent.metrics import Metrics
-from device_agent.mqtt_ask import TenantAsks, anybody
-from device_agent.mqtt_door import Ask, MqttDoor
+from device_agent.mqtt_ask import Anybody, TenantAsks
+from device_agent.mqtt_door import Asker, MqttDoor
 from device_agent.policy_in_force import PolicyInForce, policy_values
 from device_agent.power.meter import PROC, SYS, PowerMeter
 from device_agent.reload import Reload
@@ -246,14 +246,14 @@ class Agent:
         mqtt, device = self.settings.mqtt, self.settings.device
         if mqtt is None or not mqtt.infer:
             return None
-        ask: Ask = anybody(self._desk)
+        asker: Asker = Anybody(self._desk)
         if self._tenants is not None and mqtt.infer_tenant is not None:
             tenant = mqtt.infer_tenant
-            ask = TenantAsks(self._tenants.accounts.of[tenant], self._tenants.of[tenant], self._books.audit)
+            asker = TenantAsks(self._tenants.accounts.of[tenant], self._tenants.of[tenant], self._books.audit)
         return MqttDoor(
             mqtt.options(),
             Topics(device.group, device.id),
-            ask,
+            asker,
             max_body_bytes=self.settings.http.max_body_bytes,
             keep_bytes=mqtt.outbox_bytes,
             record=self._record,

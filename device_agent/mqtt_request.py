@@ -34,6 +34,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     within_s: float | None
 
 
+class Came(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a message before it is read. ``model``: which one its topic names."""
+
+    topic: str
+    model: str
+    size_bytes: int  # of its payload
+
+
 class ReplyTo(msgspec.Struct, frozen=True, kw_only=True):
     """Where an answer goes. ``problem``: why that isn't where it was asked to go."""
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +72,9 @@ def doors(start_agent: Any, repository: Path) -> Iterator[dict[str, RequestDoor]
         if GRPC:
             found |= {"grpc": GrpcDoor(whole.grpc), "grpc-stream": GrpcStreamDoor(whole.grpc)}
             found["tenant-grpc"] = GrpcDoor(shared.grpc, key)
+        asked = Counter[str]()
+        for name, door in found.items():
+            door.ask = counted(door.ask, asked, name)  # type: ignore[method-assign]
         yield found
         for door in found.values():
             door.close()
@@ -79,11 +84,30 @@ def doors(start_agent: Any, repository: Path) -> Iterator[dict[str, RequestDoor]
             assert "worker_crashed" not in {event["kind"] for event in status["events"]}, "nor a worker"
             assert agent.stop() == 0
             assert "Traceback" not in agent.log() and "ERROR" not in agent.log(), agent.log()
+        lines = (shared.config.parent / "state/audit/t.jsonl").read_text().splitlines()
+        kinds = Counter(kind_of(json.loads(line)) for line in lines)
+        ours = {name: count for name, count in asked.items() if name.startswith("tenant")}
+        assert kinds == ours, "every request has its line, whatever was wrong with it"
 
 
 def told_by(socket_path: Path) -> Any:
     with Client(f"unix://{socket_path}") as client:
         return client.status()
+
+
+def counted(ask: Any, asked: Counter[str], name: str) -> Any:
+    def count(case: Case, way: str) -> Any:
+        asked[name] += 1
+        return ask(case, way)
+
+    return count
+
+
+def kind_of(line: dict[str, Any]) -> str:
+    """The door that it came by."""
+    if line["method"] == "PUBLISH":
+        return "tenant-mqtt-5"
+    return "tenant-unix" if line["path"].startswith("/v2/") else "tenant-grpc"
 
 
 PLAIN = ["tcp", "tcp-chunked", "unix", "mqtt-5", "mqtt-3.1.1", "grpc", "grpc-stream"]
