@@ -24,10 +24,12 @@ from aios_edge.topics import Topics
 from device_agent.answer import shed_answer
 from device_agent.http import Reply, retry_after
 from device_agent.mqtt_answers import KEEP_S, Answers
-from device_agent.mqtt_request import JSON_LENGTH, Asked, Came, ReplyTo, answer, hints, read, reply_to
+from device_agent.mqtt_request import JSON_LENGTH, Asked, Came, ReplyTo, answer, hints, light, read, reply_to
+from device_agent.seldom import Seldom
 from device_agent.values import Completion, Reason, Shed
 
 log = logging.getLogger("device_agent.mqtt")
+_seldom = Seldom(log)
 
 MAX_OPEN = 256  # requests that are being answered; the desk has limits by model and by bytes beside it
 _HEAD_BYTES = 65_536  # of a message around its payload
@@ -98,6 +100,7 @@ class MqttDoor:
             call=asyncio.get_running_loop().call_soon_threadsafe,
             on_state=self._link_changed,
             on_message=self._heard,
+            on_unreadable=self._unreadable,
             max_packet_bytes=2 * self._max_body_bytes + _HEAD_BYTES,  # what is a little too long is told so
         )
         self._link.subscribe(self._topics.infer_filter, 1, retained=False)
@@ -132,6 +135,7 @@ class MqttDoor:
             self._ignored += 1
             return
         self._asked += 1
+        message = light(message)
         if len(self._open) < MAX_OPEN:
             task = asyncio.get_running_loop().create_task(self._serve(message), name="mqtt-infer")
             self._open.add(task)
@@ -145,6 +149,12 @@ class MqttDoor:
 
     def _came(self, message: Publication) -> Came:
         return Came(topic=message.topic, model=self._topics.model(message.topic), size_bytes=len(message.payload))
+
+    def _unreadable(self, why: str) -> None:
+        self._ignored += 1
+        _seldom.warn(
+            "unreadable", "%s: a message can't be read, and isn't answered: %s", self._topics.infer_filter, why
+        )
 
     async def _serve(self, message: Publication) -> None:
         came_at = self._clock()
