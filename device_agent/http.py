@@ -117,7 +117,9 @@ class HttpApp:
         completion: Completion | None = None
         try:
             reply = await self._answer(scope, receive)
-        except _Gone:
+        except _Gone as gone:
+            if gone.completion is not None:
+                self.record(gone.completion)
             return
         except AiosEdgeError as error:
             reply = Reply(status=error.http_status, body=error_body(str(error)))
@@ -266,8 +268,20 @@ async def respond(scope: Scope, send: Send, reply: Reply) -> None:
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
 
 
+class Unheard(asyncio.CancelledError):
+    """Whoever asked has gone when the answer was there, and before it was told: the inference was made all the same."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__()
+        self.reply = reply
+
+
 class _Gone(Exception):
-    """The client went away: nobody to answer."""
+    """The client went away: nobody to answer. ``completion``: of an answer that was there."""
+
+    def __init__(self, completion: Completion | None = None) -> None:
+        super().__init__()
+        self.completion = completion
 
 
 async def _unless_gone(answer: Awaitable[Reply], scope: Scope, receive: Receive) -> Reply:
@@ -292,9 +306,9 @@ async def _unless_gone(answer: Awaitable[Reply], scope: Scope, receive: Receive)
         watch.add_done_callback(leave)
     try:
         return await answer
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as left:
         if gone:
-            raise _Gone from None
+            raise _Gone(left.reply.completion if isinstance(left, Unheard) else None) from None
         raise
     finally:
         if door is not None:
