@@ -96,6 +96,14 @@ SAID: dict[str, tuple[bytes, bytes | int]] = {
     "a method there isn't": (frame(HEADERS, WHOLE, 1, call("/x")), b"grpc-status\x0212"),
     "a path of 15 KB": (frame(HEADERS, 0, 1, call("/" + "x" * 15_000)) + frame(MORE_HEADERS, END_HEADERS, 1), b""),
     "metadata that is no text": (sent(message(REQUEST), x="\xff\xfe"), b"grpc-status"),
+    "metadata in bytes that are no base64": (sent(message(REQUEST), x_bin="!!!"), b""),
+    "metadata under a name that is no text": (sent(message(REQUEST), **{"\xff": "y"}), b""),
+    "an authority that is no text": (
+        frame(HEADERS, END_HEADERS, 1, call().replace(headers((":authority", "x")), headers((":authority", "\xff"))))
+        + frame(DATA, END_STREAM, 1, message(REQUEST)), b""),
+    "a packing that is no text": (sent(message(REQUEST, flag=1), grpc_encoding="\xff"), b"grpc-status"),
+    "a content that is no text": (sent(message(REQUEST), content_type="application/grpc+\xff"), b""),
+    "a deadline beyond counting": (sent(message(REQUEST), grpc_timeout="99999999H"), b"grpc-status"),
     "15 KB of metadata": (sent(message(REQUEST), x="y" * 15_000), b"grpc-status"),
     "1 MB of metadata": (
         frame(HEADERS, END_STREAM, 1, call()) + b"".join(

@@ -78,13 +78,11 @@ def test_a_renewed_certificate_is_shown_and_open_channels_stay(agent: Any, folde
 def test_a_broken_pair_changes_nothing_and_the_next_good_one_does(agent: Any, folder: Path, tmp_path: Path) -> None:
     first = ssl.PEM_cert_to_DER_cert((folder / "door.pem").read_text())
     assert shown(agent) == first
-    for broken in (folder / "other.pem", folder / "door.key"):  # another key's, and no certificate at all
-        told = len(agent.events("certificate_refused"))
-        put(broken, tmp_path / "door.pem")
-        agent.until(lambda _, told=told: len(agent.events("certificate_refused")) > told)
-        assert shown(agent) == first
-        with secure(agent, folder / "door.pem") as channel:
-            assert call(channel, "ServerReady").ready
+    put(folder / "other.pem", tmp_path / "door.pem")
+    agent.until(lambda _: agent.events("certificate_refused"))
+    assert shown(agent) == first
+    with secure(agent, folder / "door.pem") as channel:
+        assert call(channel, "ServerReady").ready
     put(folder / "third.pem", tmp_path / "door.pem")
     put(folder / "third.key", tmp_path / "door.key")
     agent.until(lambda _: agent.events("certificate_loaded"))
