@@ -31,6 +31,7 @@ from device_agent.grpc_extra import load_grpc
 from device_agent.hosting import check_policy
 from device_agent.http import App, HttpApp
 from device_agent.http_server import HttpServer
+from device_agent.inbound import Inbound
 from device_agent.listen import address, open_sockets, remove_socket_file
 from device_agent.memory_room import read_room
 from device_agent.metrics import Metrics
@@ -157,7 +158,8 @@ class Agent:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
         app, certificate = self._app(), self._certificate
         tls = None if certificate is None else certificate.context
-        server = HttpServer(app, receive_timeout_s=self.settings.http.receive_timeout_s, tls=tls)
+        inbound = Inbound(lambda: self._rules.policy.in_flight_bytes)
+        server = HttpServer(app, receive_timeout_s=self.settings.http.receive_timeout_s, tls=tls, inbound=inbound)
         self._mqtt_door = self._make_mqtt_door()
         if self._mqtt_door is not None:
             self._mqtt_door.start()

@@ -21,6 +21,7 @@ from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.oip.envelope import JSON_LENGTH_HEADER, LIVE, error_body, parse_json_length
 from aios_edge.oip.repository import Action
 from device_agent.compression import Inflater
+from device_agent.inbound import Coming
 from device_agent.values import Completion
 
 log = logging.getLogger("device_agent.http")
@@ -29,6 +30,8 @@ JSON = "application/json"
 _JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
 #: Key of the ASGI scope: the set of those that the door calls when this client goes away.
 ON_GONE = "aios_edge.on_gone"
+#: Key of the ASGI scope: the :class:`device_agent.inbound.Coming` of this connection.
+COMING = "aios_edge.coming"
 #: True once the body of a request was read to its end.
 _WHOLE = "aios_edge.whole"
 
@@ -183,12 +186,18 @@ class HttpApp:
                 remedy="Send the body as it is, or as gzip",
             )
         inflater = Inflater(self.max_body_bytes) if encoding == b"gzip" else None
-        body = await self._body(headers, receive, inflater)
+        body = await self._body(headers, receive, inflater, scope.get(COMING))
         scope[_WHOLE] = True
         json_length = parse_json_length(headers.get(_JSON_LENGTH))
         return await _unless_gone(self._desk.infer(model, version, body, json_length), scope, receive)
 
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, inflater: Inflater | None = None) -> bytes:
+    async def _body(
+        self,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        inflater: Inflater | None = None,
+        coming: Coming | None = None,
+    ) -> bytes:
         coding = headers.get(b"transfer-encoding", b"chunked").strip().lower()
         if coding != b"chunked":
             raise RequestError(
@@ -210,9 +219,13 @@ class HttpApp:
             if size > self.max_body_bytes:
                 raise self._too_long()
             if inflater is not None:
+                before = inflater.size_bytes
                 inflater.feed(piece)
                 if not message.get("more_body"):
                     return inflater.finish()
+                if coming is not None:
+                    coming.grew(inflater.size_bytes - before)
+                    coming.settle()
                 continue
             pieces.append(piece)
             if not message.get("more_body"):

@@ -23,8 +23,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from aios_edge.oip.envelope import error_body
 from device_agent.descriptors import connection_limit
 from device_agent.half_closed import INTERIM, HalfClosed
-from device_agent.http import ON_GONE, HttpApp, Scope
+from device_agent.http import COMING, ON_GONE, HttpApp, Scope
 from device_agent.http_direct import DirectCycle, Headers
+from device_agent.inbound import UNBOUNDED, Coming
 from device_agent.seldom import Seldom
 from device_agent.slow_clients import LEAST_BYTES, Part, Progress
 from device_agent.upgrade import declined
@@ -44,8 +45,10 @@ _UCRED = struct.Struct("3i")  # pid, uid, gid: struct ucred
 
 
 class DoorProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection. ``inbound``: the bodies of all of them."""
 
+    inbound = UNBOUNDED
+    _coming: Coming  # of this one's
     _in_head = True
     _head_bytes = 0
     _turned = False  # whether a head or a body ended within the piece of data that is being read
@@ -70,6 +73,7 @@ class DoorProtocol(HttpToolsProtocol):
         """A client has connected."""
         super().connection_made(transport)
         self._peer_uid = _peer_uid(transport)
+        self._coming = Coming(self.inbound, self._too_much)
         if len(self.connections) > connection_limit():
             _seldom.warn("full", "more than %d connections: those on top are refused", connection_limit())
             self._write_refusal(b"503 Service Unavailable", "too many connections. Try again later")
@@ -87,6 +91,7 @@ class DoorProtocol(HttpToolsProtocol):
         self._turned = False
         self._received_bytes += len(data)
         self._feed(data)
+        self._coming.settle()
         if self._turned or self.lingers or self._owed is not None or not (self._in_head or self.headers):
             return
         self._head_bytes += len(data)  # or of a trailer, which comes in the place of headers
@@ -143,6 +148,7 @@ class DoorProtocol(HttpToolsProtocol):
         if self._on_gone is None:
             self._on_gone = set()
         cast(Scope, self.cycle.scope)[ON_GONE] = self._on_gone
+        cast(Scope, self.cycle.scope)[COMING] = self._coming
         if isinstance(self._answering, DirectCycle) and len(self.pipeline) == 1:
             self.flow.resume_reading()  # uvicorn stopped: nobody would see the client go. The next one stops it
 
@@ -164,6 +170,7 @@ class DoorProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
+        self._coming.grew(len(body))
         if self._direct is not None:
             self._direct.feed(body)
         else:
@@ -175,6 +182,7 @@ class DoorProtocol(HttpToolsProtocol):
             return
         self._in_head, self._turned = True, True
         self._head_bytes = 0
+        self._coming.over()
         if self._direct is not None:
             direct, self._direct = self._direct, None
             direct.run()
@@ -280,6 +288,7 @@ class DoorProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by whomever."""
+        self._coming.over()
         for timer in (self._cut_off, self._quiet):
             if timer is not None:
                 timer.cancel()
@@ -313,11 +322,19 @@ class DoorProtocol(HttpToolsProtocol):
             least = "was not whole" if part == "head" else f"brought less than {LEAST_BYTES} bytes"
             self._refuse(b"408 Request Timeout", f"the request's {part} {least} within {limit_s:g} s")
 
+    def _too_much(self) -> None:
+        _seldom.warn(
+            "inbound", "more bytes of request bodies came in at once than in_flight_bytes: the longest is refused"
+        )
+        text = "too many bytes of request bodies are coming in at once [queue_full]; retry after 1.00 s"
+        self._refuse(b"503 Service Unavailable\r\nretry-after: 1", text)
+
     def _linger(self) -> None:
         """Send nothing more, and throw away what comes until the client ends too, or sends too much or too long."""
         if self.lingers or self.transport.is_closing():
             return
         self._cut_off = self.loop.call_later(LINGER_S, self.transport.close)
+        self._coming.over()
         self.pipeline.clear()
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # whatever it finds, it can't be sent any more
