@@ -8,45 +8,38 @@ cause as often as he likes: they have a traceback each, and one of them has the 
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Callable
 
-_LOGS = ("grpc._cython.cygrpc", "asyncio")
+_GRPC = "grpc._cython.cygrpc"
 #: A call that ended before its answer was sent; metadata that isn't UTF-8 (it is taken as Latin-1 then).
 _ANYBODYS = ("ExecuteBatchError", "Invalid encoding on ")
 
 
 class Crashes(logging.Filter):
-    """Tells all who listen, in the event loop's thread; which of them is concerned they see for themselves."""
+    """``on_crash`` hears the reason, in the event loop's thread, from :meth:`begin` to :meth:`end`."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_crash: Callable[[BaseException], None]) -> None:
         super().__init__()
-        self._listeners: weakref.WeakSet[Listener] = weakref.WeakSet()
+        self._on_crash = on_crash
         self._last: BaseException | None = None
+        self._loggers = (logging.getLogger(_GRPC), logging.getLogger("asyncio"))
 
-    def listen(self, listener: Listener) -> None:
-        """Tell this one, as long as it lives."""
-        for name in _LOGS:
-            logging.getLogger(name).addFilter(self)  # which takes a filter once
-        self._listeners.add(listener)
+    def begin(self) -> None:
+        """Listen."""
+        for logger in self._loggers:
+            logger.addFilter(self)
+
+    def end(self) -> None:
+        """Listen no more; safe to call twice."""
+        for logger in self._loggers:
+            logger.removeFilter(self)
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Whether a line stays in the log."""
-        if record.name == _LOGS[0] and isinstance(record.msg, BaseException):  # what ended it is all the line there is
+        if record.name != _GRPC:  # asyncio's, of the task that ended by it
+            return record.exc_info is None or self._last is None or record.exc_info[1] is not self._last
+        if isinstance(record.msg, BaseException):  # what ended it is all the line there is
             self._last = record.msg
-            for listener in tuple(self._listeners):
-                listener.heard(record.msg)
+            self._on_crash(record.msg)
             return False
-        if record.name == _LOGS[0]:
-            return not record.getMessage().startswith(_ANYBODYS)
-        return not (record.exc_info and record.exc_info[1] is not None and record.exc_info[1] is self._last)
-
-
-class Listener:
-    """``on_crash`` hears the reason."""
-
-    def __init__(self, on_crash: Callable[[BaseException], None]) -> None:
-        self.heard = on_crash
-
-
-CRASHES = Crashes()
+        return not record.getMessage().startswith(_ANYBODYS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from aios_edge.errors import ResourceError
 from device_agent.desk import FrontDesk
 from device_agent.grpc_door.callers import Callers
 from device_agent.grpc_door.certificate import credentials
-from device_agent.grpc_door.crashes import CRASHES, Listener
+from device_agent.grpc_door.crashes import Crashes
 from device_agent.grpc_door.door import GrpcDoor
 from device_agent.listen import check_free
 from device_agent.seldom import Seldom
@@ -31,6 +32,7 @@ _WHERE = "http.grpc_bind"
 _LAST_CALLS_S = 60.0  # of a server that ended by itself
 _ENDING = 4  # of those that may still have calls
 _TRY_AGAIN_S = 0.02
+_LOOK_S = 2.0
 
 
 def make_server(
@@ -60,7 +62,7 @@ class GrpcServer:
         self._options = _options(http)
         self._serving = False
         self._ended = asyncio.Event()
-        self._listener = Listener(self._heard_of_an_end)
+        self._crashes = Crashes(self._heard_of_an_end)
         self._seldom = Seldom(log)
         self._keeping: asyncio.Task[None] | None = None
         self._ending: dict[Any, asyncio.Task[None]] = {}
@@ -73,7 +75,7 @@ class GrpcServer:
 
     async def start(self) -> None:
         """Begin to accept."""
-        CRASHES.listen(self._listener)
+        self._crashes.begin()
         await self._server.start()
         self._serving = True
         self._keeping = asyncio.create_task(self._keep_open(), name="grpc-keep-open")
@@ -85,6 +87,7 @@ class GrpcServer:
             self._keeping.cancel()
         self._door.drain()
         await asyncio.gather(*(server.stop(grace_s) for server in (self._server, *self._ending)))
+        self._crashes.end()
 
     def status(self) -> GrpcStatus:
         """How it is now."""
@@ -110,7 +113,8 @@ class GrpcServer:
 
     async def _keep_open(self) -> None:
         while True:
-            await self._ended.wait()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _LOOK_S)  # a program may have its logging switched off
             self._ended.clear()
             if not await self._is_ending():
                 continue
@@ -125,7 +129,7 @@ class GrpcServer:
                     await asyncio.sleep(_TRY_AGAIN_S)
 
     async def _is_ending(self) -> bool:
-        """Else it was another one of this process."""
+        """Whether it is this one."""
         for _ in range(10):
             if not self._server._server.is_running():
                 return True
