@@ -38,6 +38,7 @@ MAX_HEAD_BYTES = 64 * 1024
 #: How much, and how long, a refused client may go on sending until it is cut off.
 LINGER_BYTES = 256 * 1024 * 1024
 LINGER_S = 20.0
+LAST_S = 1.0  # when the agent stops
 _GO_ON = b"HTTP/1.1 100 "  # no answer: what a client waits for that announced a body
 #: Where in a scope's ``state`` the user id of the process at the other end is: an int on the Unix socket, else None.
 PEER_UID = "peer_uid"
@@ -280,9 +281,12 @@ class DoorProtocol(HttpToolsProtocol):
             self._linger()
 
     def shutdown(self) -> None:
-        """The agent stops: nobody is waited for who was answered."""
+        """The agent stops: nobody is waited for who was answered, nor who hasn't asked yet."""
         if self.lingers:
             self.transport.close()
+        elif not self._in_head:  # when it was whole it would be told the same
+            self._refuse(b"503 Service Unavailable", "the agent is stopping [draining]")
+            self.loop.call_later(LAST_S, self.transport.close)
         else:
             super().shutdown()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -133,6 +135,21 @@ def test_a_connection_does_not_keep_its_last_body(doors: Any, way: str) -> None:
             heard = wire.hear()
             assert heard is not None and heard.status == 200
         assert resident_bytes(agent) - before < 5 * LONG
+
+
+@pytest.mark.parametrize("way", ["length", "chunks", "gzip"])
+def test_a_body_that_is_still_coming_does_not_hold_up_the_end(start_agent: Any, way: str) -> None:
+    agent = start_agent("[policy]\ndrain_s = 30.0")
+    with Door.of(agent.url).connect() as wire, Door.of(agent.url).connect() as whole:
+        wire.say(beginning(way)[:200].replace(b"/id/", b"/tiny/"))
+        whole.say(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert whole.hear() is not None
+        began = time.monotonic()
+        agent.process.send_signal(signal.SIGTERM)
+        heard = wire.hear()
+        assert heard is not None and heard.status == 503 and "[draining]" in heard.document["error"]
+        assert agent.process.wait(30) == 0 and time.monotonic() - began < 15.0
+    assert "Traceback" not in agent.log() and "ERROR" not in agent.log(), agent.log()
 
 
 def resident_bytes(agent: Any) -> int:
