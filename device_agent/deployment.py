@@ -170,6 +170,7 @@ class Deployment:
             for host in self._hosts.values():
                 await self._succession.keep(host)
                 self.builds.consider(host)
+                self._muster(host)
             await self._tidy()
 
     async def load(self, model: str) -> None:
@@ -236,6 +237,7 @@ class Deployment:
             await self._succession.keep(host)
             await asyncio.to_thread(self._rejected.forget, model)
             self.builds.consider(host)
+            self._muster(host)
             return
         entry = self._entries[model]
         try:
@@ -256,6 +258,16 @@ class Deployment:
             raise
         if self._hosts[model] is not host:  # else a trial began
             self.builds.consider(self._hosts[model])
+
+    def _muster(self, host: ModelHost) -> None:
+        """Start its further workers: in its turn, for activations measure latency; and nobody waits for it."""
+
+        async def muster() -> None:
+            if self._hosts.get(host.name) is host:
+                await host.muster()
+
+        if host.instance.serves_with_several:
+            self._in_background(muster)
 
     async def _swap(self, model: str, entry: BundleEntry, bundle: Bundle) -> None:
         new = self._host(entry, bundle)
@@ -366,7 +378,10 @@ class Deployment:
         spec = replace(spec, engines=engines)
         # Clients know the name: two entries may claim it one after the other, and it was promised for one of them.
         stays = entry.never_leave_device or bundle.manifest.name in self._around.cloud.audit.staying
-        return ModelHost(spec, bundle, self._around, never_leaves=stays, make_room=self._upkeep.make_room)
+        upkeep = self._upkeep
+        return ModelHost(
+            spec, bundle, self._around, never_leaves=stays, make_room=upkeep.make_room, has_room=upkeep.has_room
+        )
 
     # Those that aren't here
 

@@ -156,6 +156,7 @@ class Succession:
     async def _take_over(
         self, model: str, old: ModelHost, new: ModelHost, expected: tuple[ServiceTime, ServiceTime], began: float
     ) -> None:
+        await new.muster()  # who relied on several workers keeps them
         self._switch(model, old, new)
         self._tell("swapped", model, old, new, took_s=self._around.clock() - began)
         await asyncio.to_thread(self._rejected.forget, model)
@@ -247,6 +248,7 @@ class Succession:
             log.error("%s: the previous bundle can't come back: %s", model, error)
             return
         self._switch(model, bad, good)
+        await good.muster()
         if bad.bundle.bundle_id != good.bundle.bundle_id:
             self._on_taken(good)  # its engine may not have been built yet, and the other's isn't wanted any more
         self._tell("rolled_back", model, bad, good, took_s=self._around.clock() - began, reason=reason)

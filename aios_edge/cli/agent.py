@@ -196,7 +196,7 @@ def describe(document: dict[str, Any]) -> list[str]:
     if document["emulate"]["slowdown"] != 1.0:
         lines.append(f"EMULATED: every batch is held for its compute time x {document['emulate']['slowdown']:g}")
     for name, model in document["models"].items():
-        pid = model["worker_pid"] or "-"
+        pid = " ".join(str(worker["pid"]) for worker in model["workers"] if worker["pid"]) or "-"
         active = ", ".join((model["activation"] or {}).get("providers_active", ())) or "-"
         lines.append(
             f"model {name} {model['version']}  {model['state']}  worker {pid}  {active}"
@@ -206,6 +206,9 @@ def describe(document: dict[str, Any]) -> list[str]:
             lines.append("  no contract: nothing was promised, nothing is checked")
         if model["detail"]:
             lines.append(f"  {model['detail']}")
+        if 0 < model["workers_serving"] < len(model["workers"]):
+            missing = {worker["detail"] or "starts" for worker in model["workers"] if not worker["serves"]}
+            lines.append(f"  {model['workers_serving']} of {len(model['workers'])} workers: {'; '.join(missing)}")
         lines += [f"  {line}" for line in chain_lines((model["activation"] or {}).get("provider_steps", ()))]
         if build := model.get("engine_build"):
             lines.append(f"  its TensorRT engine is built beside: {build['stage']}, {build['elapsed_s']:.0f} s so far")
