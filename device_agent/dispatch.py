@@ -78,12 +78,15 @@ class Dispatch:
 
     def next(self) -> None:
         """Give each worker that is free its next batch, while somebody waits; where batches are short, one ahead."""
+        idle = False
         for place in self._places:
             if self._free(place):
                 if batch := self._take(place):
                     self._begin(place, *batch)
             elif not place.running.tickets:
-                self._wake.set()  # there is something else to be done first
+                idle = True
+        if idle and self._undone():  # there is something else to be done first
+            self._wake.set()
         for place in self._places:
             if self._may_go_ahead(place) and (batch := self._take(place)):
                 self._begin(place, *batch)
@@ -94,6 +97,17 @@ class Dispatch:
         if place.running.tickets or not place.worker.ready or instance.state != "ready":
             return False
         return not instance.has_chore(place, len(self._queue))
+
+    def _undone(self) -> bool:
+        """Whether :meth:`serve` has something to do at this moment."""
+        instance = self._instance
+        if not instance.ready or instance.chore(len(self._queue)) is not None:
+            return True
+        return any(self._died(place) for place in self._places)
+
+    def _died(self, place: Place) -> bool:
+        """Whether its worker has ended while idle, and nobody was told yet."""
+        return place.live and not place.worker.ready and not place.running.tickets and self._instance.state == "ready"
 
     def _may_go_ahead(self, place: Place) -> bool:
         """Whether a second batch may be given to it while it has a short one. None goes before or behind a request that
@@ -126,7 +140,7 @@ class Dispatch:
         self._wake.clear()
         instance = self._instance
         for place in self._places:
-            if place.live and not place.worker.ready and not place.running.tickets and instance.state == "ready":
+            if self._died(place):
                 self._record.lost()
                 instance.lost_while_idle(place, queued=len(self._queue))
                 self._review.run()
