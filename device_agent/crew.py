@@ -101,6 +101,7 @@ class Crew:
         task = asyncio.get_running_loop().create_task(_retire(old), name=f"retiring-{self._instance.name}")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
+        self.look()
         log.info("%s: one of its workers is sent away, %.0f MB: %s", self._instance.name, freed / 1e6, why)
         return asyncio.shield(task)
 

@@ -248,12 +248,12 @@ class Succession:
             log.error("%s: the previous bundle can't come back: %s", model, error)
             return
         self._switch(model, bad, good)
-        await good.muster()
         if bad.bundle.bundle_id != good.bundle.bundle_id:
             self._on_taken(good)  # its engine may not have been built yet, and the other's isn't wanted any more
         self._tell("rolled_back", model, bad, good, took_s=self._around.clock() - began, reason=reason)
         await self._reject(model, bad, good, reason)
         await self.retire(bad, limit_s=self._around.policy.drain_s)
+        await good.muster()
 
     async def _reject(self, model: str, bad: ModelHost, good: ModelHost, reason: str) -> None:
         """The next start is to begin with the good one. Raw models have no copy it could begin with; of an engine that
