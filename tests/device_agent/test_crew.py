@@ -56,6 +56,20 @@ def test_none_goes_ahead_while_another_worker_is_free(tiny_bundle: Any) -> None:
     drive(tiny_bundle, scenario, workers=2)
 
 
+def test_what_a_dead_worker_had_goes_to_those_that_are_idle_at_once(tiny_bundle: Any) -> None:
+    async def scenario(device: Device) -> None:
+        for number in range(1, 7):
+            device.ask(number)
+        assert batches(device) == [[[1], [4]], [[2], [5]], [[3], [6]]]
+        for idle in device.workers[1:]:
+            idle.answer()
+            idle.answer()
+        device.workers[0].die()
+        assert batches(device)[1:] == [[[1]], [[4]]], "the one that was to blame alone, the other as before"
+
+    drive(tiny_bundle, scenario, workers=3)
+
+
 def test_who_waits_is_promised_the_worker_that_is_free_first(tiny_bundle: Any) -> None:
     async def scenario(device: Device) -> None:
         instance = device.host.instance
@@ -236,8 +250,13 @@ def fields(worker: ByHand) -> dict[str, Any]:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS, workers=st.integers(1, 3), busy_s=st.sampled_from([0.001, LONG_S]))
 def test_whatever_happens_each_is_answered_once_and_nobody_waits_beside_an_idle_worker(
-    tiny_bundle: Any, steps: list[tuple[str, int]], workers: int, busy_s: float
+    tiny_bundle: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[tuple[str, int]],
+    workers: int,
+    busy_s: float,
 ) -> None:
+    monkeypatch.setattr("device_agent.restart.FIRST_PAUSE_S", 0.001)
     answers: Counter[int] = Counter()
     asked: list[int] = []
 
@@ -253,13 +272,20 @@ def test_whatever_happens_each_is_answered_once_and_nobody_waits_beside_an_idle_
     async def scenario(device: Device) -> None:
         deaths = 0
         instance = device.host.instance
+
+        def all_answered() -> bool:
+            for worker in device.workers:
+                if worker.batches:
+                    worker.answer()
+            return not device.host._here
+
         for what, number in steps:
             worker = device.workers[number % workers]
             if what == "ask":
                 ask(device)
             elif what == "answer" and worker.batches:
                 worker.answer()
-            elif what == "die" and worker.ready and deaths < 3:  # who dies more often is started later
+            elif what == "die" and worker.ready and deaths < 6:  # none is quarantined
                 deaths += 1
                 worker.die()
             elif what == "turn":
@@ -267,13 +293,7 @@ def test_whatever_happens_each_is_answered_once_and_nobody_waits_beside_an_idle_
             if device.host.queued and instance.state == "ready":
                 assert not [place for place in instance.places if place.worker.ready and not place.running.tickets]
             assert sum(len(batch) for of in batches(device) for batch in of) >= device.host.running
-        for _ in range(2000):
-            if not device.host._here:
-                break
-            for worker in device.workers:
-                if worker.batches:
-                    worker.answer()
-            await asyncio.sleep(0)
+        await until(all_answered)
         assert answers == Counter(asked), "each once"
         await until(lambda: instance.serving == workers)
 

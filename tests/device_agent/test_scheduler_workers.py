@@ -28,26 +28,30 @@ def queue_of(items: Sequence[tuple[int, float | None, int, bool]]) -> list[Pendi
     return queue
 
 
-def one_after_the_other(queue: Sequence[Pending], at: float, limit: int) -> Iterator[tuple[float, list[Pending]]]:
-    """The batches of one worker: each begins when the one before it ends."""
-    waiting = list(queue)
+def as_they_run(queue: Sequence[Pending], free: Sequence[float], limit: int) -> Iterator[tuple[float, list[Pending]]]:
+    """The batches of workers that are free at these times: each is taken by whoever is free first."""
+    waiting, free_at = list(queue), list(free)
     while waiting:
-        places = next_batch(waiting, at, MODEL, limit)
+        first = free_at.index(min(free_at))
+        places = next_batch(waiting, free_at[first], MODEL, limit)
         batch = [waiting[place] for place in places]
-        at += MODEL.batch_s([item.cost_bytes for item in batch])
-        yield at, batch
+        free_at[first] += MODEL.batch_s([item.cost_bytes for item in batch])
+        yield free_at[first], batch
         waiting = [item for place, item in enumerate(waiting) if place not in places]
 
 
-@given(ITEMS, st.floats(0, 0.2), st.integers(1, 8))
-def test_with_one_worker_a_batch_begins_when_the_one_before_it_ends(
-    items: list[tuple[int, float | None, int, bool]], free_at: float, limit: int
+@given(ITEMS, FREE.map(lambda free: free[:1]) | FREE, st.integers(1, 8))
+def test_whoever_is_free_first_takes_the_next_batch(
+    items: list[tuple[int, float | None, int, bool]], free: list[float], limit: int
 ) -> None:
-    queue = queue_of(items)
-    for end_at, batch in one_after_the_other(queue, free_at, limit):
+    """With one worker: each batch begins when the one before it ends."""
+    queue, (first, *others) = queue_of(items), free
+    for end_at, batch in as_they_run(queue, free, limit):
         for item in batch:
-            seen = forecast(queue, item.request_id, now=0.0, free_at=free_at, model=MODEL, max_batch_size=limit)
-            assert seen.expected_at == end_at and seen.safe_at == end_at + MODEL.margin_s(end_at)
+            seen = forecast(
+                queue, item.request_id, now=0.0, free_at=first, others_free_at=others, model=MODEL, max_batch_size=limit
+            )
+            assert (seen.expected_at, seen.safe_at) == (end_at, end_at + MODEL.margin_s(end_at))
 
 
 @given(ITEMS, FREE, st.integers(1, 8))
