@@ -113,7 +113,7 @@ class Crew:
         taken = lead.recycling.worker
         if taken is not None and not recycle.fits_beside(self._around.room(), taken, lead.plan.start_s):
             return "this device has no memory for another worker"
-        if not self._has_room(lead.held_bytes):
+        if not self._has_room(round(recycle.GROWN * lead.own_bytes)):
             return "memory_budget_bytes leaves no room for another worker"
         return None
 

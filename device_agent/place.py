@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from device_agent.restart import RestartPlan
 from device_agent.ticket import Running
 from device_agent.watched_run import Watchdog
-from device_agent.worker_memory import proportional_bytes
+from device_agent.worker_memory import own_bytes, proportional_bytes
 from device_agent.worker_pool import WorkerHandle
 
 if TYPE_CHECKING:
@@ -61,6 +61,12 @@ class Place:
         if not handle.ready:
             return 0
         return (proportional_bytes(handle.pid) if handle.pid is not None else None) or handle.rss_bytes or 0
+
+    @property
+    def own_bytes(self) -> int:
+        """What another worker of its kind would add to that."""
+        pid = self.worker.pid
+        return (own_bytes(pid) if pid is not None else None) or self.held_bytes
 
     def free_at(self, now: float) -> float:
         """When its worker is expected to take the next batch. Whatever overran its estimate is given a tenth more of

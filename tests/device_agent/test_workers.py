@@ -17,6 +17,8 @@ from swapping import client, failing_model, traffic
 from test_affinity import affinities, profile
 from test_fault_loops import runs
 
+from device_agent.worker_memory import proportional_bytes
+
 TWO = "workers = 2"
 SLOW = "[emulate]\nslowdown = 250.0"  # a batch takes a tenth of a second or more
 
@@ -182,4 +184,25 @@ def test_each_has_cpus_of_its_own_where_the_profile_pins_them(start_agent: Any, 
     agent = start_agent(profile=profile(tmp_path, f'cpu_affinity = {cpus}\nworkers = "auto"'))
     assert sorted(map(sorted, (cpu for pid in both(agent) for cpu in affinities(pid)))) == [[cpu] for cpu in cpus]
     assert tiny(agent.status())["activation"]["cpus"] == [cpus[0]], "it was measured as it runs"
+    assert agent.stop() == 0
+
+
+def test_within_a_budget_further_workers_give_way_to_models(start_agent: Any, make_bundle: Any, tmp_path: Path) -> None:
+    paths = [make_bundle(tmp_path / name, name=name).path for name in ("tiny", "second")]
+    more = f'[[bundle]]\npath = "{paths[1]}"\nworkers = 1\n'
+    agent = start_agent(more, bundle=paths[0], device=TWO)
+    held = sum(proportional_bytes(pid) or 0 for pid in (*both(agent), *pids(agent.status(), "second")))
+    assert agent.stop() == 0
+
+    budget = f"[policy]\nmemory_budget_bytes = {int(0.8 * held)}"
+    agent = start_agent(more + budget, bundle=paths[0], device=TWO)
+    told = agent.until(lambda status: tiny(status)["workers"][1]["detail"])
+    assert told == "memory_budget_bytes leaves no room for another worker"
+    assert [len(pids(agent.status(), name)) for name in ("tiny", "second")] == [1, 1]
+    agent.post("/v2/repository/models/second/unload")
+    both(agent)  # its room is free
+    agent.post("/v2/repository/models/second/load")
+    assert [len(pids(agent.status(), name)) for name in ("tiny", "second")] == [1, 1]
+    assert agent.infer()[0] == agent.infer(model="second")[0] == 200
+    assert not [event for event in agent.events("unloaded") if event.get("reason") == "memory_budget"]
     assert agent.stop() == 0
