@@ -81,13 +81,13 @@ class Dispatch:
         idle = False
         for place in self._places:
             if self._free(place):
-                if batch := self._take(place):
+                if self._queue and (batch := self._take(place)):
                     self._begin(place, *batch)
             elif not place.running.tickets:
                 idle = True
         if idle and self._undone():  # there is something else to be done first
             self._wake.set()
-        for place in self._places:
+        for place in self._places if self._queue else ():
             if self._may_go_ahead(place) and (batch := self._take(place)):
                 self._begin(place, *batch)
 

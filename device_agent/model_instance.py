@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -141,12 +141,16 @@ class ModelInstance:
         for place in self.places:
             place.worker.spec = replace(place.worker.spec, **changes)
 
-    def free_times(self, now: float) -> list[float]:
+    def free_times(self, now: float) -> Sequence[float]:
         """When each worker that serves is expected to take its next batch; where none does, when the first will."""
         if self.state == "resting":
-            return [now + self.plan.start_s]
-        times = [place.free_at(now) for place in self.places if place.worker.ready] if self.state == "ready" else ()
-        return list(times) or [self.lead.back_at(now)]
+            return (now + self.plan.start_s,)
+        if self.state == "ready" and len(self.places) > 1:
+            if times := [place.free_at(now) for place in self.places if place.worker.ready]:
+                return times
+        elif self.state == "ready" and self.lead.worker.ready:
+            return (self.lead.free_at(now),)
+        return (self.lead.back_at(now),)
 
     def free_at(self, now: float) -> float:
         """When the first of them is expected to take the next batch."""

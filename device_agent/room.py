@@ -64,7 +64,9 @@ class Room:
         cost_s, held = self._full_cost_s(pending), self._queue.held
         waiting_s = {name: held[name] * cost_s for name in self._parts}
         waiting_s[PATIENT] = self._queue.patient * cost_s
-        who, alone_s = pending.tenant or _NOBODY, self._learning.alone_s(pending) / self._at_once
+        who, alone_s = pending.tenant or _NOBODY, self._learning.alone_s(pending)
+        if self._workers is not None:
+            alone_s /= max(self._workers(), 1)
         return fairness.reserve(who, self._demands, self._parts, waiting_s, cost_s=alone_s, now=now)
 
     def taken(self, batch: Sequence[tuple[Pending, float]], now: float) -> None:
@@ -89,8 +91,5 @@ class Room:
     def _full_cost_s(self, pending: Pending) -> float:
         """Its share of a full batch of its like, and of the model's time."""
         service, size = self._learning.service, self._max_batch_size
-        return service.busy_s(size * service.units(pending.cost_bytes)) / (size * self._at_once)
-
-    @property
-    def _at_once(self) -> int:
-        return 1 if self._workers is None else max(self._workers(), 1)
+        cost_s = service.busy_s(size * service.units(pending.cost_bytes)) / size
+        return cost_s if self._workers is None else cost_s / max(self._workers(), 1)

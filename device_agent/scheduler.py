@@ -198,13 +198,19 @@ def forecast(
     whether it ``delays`` another. ``reserve`` is what it must leave, on top of the margin, for those that come after
     it.
     """
-    free = [max(now, at) for at in (free_at, *others_free_at)]
-    start_at = min(free)
+    start_at, others_at = max(now, free_at), []
+    if others_free_at:
+        start_at, *others_at = sorted([start_at, *[max(now, at) for at in others_free_at]])
     expected_at = safe_at = start_at
     own: Pending | None = None
     unsafe: list[tuple[Pending, float]] = []
     batches = partial(
-        _batches, free=free, model=model, max_batch_size=max_batch_size, length_bucketing=length_bucketing
+        _batches,
+        start_at=start_at,
+        others_at=others_at,
+        model=model,
+        max_batch_size=max_batch_size,
+        length_bucketing=length_bucketing,
     )
     for end_at, batch in batches(queue):
         margin_s = model.margin_s(end_at - now) + reserve.of(end_at - now)
@@ -225,17 +231,23 @@ def forecast(
 
 
 def _batches(
-    queue: Sequence[Pending], *, free: Sequence[float], model: ServiceTime, max_batch_size: int, length_bucketing: bool
+    queue: Sequence[Pending],
+    *,
+    start_at: float,
+    others_at: Sequence[float],
+    model: ServiceTime,
+    max_batch_size: int,
+    length_bucketing: bool,
 ) -> Iterator[tuple[float, Sequence[Pending]]]:
-    """The batches of a queue that nobody else joins, as they begin, each with its end; ``free``: when workers are."""
-    waiting, workers = list(queue), sorted(free)
+    """The batches of a queue that nobody else joins, as they begin, each with its end. ``start_at``: when a worker is
+    free for the first; ``others_at``: when each other one is, none before, the earliest first."""
+    at, waiting, others = start_at, list(queue), list(others_at)
     while waiting:
-        at = workers[0]
         places = next_batch(waiting, at, model, max_batch_size, length_bucketing=length_bucketing)
         batch = [waiting[place] for place in places]
         end_at = at + model.batch_s([item.cost_bytes for item in batch])
-        heapq.heapreplace(workers, end_at)
         yield end_at, batch
+        at = heapq.heappushpop(others, end_at) if others else end_at
         for place in reversed(places):
             del waiting[place]
 
