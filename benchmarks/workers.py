@@ -2,7 +2,7 @@
 
     python benchmarks/workers.py --work bench-out
 
-A raw model of dense layers, 1 MB of weights each, takes some 25 ms of one core for a request and runs one at a time.
+A raw model of dense layers, with 16 MB of weights, takes some 25 ms of one core for a request and runs one at a time.
 Both agents run all the time; who has no turn is idle. The load generator is that of ``serving.py``, on the same cores.
 """
 
@@ -28,6 +28,7 @@ from servers import Server
 
 RUN_S = 0.025
 WIDTH = 512
+MATRICES = 16  # of 1 MB, in turn
 CONNECTIONS = (1, 2, 8)
 WORKERS = (1, 2)
 
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0)
     options = parser.parse_args()
-    layers = max(1, round(8 * RUN_S / takes_s(dense(8))))
+    layers = max(1, round(2 * MATRICES * RUN_S / takes_s(dense(2 * MATRICES))))
     model = options.work / "repository" / "dense" / "1" / "model.onnx"
     model.parent.mkdir(parents=True, exist_ok=True)
     model.write_bytes(dense(layers))
@@ -54,9 +55,8 @@ def main() -> None:
         for server in those.values():
             server.measure_memory()
     failed = sum(result.failed for results in rounds.values() for result in results)
-    print(
-        f"{layers} layers, run() {takes_s(dense(layers)) * 1e3:.1f} ms; {rounds[1, 1][0].generator}; {failed} failed\n"
-    )
+    run_ms = takes_s(dense(layers)) * 1e3
+    print(f"{layers} layers, run() {run_ms:.1f} ms; {rounds[1, 1][0].generator}; {failed} failed\n")
     print(table(rounds, those))
 
 
@@ -125,21 +125,24 @@ def table(rounds: Rounds, those: Mapping[int, Server]) -> str:
 def dense(layers: int) -> bytes:
     """``input_ids`` INT64 [1, 16] -> ``y`` FP32 [16, 3]: bounded whatever the depth."""
     chance = np.random.default_rng(0)
-    sides = [(1, WIDTH), *[(WIDTH, WIDTH)] * layers, (WIDTH, 3)]
-    constants = {"column": np.array([16, 1])}
+    sides = {"first": (1, WIDTH), "last": (WIDTH, 3), **{f"w{number}": (WIDTH, WIDTH) for number in range(MATRICES)}}
+    constants = {
+        name: (chance.standard_normal(side) * side[0] ** -0.5).astype(np.float32) for name, side in sides.items()
+    }
+    weights = ["first", *(f"w{number % MATRICES}" for number in range(layers)), "last"]
     nodes = [
         helper.make_node("Cast", ["input_ids"], ["numbers"], to=TensorProto.FLOAT),
         helper.make_node("Reshape", ["numbers", "column"], ["h0"]),
     ]
-    for number, side in enumerate(sides):
-        constants[f"w{number}"] = (chance.standard_normal(side) * side[0] ** -0.5).astype(np.float32)
-        nodes.append(helper.make_node("MatMul", [f"h{number}", f"w{number}"], [f"m{number}"]))
+    for number, weight in enumerate(weights):
+        nodes.append(helper.make_node("MatMul", [f"h{number}", weight], [f"m{number}"]))
         nodes.append(helper.make_node("Tanh", [f"m{number}"], [f"h{number + 1}"]))
+    constants["column"] = np.array([16, 1])
     graph = helper.make_graph(
         nodes,
         "dense",
         [helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, 16])],
-        [helper.make_tensor_value_info(f"h{len(sides)}", TensorProto.FLOAT, [16, 3])],
+        [helper.make_tensor_value_info(f"h{len(weights)}", TensorProto.FLOAT, [16, 3])],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

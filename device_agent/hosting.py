@@ -36,8 +36,10 @@ def check_policy(settings: Settings, profile: DeviceProfile) -> None:
     """Raises :class:`SettingsError` for a policy that this profile can't keep."""
     if profile.isolation == "thread" and settings.policy.memory_budget_bytes:
         raise _needs_processes("memory_budget_bytes", profile, "policy")
-    if profile.isolation == "thread" and settings.device.workers not in (None, 1, "auto"):
-        raise _needs_processes("more than one worker", profile, "device.workers")
+    tables = (("device", settings.device.workers), *((str(entry.path), entry.workers) for entry in settings.bundle))
+    for where, workers in tables:
+        if profile.isolation == "thread" and workers not in (None, 1, "auto"):
+            raise _needs_processes("more than one worker", profile, f"{where}: workers")
 
 
 def _needs_processes(key: str, profile: DeviceProfile, where: str) -> SettingsError:
@@ -58,8 +60,6 @@ def worker_spec(
     if profile.isolation == "thread":  # its memory is the agent's
         if entry.max_rss_bytes:
             raise _needs_processes("max_rss_bytes", profile, str(entry.path))
-        if entry.workers not in (None, 1, "auto"):
-            raise _needs_processes("more than one worker", profile, f"{entry.path}: workers")
         check_policy(settings, profile)
     return WorkerSpec(
         model=bundle.manifest.name,

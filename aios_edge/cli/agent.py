@@ -152,8 +152,8 @@ def status(url: str, bearer_file: Path | None, ca: Path | None, as_json: bool) -
 def reload_policy(config: Path, wait_s: float, as_json: bool) -> None:
     """Put the [policy] of the file in force in the agent that runs from it, between two of its decisions.
 
-    Everything else must be as it was, but for weights, timeouts and the size of budgets of a [[cloud]]; else nothing is
-    taken over, and the exit code is 2.
+    Everything else must be as it was, but for numbers of workers, and weights, timeouts and the size of budgets of a
+    [[cloud]]; else nothing is taken over, and the exit code is 2.
     """
     from aios_edge.errors import SettingsError
     from device_agent.reload_request import ask_to_reload

@@ -155,6 +155,33 @@ def test_a_bundle_that_gives_its_place_back_gives_it_to_as_many_workers(
     assert agent.stop() == 0
 
 
+def test_another_number_takes_over_without_losing_a_request(start_agent: Any) -> None:
+    agent = start_agent("workers = 1\n[policy]\nprobation_s = 0.1")
+    text, before = agent.config.read_text(), agent.status()["models"]["tiny"]["worker_pid"]
+
+    def ask_for(workers: str) -> None:
+        agent.config.write_text(text.replace("workers = 1", workers))
+        agent.process.send_signal(signal.SIGHUP)
+
+    with traffic(agent):
+        ask_for("workers = 2")
+        assert before not in both(agent)
+    two = both(agent)
+    with traffic(agent):
+        ask_for("")  # the device's, and nobody's
+        agent.until(lambda status: len(tiny(status)["workers"]) == 1 and tiny(status)["workers_serving"] == 1)
+    agent.until(lambda _: not any(runs(pid) for pid in two))
+    assert [event["changed"] for event in agent.events("policy_changed")] == [
+        "bundle[0].workers 1 -> 2",
+        "bundle[0].workers 2 -> none",
+    ]
+    ask_for("workers = 1\nweight = 2.0")
+    (refused,) = agent.until(lambda _: agent.events("policy_refused"))
+    assert "bundle[0].weight 1.0 -> 2.0" in refused["error"]
+    assert len(agent.events("swapped")) == 2 and not agent.events("worker_crashed")
+    assert agent.stop() == 0
+
+
 def test_a_crash_too_many_starts_nobody_and_ends_nobody(start_agent: Any) -> None:
     agent = start_agent("[policy]\nquarantine_crashes = 3\nquarantine_pause_s = 600.0", device=TWO)
     for _ in range(3):
