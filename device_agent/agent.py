@@ -86,7 +86,6 @@ class Agent:
         self._reporter = self._make_reporter(PowerMeter(self.profile.power, sys_root, proc_root))
         self._cloud = CloudPool(settings.cloud, settings.policy, self._emit)
         check = partial(check_policy, profile=self.profile)
-        self._reload = Reload(config, settings, rules, self._cloud, self._emit, check=check)
         policy = settings.policy
         self._trace = TraceWriter(policy.trace, policy.trace_bytes) if policy.trace else None
         self._define_policy(policy)
@@ -104,6 +103,8 @@ class Agent:
             room=lambda: read_room(proc_root, sys_root),
         )
         self._deployment = Deployment(settings, self.profile, self._around)
+        on_changed = self._deployment.follow
+        self._reload = Reload(config, settings, rules, self._cloud, self._emit, check=check, on_changed=on_changed)
         tenants = settings.tenant
         self._books = TenantBooks.of(tenants, settings.device.state_dir, self._emit, self._reporter.unauthorized)
         self._mqtt_door: MqttDoor | None = None

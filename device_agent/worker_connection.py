@@ -43,7 +43,8 @@ class WorkerSpec:
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
     ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
     at ``bundle_path``, None: any bundle. ``engines``: when TensorRT is used. ``nice``: its share of the cores, of a
-    process only. ``max_rss_bytes``: above that it is replaced; 0: never, None: by ``promised_rss_bytes``, the
+    process only. ``workers``: how many the model has. ``cpus``: those it keeps to; of all of them together, those that
+    are shared out. ``max_rss_bytes``: above that it is replaced; 0: never, None: by ``promised_rss_bytes``, the
     contract's."""
 
     model: str
@@ -57,6 +58,8 @@ class WorkerSpec:
     bundle_id: str | None = None
     engines: Engines = "build"
     nice: int = 0
+    workers: int = 1
+    cpus: tuple[int, ...] = ()
     max_rss_bytes: int | None = None
     promised_rss_bytes: int | None = None
 
