@@ -18,6 +18,7 @@ from device_agent.answer import local_answer
 from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
+from device_agent.overrun import Overrun
 from device_agent.place import Place
 from device_agent.review import Review
 from device_agent.room import Room
@@ -61,6 +62,7 @@ class Dispatch:
         self._record = record
         self._around = around
         self._room = room
+        self._overrun = Overrun(instance.places, judge, around.clock)
         self._learnt_at = -math.inf
         self._wake = wake  # set when a worker may have died, or there is a chore
 
@@ -133,6 +135,7 @@ class Dispatch:
                     log.exception("the worker of %s could not be looked after; tried again", self._instance.name)
                     await asyncio.sleep(FAULT_PAUSE_S)
         finally:
+            self._overrun.close()
             for place in self._places:
                 place.watchdog.close()
 
@@ -220,6 +223,7 @@ class Dispatch:
                 # Of one that was there already, the time from reply to reply tells nothing of the way to the worker.
                 self._learning.learn(requests, end, None if was_ahead else now - began)
 
+        self._overrun.watch(batch, now)
         timeout_s = self._around.policy.batch_timeout_s
         place.watchdog.run(place.worker, requests, ended, timeout_s=timeout_s, predicted_s=expected_s)
 

@@ -163,5 +163,8 @@ class Judge:
 
     def next_review_at(self, now: float) -> float | None:
         """When one that waits has its last chance in the cloud, or its deadline passes."""
-        soonest = self._around.cloud.soonest(self._manifest.name, Wanted(), now)
-        return next_review_at(self._queue.order, soonest, now)
+        return next_review_at(self._queue.order, self.soonest(now), now)
+
+    def soonest(self, now: float) -> There | None:
+        """The cloud endpoint that is predicted to answer first, whoever asks."""
+        return self._around.cloud.soonest(self._manifest.name, Wanted(), now)

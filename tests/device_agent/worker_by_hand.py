@@ -86,13 +86,15 @@ class Device:
     """A model with such workers, of which ``worker`` is the first; ``told`` is what each request was answered, in the
     order of the answers. ``before_start``: what a worker's start waits for, or fails of."""
 
-    def __init__(self, bundle: Any, *, workers: int = 1, busy_s: float = QUICK_S, **policy: Any) -> None:
+    def __init__(
+        self, bundle: Any, *, workers: int = 1, busy_s: float = QUICK_S, cloud: Any = None, **policy: Any
+    ) -> None:
         self.events: list[str] = []
         self.before_start: Callable[[], Awaitable[None]] = self.at_once
         rules = Policy(**policy)
         around = Surroundings(
             rules=PolicyInForce(rules),
-            cloud=CloudPool((), rules, lambda kind, **detail: None),
+            cloud=cloud or CloudPool((), rules, lambda kind, **detail: None),
             emit=lambda kind, **detail: self.events.append(kind),
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
         )
