@@ -236,7 +236,8 @@ class PolicyFigures(msgspec.Struct, frozen=True, kw_only=True):
 class MqttInferFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Inference asked for over MQTT, since the start. Of ``asked`` ``answered`` have their answer at the broker
     (refusals are answers), ``shed`` were refused by the door for being too many at once, ``lost`` answers never got
-    there. ``ignored``: retained messages. ``waiting``: answers that the broker hasn't acknowledged."""
+    there. ``ignored``: retained messages, and those that can't be read. ``waiting``: answers that the broker hasn't
+    acknowledged."""
 
     asked: int = 0
     answered: int = 0

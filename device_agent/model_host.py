@@ -216,6 +216,7 @@ class ModelHost:
         """Do what the router says."""
         if isinstance(decision, Local):
             ticket.reason, ticket.waits = decision.reason, True
+            ticket.promised = decision.safe
             self._dispatch.offer(ticket)
             # Nobody else is ever reviewed, and who runs already needn't be.
             if ticket.request.deadline_at is not None and ticket in self._queue:
@@ -275,6 +276,8 @@ class ModelHost:
         if ticket.answered:
             return
         self._gone(ticket)
+        if ticket.promised:
+            self._learn_from_promise(ticket, answer)
         if (arrival := ticket.arrival) is not None and self._around.trace is not None:
             line = traced(
                 self.name,
@@ -289,6 +292,16 @@ class ModelHost:
             )
             self._around.trace(line)
         ticket.on_answer(answer)
+
+    def _learn_from_promise(self, ticket: Ticket, answer: Answer) -> None:
+        """Whether it was in time; of one that a cloud took over, or whose worker died, nobody knows."""
+        deadline_at = ticket.request.deadline_at
+        if deadline_at is None or ticket.reason is Reason.RETRIED:
+            return
+        if answer.route == "local":
+            self._learning.promised(self._around.clock() <= deadline_at)
+        elif answer.reason in (Reason.DEADLINE_PASSED, Reason.CLOUD_UNAVAILABLE):
+            self._learning.promised(False)
 
     def _gone(self, ticket: Ticket) -> None:
         ticket.answered = True
