@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from device_agent import recycle
 from device_agent.place import Place
+from device_agent.quarantine import Quarantine
 from device_agent.surroundings import Surroundings
 from device_agent.worker_pool import WorkerHandle
 
@@ -67,6 +68,13 @@ class Crew:
     def look(self) -> None:
         """Something has changed: one was lost, or the model serves again."""
         self._changed.set()
+
+    def try_now(self) -> None:
+        """Somebody wants those that are missing, however often they died."""
+        self._instance.quarantine = Quarantine()
+        for place in self._instance.places:
+            place.not_before = float("-inf")
+        self.look()
 
     async def settled(self) -> None:
         """Wait for the end of a start that goes on, if any does."""

@@ -263,6 +263,7 @@ class Deployment:
             if bundle.bundle_id == host.bundle.bundle_id and host.serves:
                 await asyncio.to_thread(self._rejected.forget, model)
                 await host.instance.resting.back()
+                host.instance.crew.try_now()
                 return
             if bundle.bundle_id == host.bundle.bundle_id and host.state == "quarantined":
                 await host.instance.release()

@@ -89,6 +89,7 @@ def _worker_status(place: Place) -> WorkerStatus:
         serves=worker.ready,
         rss_bytes=worker.rss_bytes if worker.ready else None,
         running=place.held,
+        providers_active=worker.report.providers_active if worker.ready and worker.report is not None else (),
         detail=None if worker.ready else place.detail,
     )
 

@@ -50,12 +50,14 @@ class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker of a model, or where one is to be: whether it ``serves``, requests it has, and why there is none."""
+    """One worker of a model, or where one is to be: whether it ``serves``, requests it has, providers it runs on, and
+    why there is none."""
 
     pid: int | None
     serves: bool
     rss_bytes: int | None
     running: int
+    providers_active: tuple[str, ...]
     detail: str | None
 
 

@@ -182,6 +182,23 @@ def test_another_number_takes_over_without_losing_a_request(start_agent: Any) ->
     assert agent.stop() == 0
 
 
+def test_a_trial_is_of_one_worker_and_all_take_over(start_agent: Any, place: Path, make_bundle: Any) -> None:
+    agent = start_agent("[policy]\nshadow_share = 1.0\ntrial_requests = 40", bundle=place, device=TWO)
+    old = both(agent)
+    make_bundle(place, version="1.1.0")
+    client(agent).load_model("tiny")
+    assert pids(agent.status()) == old
+    with traffic(agent) as seen:
+        agent.until(lambda _: agent.events("swapped"), limit_s=30)
+        new = pids(agent.status())
+        assert len(new) == 2 and not set(new) & set(old)
+    (passed,) = agent.events("trial_passed")
+    assert passed["compared"] == passed["answers"] >= 40 and passed["disagreed"] == 0, "both tell their labels"
+    assert {version for version, _ in seen} == {"1.0.0", "1.1.0"}
+    agent.until(lambda _: not any(runs(pid) for pid in old))
+    assert agent.stop() == 0
+
+
 def test_a_crash_too_many_starts_nobody_and_ends_nobody(start_agent: Any) -> None:
     agent = start_agent("[policy]\nquarantine_crashes = 3\nquarantine_pause_s = 600.0", device=TWO)
     for _ in range(3):
@@ -190,10 +207,15 @@ def test_a_crash_too_many_starts_nobody_and_ends_nobody(start_agent: Any) -> Non
     assert event["serving"] == 1 and event["crashes"] == 3
     status = tiny(agent.status())
     assert status["state"] == "ready" and status["workers_serving"] == 1
+    assert status["workers"][1]["detail"] == "was killed by SIGKILL while idle"
     assert agent.infer()[0] == 200, "which ends it"
     for number in (0, 1, 0):
         kill_one(agent, number)
     agent.until(lambda _: len(agent.events("quarantined")) == 2)
+    agent.post("/v2/repository/models/tiny/load")  # as does an operator
+    for number in (1, 0, 1):
+        kill_one(agent, number)
+    agent.until(lambda _: len(agent.events("quarantined")) == 3)
     (last,) = pids(agent.status())
     os.kill(last, signal.SIGKILL)
     agent.until(lambda status: tiny(status)["state"] == "quarantined")
