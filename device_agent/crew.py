@@ -160,7 +160,7 @@ class Crew:
         try:
             await asyncio.wait((task,))
         finally:
-            task.cancel()
+            await _cancelled(task)
             self._starting = None
 
     async def _started(self, place: Place) -> None:

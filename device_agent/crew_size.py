@@ -23,9 +23,8 @@ def crew_size(asked: Workers, *, threads: int, cores: int, providers: Sequence[s
 
 
 def own_cpus(cpus: Sequence[int], number: int, workers: int, threads: int) -> tuple[int, ...]:
-    """Those of ``cpus`` that are for the worker of that number alone; all of them where there aren't ``threads`` for
-    each."""
-    each = len(cpus) // workers
-    if workers == 1 or each < threads:
+    """Those of ``cpus``, one beside the other, that are for the worker of that number alone; all of them where there
+    aren't ``threads`` for each."""
+    if workers == 1 or len(cpus) // workers < threads:
         return tuple(cpus)
-    return tuple(cpus[number * each : (number + 1) * each])
+    return tuple(cpus[number * len(cpus) // workers : (number + 1) * len(cpus) // workers])

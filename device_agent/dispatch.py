@@ -96,7 +96,7 @@ class Dispatch:
     def _free(self, place: Place) -> bool:
         """Whether its worker takes a batch now; what else is to be done first is :meth:`serve`'s."""
         instance = self._instance
-        if place.running.tickets or not place.worker.ready or instance.state != "ready":
+        if place.running.tickets or not place.worker.takes or instance.state != "ready":
             return False
         return not instance.has_chore(place, len(self._queue))
 
@@ -118,7 +118,7 @@ class Dispatch:
         instance, running = self._instance, place.running
         if not self._queue or not running.tickets or place.ahead.tickets or instance.state != "ready":
             return False
-        if running.worker is not place.worker or not place.worker.ready:
+        if running.worker is not place.worker or not place.worker.takes:
             return False
         if not goes_ahead(running.expected_s, running.expected_s, self._learning.service.overhead_s):
             return False

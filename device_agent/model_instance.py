@@ -274,8 +274,7 @@ class ModelInstance:
         replaced = self.state == "ready" and place.worker.ready  # in its last batch, another one is there already
         if not replaced:
             place.emptied(now, description)
-            place.plan = place.plan.crashed()
-            place.not_before = now + place.plan.pause_s
+            self._crashed(place, now)
             if not self._another_leads(place):
                 self.state, self.detail = "restarting", description
         detail = {"how": description, "in_flight": in_flight, "queued": queued, "serving": self.serving}
@@ -311,6 +310,10 @@ class ModelInstance:
         place.detail = None
         self.open()
         return True
+
+    def _crashed(self, place: Place, now: float) -> None:
+        place.plan = place.plan.crashed()
+        place.not_before = max(place.not_before, now + place.plan.pause_s)  # it may have been sent away
 
     def _another_leads(self, place: Place) -> bool:
         """Whether others than this one serve; if so, it leads no longer."""
@@ -363,7 +366,8 @@ class ModelInstance:
         return None
 
     def _started(self, place: Place, report: ActivationReport, began: float) -> None:
-        self._reopened(report)
+        if place is self.lead:
+            self._reopened(report)
         place.plan, place.detail = place.plan.started(self._around.clock() - began), None
         self.open()
 
@@ -377,8 +381,7 @@ class ModelInstance:
         """A worker that was to take that place isn't there."""
         now = self._around.clock()
         place.emptied(now, str(error))
-        place.plan = place.plan.crashed()
-        place.not_before = now + place.plan.pause_s
+        self._crashed(place, now)
         if not self._another_leads(place):
             self.detail = str(error)
             if self.state != "quarantined":

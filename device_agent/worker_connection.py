@@ -72,6 +72,7 @@ class Connection:
         self.lost: asyncio.Future[str] = self.loop.create_future()  # how the worker ended
         self.process: subprocess.Popen[bytes] | None = None
         self.heard = 0  # messages that came
+        self.ended = False  # the worker is gone, though nobody may know yet how
         self._where = f"worker of {spec.model}"
         self._generation = generation
         self._on_stage = on_stage
@@ -203,6 +204,7 @@ class Connection:
 
     def _end(self, what: str) -> None:
         if self._ending is None:
+            self.ended = True
             if self._watch is not None:
                 self._watch.end()
             self.loop.remove_reader(self._sock)

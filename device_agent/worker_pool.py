@@ -65,6 +65,12 @@ class WorkerHandle:
         """Whether a batch can be run now or after the one in flight."""
         return self._ready
 
+    @property
+    def takes(self) -> bool:
+        """Whether it is worth giving it one: it isn't dead already, of which ``on_lost`` tells a moment later."""
+        connection = self._connection
+        return self._ready and connection is not None and not connection.ended
+
     async def start(self, check: str = "full", *, timeout_s: float = 600.0) -> ActivationReport:
         """Start a worker and return what its activation found.
 

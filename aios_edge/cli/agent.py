@@ -196,17 +196,17 @@ def describe(document: dict[str, Any]) -> list[str]:
     if document["emulate"]["slowdown"] != 1.0:
         lines.append(f"EMULATED: every batch is held for its compute time x {document['emulate']['slowdown']:g}")
     for name, model in document["models"].items():
-        pid = " ".join(str(worker["pid"]) for worker in model["workers"] if worker["pid"]) or "-"
+        pids = [worker["pid"] for worker in model.get("workers", ()) if worker["pid"]] or [model["worker_pid"] or "-"]
         active = ", ".join((model["activation"] or {}).get("providers_active", ())) or "-"
         lines.append(
-            f"model {name} {model['version']}  {model['state']}  worker {pid}  {active}"
+            f"model {name} {model['version']}  {model['state']}  worker {' '.join(map(str, pids))}  {active}"
             f"  queue {model['queued']} + {model['running']} running  restarts {model['restarts']}"
         )
         if model.get("contract") == "none":
             lines.append("  no contract: nothing was promised, nothing is checked")
         if model["detail"]:
             lines.append(f"  {model['detail']}")
-        if 0 < model["workers_serving"] < len(model["workers"]):
+        if 0 < model.get("workers_serving", 0) < len(model.get("workers", ())):
             missing = {worker["detail"] or "starts" for worker in model["workers"] if not worker["serves"]}
             lines.append(f"  {model['workers_serving']} of {len(model['workers'])} workers: {'; '.join(missing)}")
         lines += [f"  {line}" for line in chain_lines((model["activation"] or {}).get("provider_steps", ()))]

@@ -110,6 +110,27 @@ def test_a_death_costs_one_batch_which_the_other_worker_repeats(tiny_bundle: Any
     drive(tiny_bundle, scenario, workers=2, busy_s=LONG_S)
 
 
+def test_what_died_with_one_is_not_given_to_another_that_is_dead_as_well(tiny_bundle: Any) -> None:
+    async def scenario(device: Device) -> None:
+        first, second = device.workers
+        device.ask(1)
+        second.ended = True  # as its closed connection tells; how it ended is told when its exit status is there
+        device.ask(2)
+        assert batches(device) == [[[1]], []] and device.host.queued == 1
+        first.die()
+        assert not second.batches and device.host.queued == 2
+        second.die()
+        await until(lambda: any(worker.batches for worker in device.workers))
+        while len(device.told) < 2:
+            for worker in device.workers:
+                if worker.batches:
+                    worker.answer()
+            await asyncio.sleep(0)
+        assert device.told == {1: 200, 2: 200}
+
+    drive(tiny_bundle, scenario, workers=2, busy_s=LONG_S)
+
+
 def test_one_that_dies_idle_is_replaced(tiny_bundle: Any) -> None:
     async def scenario(device: Device) -> None:
         device.workers[1].die()

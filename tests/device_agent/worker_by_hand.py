@@ -34,7 +34,11 @@ class ByHand:
         self.ready, self.report, self.rss_bytes, self.pid = True, REPORT, None, None
         self.tells_classes, self.ready_at, self.spec = False, 0.0, spec
         self.batches: list[tuple[Sequence[InferenceRequest], Callable[[Any], None]]] = []
-        self.dies_when_killed = False
+        self.dies_when_killed = self.ended = False
+
+    @property
+    def takes(self) -> bool:
+        return self.ready and not self.ended
 
     def begin(self, requests: Sequence[InferenceRequest], on_end: Callable[[Any], None]) -> None:
         self.batches.append((requests, on_end))
@@ -49,7 +53,7 @@ class ByHand:
         on_end(BatchResult(done=done, payload=memoryview(b"[]")))
 
     def die(self) -> None:
-        self.ready = False
+        self.ready, self.ended = False, True
         dead, self.batches = self.batches, []
         for _, on_end in dead:
             on_end(WorkerLost("died", where="worker"))
@@ -63,7 +67,7 @@ class ByHand:
     async def start(self, check: str = "full", timeout_s: float = 600.0) -> Any:
         if self.device is not None:
             await self.device.before_start()
-        self.ready = True
+        self.ready, self.ended = True, False
         return REPORT
 
     async def stop(self, grace_s: float = 5.0) -> None:
