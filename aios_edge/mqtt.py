@@ -1,4 +1,4 @@
-"""MQTT: the only file that uses paho.
+"""MQTT: with ``mqtt_client`` the only file that uses paho.
 
 :class:`MqttLink` keeps one connection alive. An unreachable broker is a :class:`LinkState` with a reason, never an
 exception. MQTT 5 comes first; a broker that refuses it, or hangs up on it, gets 3.1.1 at the next attempt. Each
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import queue
 import random
-import socket
 import struct
 import threading
 import time
@@ -22,15 +21,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import msgspec
-from paho.mqtt.client import Client, MQTTMessage, MQTTv5, MQTTv311
+from paho.mqtt.client import Client, MQTTv5, MQTTv311
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from aios_edge.errors import RemoteError
-from aios_edge.mqtt_message import NONE, Backlog, MessageProperties
+from aios_edge.mqtt_client import LinkClient, connect_properties, publish_properties, send_at_once, subscribe
+from aios_edge.mqtt_message import Backlog
 from aios_edge.mqtt_message import Publication as Publication
 from aios_edge.mqtt_options import MqttOptions as MqttOptions
 from aios_edge.mqtt_options import broker_address
@@ -97,7 +94,8 @@ class _Session:
 class MqttLink:
     """One connection to a broker, kept alive. Raises :class:`SettingsError` for options that can't work.
 
-    ``max_packet_bytes``: longer messages are kept away from us by an MQTT 5 broker.
+    ``on_unreadable`` is told why a message couldn't be read. ``max_packet_bytes``: longer ones are kept away from us by
+    an MQTT 5 broker.
     """
 
     def __init__(
@@ -108,6 +106,7 @@ class MqttLink:
         will: Publication | None = None,
         on_state: Callable[[LinkState], None] | None = None,
         on_message: Callable[[Publication], None] | None = None,
+        on_unreadable: Callable[[str], None] | None = None,
         max_packet_bytes: int | None = None,
     ) -> None:
         self._options = options
@@ -119,6 +118,7 @@ class MqttLink:
         self._will = will
         self._on_state = on_state
         self._on_message = on_message
+        self._on_unreadable = on_unreadable
         self._lock = threading.RLock()  # guards what follows; never held around a call into paho
         self._state = LinkState()
         self._session: _Session | None = None
@@ -165,7 +165,7 @@ class MqttLink:
         if limit is not None and size > limit:  # sent anyway it would cost the connection, again and again
             self._tell(on_delivered, Delivery(ok=False, reason=f"larger than the broker's limit of {limit} bytes"))
             return True
-        properties = _to_paho(message.properties) if session.client.protocol == MQTTv5 else None
+        properties = publish_properties(message.properties) if session.client.protocol == MQTTv5 else None
         try:
             if not message.topic:  # paho lets it through to MQTT 5 brokers, for topic aliases
                 raise ValueError("the topic is empty")
@@ -187,7 +187,7 @@ class MqttLink:
             self._subscriptions[topic_filter] = (qos, retained)
             session = self._session if self._state.connected else None
         if session is not None:
-            _subscribe(session.client, topic_filter, qos, retained=retained)
+            subscribe(session.client, topic_filter, qos, retained=retained)
 
     # The connecting thread.
 
@@ -229,7 +229,7 @@ class MqttLink:
                     address.port,
                     self._options.keepalive_s,
                     clean_start=True,
-                    properties=_connect_properties(self._max_packet_bytes),
+                    properties=connect_properties(self._max_packet_bytes),
                 )
             else:
                 client.connect(address.host, address.port, self._options.keepalive_s)
@@ -261,7 +261,7 @@ class MqttLink:
             self._set(LinkState(reason=reason, connects=before.connects, failed_attempts=failed))
 
     def _new_client(self, protocol: MQTTProtocolVersion) -> Client:
-        client = Client(
+        client = LinkClient(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=protocol,
@@ -275,11 +275,12 @@ class MqttLink:
             client.username_pw_set(self._options.username, self._address.password)
         if self._will is not None:
             client.will_set(self._will.topic, self._will.payload, self._will.qos, self._will.retain)
-        client.on_socket_open = _send_at_once
+        client.on_socket_open = send_at_once
         client.on_connect = self._connected
         client.on_disconnect = self._disconnected
         client.on_publish = self._acknowledged
-        client.on_message = self._received
+        client.on_publication = self._received
+        client.on_unreadable = self._unread
         client.on_subscribe = self._subscribed
         return client
 
@@ -298,14 +299,14 @@ class MqttLink:
             self._packet_limit_bytes = getattr(properties, "MaximumPacketSize", None)
             subscriptions = dict(self._subscriptions)
         for topic_filter, (qos, retained) in subscriptions.items():
-            _subscribe(client, topic_filter, qos, retained=retained)
+            subscribe(client, topic_filter, qos, retained=retained)
         with self._lock:  # told only now: what is published from here on comes behind the subscriptions
             if session is not self._session:
                 return
             self._set(LinkState(connected=True, protocol=protocol, reason=None, connects=self._state.connects + 1))
             late = {name: how for name, how in self._subscriptions.items() if name not in subscriptions}
         for topic_filter, (qos, retained) in late.items():
-            _subscribe(client, topic_filter, qos, retained=retained)
+            subscribe(client, topic_filter, qos, retained=retained)
         self._up_or_gone.set()
 
     def _disconnected(
@@ -321,19 +322,9 @@ class MqttLink:
         delivery = Delivery(ok=not refused, reason=str(code) if refused else None)
         self._tell(session.acknowledged(mid, delivery), delivery)
 
-    def _received(self, _client: Client, _data: Any, message: MQTTMessage) -> None:
+    def _received(self, got: Publication) -> None:
         on_message = self._on_message
         if on_message is None:
-            return
-        try:
-            got = Publication(
-                topic=message.topic,
-                payload=bytes(message.payload),
-                qos=message.qos,
-                retain=message.retain,
-                properties=_from_paho(getattr(message, "properties", None)),
-            )
-        except UnicodeDecodeError:  # a topic that is none; an exception would end paho's thread
             return
         size = got.size_bytes
         if not self._backlog.enter(size, lambda: self._gone.is_set() or self._stopping.is_set()):
@@ -345,6 +336,11 @@ class MqttLink:
 
         if not self._hand_over(taken):
             self._backlog.leave(size)
+
+    def _unread(self, why: str) -> None:
+        on_unreadable = self._on_unreadable
+        if on_unreadable is not None:
+            self._hand_over(lambda: on_unreadable(why))
 
     def _subscribed(
         self, _client: Client, session: _Session, _mid: int, codes: list[ReasonCode], _properties: Any
@@ -375,56 +371,6 @@ class MqttLink:
             on_state = self._on_state
             if on_state is not None:
                 self._hand_over(lambda: on_state(state))
-
-
-def _send_at_once(_client: Client, _data: Any, sock: Any) -> None:
-    # An acknowledgement and an answer behind it are two small writes: Nagle would hold the second one back until the
-    # broker's kernel acknowledged the first, which it does 40 ms later.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-
-def _connect_properties(max_packet_bytes: int | None) -> Properties | None:
-    if max_packet_bytes is None:
-        return None
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    properties.MaximumPacketSize = max_packet_bytes
-    return properties
-
-
-def _subscribe(client: Client, topic_filter: str, qos: int, *, retained: bool) -> None:
-    if client.protocol != MQTTv5:
-        client.subscribe(topic_filter, qos)
-        return
-    handling = SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE if retained else SubscribeOptions.RETAIN_DO_NOT_SEND
-    client.subscribe(topic_filter, options=SubscribeOptions(qos=qos, retainHandling=handling))
-
-
-def _to_paho(properties: MessageProperties) -> Properties | None:
-    if properties == NONE:
-        return None
-    made = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
-    for name, value in (
-        ("ResponseTopic", properties.response_topic),
-        ("CorrelationData", properties.correlation_data),
-        ("ContentType", properties.content_type),
-        ("MessageExpiryInterval", properties.expiry_s),
-        ("UserProperty", list(properties.user) or None),
-    ):
-        if value is not None:
-            setattr(made, name, value)
-    return made
-
-
-def _from_paho(properties: Properties | None) -> MessageProperties:
-    if properties is None or properties.isEmpty():  # type: ignore[no-untyped-call]
-        return NONE
-    return MessageProperties(
-        response_topic=getattr(properties, "ResponseTopic", None),
-        correlation_data=getattr(properties, "CorrelationData", None),
-        content_type=getattr(properties, "ContentType", None),
-        expiry_s=getattr(properties, "MessageExpiryInterval", None),
-        user=tuple((str(name), str(value)) for name, value in getattr(properties, "UserProperty", ())),
-    )
 
 
 class MqttListener:

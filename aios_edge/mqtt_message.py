@@ -10,12 +10,15 @@ import msgspec
 _FRAME_BYTES = 16  # of a PUBLISH: header, length, packet id
 _PROPERTY_BYTES = 5  # around each property: its code, and up to two lengths
 _LOOK_S = 0.2
+#: Of one message that are read.
+MAX_PROPERTIES_BYTES = 32_768
 
 
 class MessageProperties(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Those of MQTT 5 that are used here. Over 3.1.1 they are left out, and none arrive.
 
     ``expiry_s``: how long the message is still worth something; the broker counts down what it kept it for.
+    ``unread_bytes``: how long they were, where that was more than :data:`MAX_PROPERTIES_BYTES`: none of them was read.
     """
 
     response_topic: str | None = None
@@ -23,6 +26,7 @@ class MessageProperties(msgspec.Struct, frozen=True, kw_only=True, omit_defaults
     content_type: str | None = None
     expiry_s: int | None = None
     user: tuple[tuple[str, str], ...] = ()
+    unread_bytes: int = 0
 
     @property
     def size_bytes(self) -> int:

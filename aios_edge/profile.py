@@ -27,12 +27,13 @@ class Provider(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 class Threads(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a worker uses the CPU. ``spinning`` trades CPU time for latency and is off on anything shared.
-    ``cpu_affinity``: the CPUs all its threads keep to; empty: any."""
+    ``workers``: how many a model has; auto: as many as there are cores for. ``cpu_affinity``: the CPUs all threads of a
+    model keep to, of several workers each to its part; empty: any."""
 
     intra_op: int = 1
     inter_op: int = 1
     spinning: bool = False
-    workers: int = 1
+    workers: int | Literal["auto"] = 1
     cpu_affinity: tuple[int, ...] = ()
 
 

@@ -105,9 +105,12 @@ def profile_faults(profile: DeviceProfile) -> tuple[str, ...]:
         what = f"{precision!r} is not one of {', '.join(CANDIDATES)}{_meant(precision, CANDIDATES)}"
         require(precision in CANDIDATES, "precision_preference", what)
     unique("cpu_flags", profile.cpu_flags)
-    for key in ("intra_op", "inter_op", "workers"):
-        require(getattr(profile.threads, key) >= 1, f"threads.{key}", "is less than 1")
-    require(profile.threads.workers <= 1, "threads.workers", "more than one worker is not available in this version")
+    workers = 1 if profile.threads.workers == "auto" else profile.threads.workers
+    counts = {"intra_op": profile.threads.intra_op, "inter_op": profile.threads.inter_op, "workers": workers}
+    for key, count in counts.items():
+        require(count >= 1, f"threads.{key}", "is less than 1")
+    alone = profile.isolation == "thread" and workers > 1
+    require(not alone, "threads.workers", 'more than one needs isolation = "process"')
     cpus = profile.threads.cpu_affinity
     unique("threads.cpu_affinity", cpus)
     require(all(cpu >= 0 for cpu in cpus), "threads.cpu_affinity", "CPUs are numbered from 0")

@@ -158,12 +158,20 @@ class QueueFigures(msgspec.Struct, frozen=True, kw_only=True):
     wait_reason: str | None = None
 
 
+class WorkerFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """A worker that serves; without a process it is a thread of the agent, and its memory the agent's."""
+
+    pid: int | None
+    rss_bytes: int | None
+
+
 class MemoryFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """Resident sets: the supervisor's, and each worker's by model. ``pressure_percent``: how much of the last ten
-    seconds some task of the device waited for memory."""
+    """Resident sets: the supervisor's, and those of each model's workers together; ``workers``: each that serves.
+    ``pressure_percent``: how much of the last ten seconds some task of the device waited for memory."""
 
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
+    workers: dict[str, tuple[WorkerFigures, ...]] = {}
     memory_reason: str | None = None
     pressure_percent: float | None = None
     pressure_reason: str | None = None
@@ -228,7 +236,8 @@ class PolicyFigures(msgspec.Struct, frozen=True, kw_only=True):
 class MqttInferFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Inference asked for over MQTT, since the start. Of ``asked`` ``answered`` have their answer at the broker
     (refusals are answers), ``shed`` were refused by the door for being too many at once, ``lost`` answers never got
-    there. ``ignored``: retained messages. ``waiting``: answers that the broker hasn't acknowledged."""
+    there. ``ignored``: retained messages, and those that can't be read. ``waiting``: answers that the broker hasn't
+    acknowledged."""
 
     asked: int = 0
     answered: int = 0

@@ -78,11 +78,12 @@ def agent(
     isolation: Literal["process", "thread"] = "process",
     checkout: Path | None = None,
     more: str = "",
+    device: str = "",
     http: str = "",
     policy: str = "",
 ) -> Server:
     """Our agent with these bundles. ``checkout``: another tree of the project, for a comparison of two; ``more``:
-    further tables of its agent.toml; ``http`` and ``policy``: lines of its ``[http]`` and ``[policy]``."""
+    further tables of its agent.toml; ``device``, ``http`` and ``policy``: lines of these tables."""
     folder = work / "agents" / name.replace(" ", "-").replace("/", "-")
     folder.mkdir(parents=True, exist_ok=True)
     text = PROFILE.read_text(encoding="utf-8").replace('arch = "x86_64"', f'arch = "x86_64"\nisolation = "{isolation}"')
@@ -90,7 +91,7 @@ def agent(
     port = free_port()
     listed = "\n".join(f'[[bundle]]\npath = "{bundle.absolute()}"' for bundle in bundles)
     (folder / "agent.toml").write_text(
-        f'[device]\nid = "bench"\nprofile = "profile.toml"\n[http]\nbind = "127.0.0.1:{port}"\n'
+        f'[device]\nid = "bench"\nprofile = "profile.toml"\n{device}\n[http]\nbind = "127.0.0.1:{port}"\n'
         f"{http}\n[policy]\nmax_rows = 300000\n{policy}\n{listed}\n{more}",
         encoding="utf-8",
     )

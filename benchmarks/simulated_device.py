@@ -38,12 +38,18 @@ class Worker(msgspec.Struct, frozen=True, kw_only=True):
     stall_chance: float = 0.003
     stall_s: tuple[float, float] = (0.002, 0.010)
     overhead_s: float = 0.0008  # of the supervisor, a batch
+    gap_chance: float = 0.0  # that the supervisor itself stalls between two batches, which nothing reports
+    gap_s: tuple[float, float] = (0.005, 0.025)
     max_batch_size: int = 4
 
     def took_s(self, rows: int, chance: random.Random) -> float:
         """One batch, drawn."""
         busy_s = (self.base_s + self.row_s * rows) * chance.lognormvariate(0, self.spread)
         return busy_s + (chance.uniform(*self.stall_s) if chance.random() < self.stall_chance else 0.0)
+
+    def gap(self, chance: random.Random) -> float:
+        """How long the supervisor stalls behind a batch, drawn."""
+        return chance.uniform(*self.gap_s) if self.gap_chance and chance.random() < self.gap_chance else 0.0
 
     def capacity_per_s(self, batches: int = 4000) -> float:
         """Requests a second in full batches, as the closed loop of overload.py has them."""
@@ -110,7 +116,8 @@ class Device:
                 self._done(batch, took_s, now)
             if self._running is None and (batch := self._take(now)):
                 took_s = self._worker.took_s(len(batch), self._chance)
-                heapq.heappush(events, (now + took_s + self._worker.overhead_s, -1, batch, took_s))
+                gap_s = self._worker.gap(self._chance)
+                heapq.heappush(events, (now + took_s + self._worker.overhead_s + gap_s, -1, batch, took_s))
         return tuple(self._outcomes[number] for number in range(len(arrivals)))
 
     def _arrive(self, number: int, now: float) -> None:
@@ -190,6 +197,8 @@ class Device:
 
     def _end(self, number: int, now: float, refused: Decision | None) -> None:
         arrival = self._arrivals[number]
+        if self._reasons.get(number) in ("idle", "in_time") and arrival.deadline_s is not None:
+            self._learning.promised(refused is None and now <= arrival.at_s + arrival.deadline_s)
         self._outcomes[number] = Outcome(
             arrival.at_s,
             float("inf") if arrival.deadline_s is None else arrival.deadline_s,

@@ -31,11 +31,12 @@ from device_agent.grpc_extra import load_grpc
 from device_agent.hosting import check_policy
 from device_agent.http import App, HttpApp
 from device_agent.http_server import HttpServer
+from device_agent.inbound import Inbound
 from device_agent.listen import address, open_sockets, remove_socket_file
 from device_agent.memory_room import read_room
 from device_agent.metrics import Metrics
-from device_agent.mqtt_ask import TenantAsks, anybody
-from device_agent.mqtt_door import Ask, MqttDoor
+from device_agent.mqtt_ask import Anybody, TenantAsks
+from device_agent.mqtt_door import Asker, MqttDoor
 from device_agent.policy_in_force import PolicyInForce, policy_values
 from device_agent.power.meter import PROC, SYS, PowerMeter
 from device_agent.reload import Reload
@@ -85,7 +86,6 @@ class Agent:
         self._reporter = self._make_reporter(PowerMeter(self.profile.power, sys_root, proc_root))
         self._cloud = CloudPool(settings.cloud, settings.policy, self._emit)
         check = partial(check_policy, profile=self.profile)
-        self._reload = Reload(config, settings, rules, self._cloud, self._emit, check=check)
         policy = settings.policy
         self._trace = TraceWriter(policy.trace, policy.trace_bytes) if policy.trace else None
         self._define_policy(policy)
@@ -103,6 +103,8 @@ class Agent:
             room=lambda: read_room(proc_root, sys_root),
         )
         self._deployment = Deployment(settings, self.profile, self._around)
+        on_changed = self._deployment.follow
+        self._reload = Reload(config, settings, rules, self._cloud, self._emit, check=check, on_changed=on_changed)
         tenants = settings.tenant
         self._books = TenantBooks.of(tenants, settings.device.state_dir, self._emit, self._reporter.unauthorized)
         self._mqtt_door: MqttDoor | None = None
@@ -119,7 +121,9 @@ class Agent:
         held = contextlib.ExitStack()
         try:
             if self._make_grpc is not None:
-                self._grpc = self._make_grpc(self.settings.http, self._desk, self._tenants, self._books, self._record)
+                self._grpc = self._make_grpc(
+                    self.settings.http, self._desk, self._tenants, self._books, self._record, self._certificate
+                )
                 self.listen = (*self.listen, self._grpc.address)
             held.enter_context(state_dir.hold(self.settings.device.state_dir))
             if mismatch := profile_mismatch(self.profile):
@@ -155,7 +159,8 @@ class Agent:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
         app, certificate = self._app(), self._certificate
         tls = None if certificate is None else certificate.context
-        server = HttpServer(app, receive_timeout_s=self.settings.http.receive_timeout_s, tls=tls)
+        inbound = Inbound(lambda: self._rules.policy.in_flight_bytes)
+        server = HttpServer(app, receive_timeout_s=self.settings.http.receive_timeout_s, tls=tls, inbound=inbound)
         self._mqtt_door = self._make_mqtt_door()
         if self._mqtt_door is not None:
             self._mqtt_door.start()
@@ -244,14 +249,14 @@ class Agent:
         mqtt, device = self.settings.mqtt, self.settings.device
         if mqtt is None or not mqtt.infer:
             return None
-        ask: Ask = anybody(self._desk)
+        asker: Asker = Anybody(self._desk)
         if self._tenants is not None and mqtt.infer_tenant is not None:
             tenant = mqtt.infer_tenant
-            ask = TenantAsks(self._tenants.accounts.of[tenant], self._tenants.of[tenant], self._books.audit)
+            asker = TenantAsks(self._tenants.accounts.of[tenant], self._tenants.of[tenant], self._books.audit)
         return MqttDoor(
             mqtt.options(),
             Topics(device.group, device.id),
-            ask,
+            asker,
             max_body_bytes=self.settings.http.max_body_bytes,
             keep_bytes=mqtt.outbox_bytes,
             record=self._record,

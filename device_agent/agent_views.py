@@ -17,7 +17,7 @@ from device_agent.cloud_account import CloudAccount
 from device_agent.deployment import Deployment
 from device_agent.desk import FrontDesk
 from device_agent.metrics import Metrics
-from device_agent.model_views import bundle_status, model_status
+from device_agent.model_views import bundle_status, model_status, worker_figures
 from device_agent.mqtt_door import MqttDoor
 from device_agent.policy_in_force import PolicyInForce, policy_values
 from device_agent.reload import Reload
@@ -133,7 +133,7 @@ def gauges(
     deployment: Deployment, cloud: CloudPool, strain: Strain, rules: PolicyInForce, mqtt_door: MqttDoor | None
 ) -> Gauges:
     """What telemetry tells of this moment."""
-    workers = {name: host.instance.worker.rss_bytes for name, host in deployment.hosts.items()}
+    workers = {name: host.instance.rss_bytes for name, host in deployment.hosts.items()}
     limits = {name: host.room.limit for name, host in deployment.hosts.items()}
     return Gauges(
         queue_depth=sum(host.queued for host in deployment.hosts.values()),
@@ -143,6 +143,7 @@ def gauges(
         strained=strain.reasons,
         agent_rss_bytes=_own_rss_bytes(),
         workers_rss_bytes={name: rss for name, rss in workers.items() if rss is not None},
+        workers={name: worker_figures(host) for name, host in deployment.hosts.items()},
         trials={name: trial.figures for name, trial in deployment.trials.items()},
         policy=rules.figures(),
         mqtt_infer=mqtt_door.figures() if mqtt_door is not None else None,

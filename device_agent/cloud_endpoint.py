@@ -22,19 +22,23 @@ from device_agent.cloud_answer import NOT_THERE, PASSED_ON, answered_version, cl
 from device_agent.cloud_fit import ModelShape
 from device_agent.cloud_health import Emit, Health
 from device_agent.cloud_model import CloudModel
+from device_agent.cloud_sample import sample_request
 from device_agent.cloud_settings import CloudEndpoint
-from device_agent.cloud_watch import CloudWatch
+from device_agent.cloud_watch import CHECK_TIMEOUT_S, CloudWatch
 from device_agent.compression import gzipped
 from device_agent.http1 import MAX_RESPONSE_BYTES, AnswerSize, HttpClient
 from device_agent.payload_audit import PayloadAudit
 from device_agent.router import There
 from device_agent.settings import Policy, read_secret
 from device_agent.status import CloudStatus
+from device_agent.under_way import UnderWay
 from device_agent.values import Cloud, InferenceRequest, Reason
 
 log = logging.getLogger("device_agent.cloud")
 
 ASIDE_BYTES = 256 * 1024  # compressing more takes milliseconds
+LEAST_PATIENCE_S = 0.05  # with an endpoint that used to be quicker: a first request on a new connection takes longer
+_AWAY = (502, 503, 504)  # nobody is there for anybody; any other status may be due to what we made up
 
 
 class Endpoint:
@@ -67,7 +71,11 @@ class Endpoint:
         self._headers: dict[str, str] = {}
         if settings.bearer_file:
             self._headers["Authorization"] = f"Bearer {read_secret(settings.bearer_file)}"
-        self.watch = CloudWatch(self.name, self._client, self._headers, self.models, self.health, emit, clock)
+        self.watch = CloudWatch(
+            self.name, self._client, self._headers, self.models, self.health, emit, clock, self._answers
+        )
+        self._failed: CloudModel | None = None  # the one whose request failed last
+        self._under_way = UnderWay()
 
     @property
     def breaker(self) -> Breaker:
@@ -117,10 +125,17 @@ class Endpoint:
         known = self.models.get(model)
         if known is None or not known.usable or not self.breaker.allows() or (natural and not known.natural):
             return None
-        if now < self._asked_again_at:
+        if now < self._asked_again_at or not self._trusted(now):
             return None
         expected_s, safe_s = known.round_trip.predict(now)
         return There(endpoint=self.name, expected_s=expected_s, safe_s=safe_s)
+
+    def _trusted(self, now: float) -> bool:
+        """Whether one more may be sent: from the first sign of trouble no more than open the breaker."""
+        breaker, under_way = self.breaker, self._under_way
+        if breaker.failures + len(under_way) < breaker.rule.failures:
+            return True
+        return not (breaker.failures or under_way.silent(now))
 
     def p95_s(self, model: str) -> float | None:
         """What nineteen of twenty answers of that model took at most; None while nobody knows."""
@@ -141,9 +156,13 @@ class Endpoint:
             self.health.abandoned()
             return Reason.BUDGET
         self.hedges += decision.reason is Reason.HEDGED
+        known, now = self.models[model], self._clock()
+        number, answer = self._under_way.sent(now, known.round_trip.predict(now)[1]), None
         try:
-            return await self._send(decision, request, self.models[model], headers, body, posting.answer)
+            answer = await self._send(decision, request, known, headers, body, posting.answer)
+            return answer
         finally:
+            self._under_way.ended(number, answered=isinstance(answer, Answer))
             self.account.settle(posting)
 
     def _outgoing(self, request: InferenceRequest) -> tuple[bytes, dict[str, str]]:
@@ -173,6 +192,11 @@ class Endpoint:
         body: bytes,
         size: AnswerSize,
     ) -> Answer | Reason:
+        def failed(why: str) -> Reason:
+            self._failed = known
+            self.health.failed(why)
+            return Reason.CLOUD_FAILED
+
         started, timeout_s = self._clock(), self._timeout_s(request)
         if timeout_s <= 0:  # what was spent had to be written down first
             self.health.abandoned()
@@ -186,15 +210,13 @@ class Endpoint:
             if timeout_s < self._settings.timeout_s:  # the deadline's: it takes longer than that
                 now = self._clock()
                 known.round_trip = known.round_trip.observed(now - started, now)
-            self.health.failed(f"no answer within {timeout_s:.3f} s")
-            return Reason.CLOUD_FAILED
+            return failed(f"no answer within {timeout_s:.3f} s")
         except RemoteError as error:
             if size.cut_off and size.limit_bytes < MAX_RESPONSE_BYTES:  # it answers, we can't afford to read it
                 log.warning("cloud %s: an answer is longer than bytes_per_day has room for", self.name)
                 self.health.abandoned()
                 return Reason.BUDGET
-            self.health.failed(error.what)
-            return Reason.CLOUD_FAILED
+            return failed(error.what)
         except asyncio.CancelledError:
             now = self._clock()
             if now - started > known.round_trip.predict(now)[0]:  # it would have taken longer still
@@ -203,8 +225,7 @@ class Endpoint:
             raise
         except Exception as error:  # whatever it is, a half-open breaker must get its one place back
             log.exception("cloud %s: a request failed in an unknown way", self.name)
-            self.health.failed(f"{type(error).__name__}: {error}")
-            return Reason.CLOUD_FAILED
+            return failed(f"{type(error).__name__}: {error}")
         if response.status == 415 and "Content-Encoding" in headers:
             log.warning("cloud %s takes no gzip: it is sent bodies as they are, until the next start", self.name)
             self._compresses = False
@@ -214,13 +235,11 @@ class Endpoint:
             self.health.abandoned()
             return Reason.CLOUD_FAILED
         if response.status != 200 and response.status not in PASSED_ON:
-            self.health.failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
-            return Reason.CLOUD_FAILED
+            return failed(f"HTTP {response.status}: {response.body[:200].decode(errors='replace')}")
         try:
             answer = cloud_answer(response, decision.reason, known.shape, request)
         except RequestError as error:
-            self.health.failed(f"its answer is not an inference response ({error})")
-            return Reason.CLOUD_FAILED
+            return failed(f"its answer is not an inference response ({error})")
         now = self._clock()
         known.round_trip = known.round_trip.observed(now - started, now)
         self.health.succeeded()
@@ -230,6 +249,40 @@ class Endpoint:
             log.warning("cloud %s: an answer isn't used, it is another version's", self.name)
             return Reason.CLOUD_FAILED
         return answer
+
+    async def _answers(self) -> bool:
+        """Whether it answers a request of our own about the model that failed last, and about as soon as it used to. It
+        is paid for as any other; where that can't be, or nothing can be told by it, a client's has to find out."""
+        known = self._failed
+        if known is None or not known.usable:
+            return True
+        sample = sample_request(known.shape, self._clock(), natural=known.natural)
+        if sample is None or (posting := await self.account.pay(len(sample.body))) is None:
+            return True
+        headers = {"Content-Type": "application/json", **self._headers}
+        started = self._clock()
+        _, safe_s = known.round_trip.predict(known.round_trip.seen_at)  # what was learnt, however long ago
+        timeout_s = max(CHECK_TIMEOUT_S, min(2 * safe_s, self._settings.timeout_s))
+        path, size = f"{known.path}/infer", posting.answer
+        try:
+            response = await self._client.request(
+                "POST", path, headers=headers, body=sample.body, timeout_s=timeout_s, size=size
+            )
+            if response.status == 200:
+                cloud_answer(response, Reason.CLOUD_FAILED, known.shape, sample)
+        except asyncio.TimeoutError:
+            now = self._clock()
+            known.round_trip = known.round_trip.observed(now - started, now)
+            return False
+        except (RemoteError, RequestError) as error:
+            log.info("cloud %s still gives no answers: %s", self.name, error)
+            return False
+        finally:
+            self.account.settle(posting)
+        now = self._clock()
+        if response.status == 200:  # one that has become slower for good is let in again when that is learnt
+            known.round_trip = known.round_trip.observed(now - started, now)
+        return response.status not in _AWAY and now - started <= max(safe_s, LEAST_PATIENCE_S)
 
     def _opened(self) -> None:
         self._client.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from aios_edge.errors import RemoteError
 from device_agent.cloud_fit import misfit, takes_natural, versions_of
@@ -20,6 +20,7 @@ log = logging.getLogger("device_agent.cloud")
 
 CHECK_TIMEOUT_S = 3.0
 RECHECK_MISFIT_S = 60.0  # someone may have repaired the server
+HALF_OPEN_S = 5.0  # so long an endpoint waits for the one request that may try
 
 
 class CloudWatch:
@@ -34,6 +35,7 @@ class CloudWatch:
         health: Health,
         emit: Emit,
         clock: Callable[[], float],
+        answers: Callable[[], Awaitable[bool]],
     ) -> None:
         self.wake = asyncio.Event()  # set when there is something to check
         self._name = name
@@ -43,6 +45,7 @@ class CloudWatch:
         self._health = health
         self._emit = emit
         self._clock = clock
+        self._answers = answers  # whether requests are answered there, too
         self._task: asyncio.Task[None] | None = None
         self._rechecks: dict[str, asyncio.Task[None]] = {}
 
@@ -93,6 +96,11 @@ class CloudWatch:
                 await asyncio.sleep(max(breaker.check_at - self._clock(), 0.0))
                 await self._probe()
                 continue
+            if not unchecked and breaker.state == "half_open":
+                await _wait(self.wake, HALF_OPEN_S)
+                if self._health.breaker.state == "half_open" and not self._health.breaker.probing:
+                    await self._look_again()
+                continue
             if not unchecked:
                 await self.wake.wait()
                 continue
@@ -119,10 +127,21 @@ class CloudWatch:
         try:
             for model in [model for model in self._models.values() if model.usable]:  # the others wait their turn
                 await self._check(model)
+            there = await self._answers()
+        except (RemoteError, asyncio.TimeoutError):
+            there = False
+        if there:
+            self._health.checked()
+        else:
+            self._health.check_failed()
+
+    async def _look_again(self) -> None:
+        """Nobody was sent there since the last check, maybe because it was slow then: how far away is it now?"""
+        try:
+            for model in [model for model in self._models.values() if model.usable]:
+                await self._check(model)
         except (RemoteError, asyncio.TimeoutError):
             self._health.check_failed()
-        else:
-            self._health.checked()
 
     async def _check(self, model: CloudModel) -> None:
         """Fetch the remote model's metadata and compare; raises RemoteError or TimeoutError if there is none."""

@@ -24,6 +24,11 @@ class Inflater:
         self._pieces: list[bytes] = []
         self._size = 0
 
+    @property
+    def size_bytes(self) -> int:
+        """What was made of it by now."""
+        return self._size
+
     def feed(self, piece: bytes) -> None:
         """The next piece. Raises :class:`RequestError`: 413 beyond the limit, 400 for what isn't gzip."""
         while piece:

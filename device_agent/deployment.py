@@ -170,6 +170,7 @@ class Deployment:
             for host in self._hosts.values():
                 await self._succession.keep(host)
                 self.builds.consider(host)
+                self._muster(host)
             await self._tidy()
 
     async def load(self, model: str) -> None:
@@ -185,6 +186,21 @@ class Deployment:
         """Triton's unload: who is here is answered, the worker ends, and its memory with it. Nothing happens to a
         model that isn't loaded. Raises :class:`RequestError` (404) for one that agent.toml doesn't know."""
         await self._change(partial(self._unload, model))
+
+    def follow(self, settings: Settings) -> None:
+        """Of other settings the numbers of workers: where a model's is another one now, so many take over from those it
+        has, in their turn and as in a swap."""
+        entries, self._settings = {one.path: one for one in settings.bundle}, settings
+        for model, entry in self._entries.items():
+            self._entries[model] = entries.get(entry.path, entry)
+        for entry, status in list(self._away.items()):
+            self._away[entries.get(entry.path, entry)] = self._away.pop(entry, status)
+        for model, host in self._hosts.items():
+            if self._with_its_workers(model, host) is not None:
+                change = self._when_settled(model, partial(self._resize, model))
+                task = asyncio.get_running_loop().create_task(change, name=f"workers-{model}")
+                self._changes.add(task)
+                task.add_done_callback(self._changes.discard)
 
     def give_up_changes(self) -> None:
         """The agent stops: loads end here, and no change begins any more."""
@@ -236,6 +252,7 @@ class Deployment:
             await self._succession.keep(host)
             await asyncio.to_thread(self._rejected.forget, model)
             self.builds.consider(host)
+            self._muster(host)
             return
         entry = self._entries[model]
         try:
@@ -246,6 +263,7 @@ class Deployment:
             if bundle.bundle_id == host.bundle.bundle_id and host.serves:
                 await asyncio.to_thread(self._rejected.forget, model)
                 await host.instance.resting.back()
+                host.instance.crew.try_now()
                 return
             if bundle.bundle_id == host.bundle.bundle_id and host.state == "quarantined":
                 await host.instance.release()
@@ -256,6 +274,16 @@ class Deployment:
             raise
         if self._hosts[model] is not host:  # else a trial began
             self.builds.consider(self._hosts[model])
+
+    def _muster(self, host: ModelHost) -> None:
+        """Start its further workers: in its turn, for activations measure latency; and nobody waits for it."""
+
+        async def muster() -> None:
+            if self._hosts.get(host.name) is host:
+                await host.muster()
+
+        if host.instance.serves_with_several:
+            self._in_background(muster)
 
     async def _swap(self, model: str, entry: BundleEntry, bundle: Bundle) -> None:
         new = self._host(entry, bundle)
@@ -268,13 +296,8 @@ class Deployment:
 
     async def _change_over(self, model: str, host: ModelHost, engine: EngineReport) -> None:
         """The engine of a model that serves without was built: a worker with it takes the place."""
-        changed = False
 
         async def change() -> None:
-            nonlocal changed
-            if self.probations.get(model) or self.trials.get(model):  # begun by the change before this one
-                return
-            changed = True
             if self._hosts.get(model) is not host:  # swapped or unloaded meanwhile
                 return
             new = self._host(self._entries[model], replace(host.bundle, path=host.instance.worker.spec.bundle_path))
@@ -284,11 +307,38 @@ class Deployment:
                 if not found_unfit(new, error, self._around.emit):
                     self._around.emit("engine_failed", model=model, reason=str(error))
 
+        await self._when_settled(model, change)
+
+    async def _when_settled(self, model: str, change: Callable[[], Awaitable[None]]) -> None:
+        """One change of a model, once its bundle has kept its contract, or holds its place."""
+        changed = False
+
+        async def in_its_turn() -> None:
+            nonlocal changed
+            if not self.probations.get(model) and not self.trials.get(model):  # begun by the change before this one
+                changed = True
+                await change()
+
         while not changed:
-            # First its bundle has to keep its contract, or to hold its place.
             while (other := self.probations.get(model) or self.trials.get(model)) is not None:
                 await other.over.wait()
-            await self._in_background(change)
+            await self._in_background(in_its_turn)
+
+    async def _resize(self, model: str) -> None:
+        host = self._hosts.get(model)
+        if host is None or (new := self._with_its_workers(model, host)) is None:  # unloaded, or changed back, meanwhile
+            return
+        try:
+            await self._succession.swap(model, new)
+        except AiosEdgeError as error:
+            self._tell.refused(self._entries[model], error)
+            return
+        self.builds.consider(new)
+
+    def _with_its_workers(self, model: str, host: ModelHost) -> ModelHost | None:
+        """What is to take the place of a model that has another number of workers than its settings say."""
+        new = self._host(self._entries[model], replace(host.bundle, path=host.instance.worker.spec.bundle_path))
+        return None if len(new.instance.places) == len(host.instance.places) else new
 
     async def _lying_at(self, entry: BundleEntry) -> Bundle:
         bundle = open_entry(entry)
@@ -366,7 +416,10 @@ class Deployment:
         spec = replace(spec, engines=engines)
         # Clients know the name: two entries may claim it one after the other, and it was promised for one of them.
         stays = entry.never_leave_device or bundle.manifest.name in self._around.cloud.audit.staying
-        return ModelHost(spec, bundle, self._around, never_leaves=stays, make_room=self._upkeep.make_room)
+        upkeep = self._upkeep
+        return ModelHost(
+            spec, bundle, self._around, never_leaves=stays, make_room=upkeep.make_room, has_room=upkeep.has_room
+        )
 
     # Those that aren't here
 

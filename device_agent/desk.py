@@ -27,7 +27,7 @@ from device_agent.admission import Load, admit
 from device_agent.answer import Answer, shed_answer
 from device_agent.deployment import Deployment
 from device_agent.fairness import has_room, shares
-from device_agent.http import Reply, internal_error, retry_after
+from device_agent.http import Reply, Unheard, internal_error, retry_after
 from device_agent.metadata import model_metadata
 from device_agent.metrics import Metrics
 from device_agent.model_host import ModelHost
@@ -179,7 +179,7 @@ class FrontDesk:
         tenant: Tenant | None = None,
         within_s: float | None = None,
     ) -> Reply:
-        """:meth:`submit`, awaited; cancelling it is going away."""
+        """:meth:`submit`, awaited; cancelling it is going away. Raises :class:`Unheard` where the reply was there."""
         replied: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
         def reply(found: Reply) -> None:
@@ -189,6 +189,10 @@ class FrontDesk:
         leave = self.submit(model, version, body, json_length, reply, tenant, within_s)
         try:
             return await replied
+        except asyncio.CancelledError:
+            if replied.done() and not replied.cancelled():
+                raise Unheard(replied.result()) from None
+            raise
         finally:
             leave()
 

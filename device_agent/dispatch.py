@@ -1,4 +1,4 @@
-"""Feeds a model's worker from its queue, and brings it back when it dies; whose request died with it is told.
+"""Feeds a model's workers from its queue, and brings them back when they die; whose request died with one is told.
 
 A worker that is through with a short batch would stand still until the next one reaches it. Where batches are short, it
 has the next one already while one runs (:func:`device_agent.scheduler.goes_ahead`); never more, so that who comes late
@@ -18,6 +18,8 @@ from device_agent.answer import local_answer
 from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
+from device_agent.overrun import Overrun
+from device_agent.place import Place
 from device_agent.review import Review
 from device_agent.room import Room
 from device_agent.scheduler import Forecast, goes_ahead
@@ -26,7 +28,6 @@ from device_agent.ticket import Running, Ticket
 from device_agent.ticket_queue import TicketQueue
 from device_agent.track_record import TrackRecord
 from device_agent.values import Cloud, Local, Reason, Shed
-from device_agent.watched_run import Watchdog
 from device_agent.worker_pool import BatchResult
 
 log = logging.getLogger("device_agent.model")
@@ -36,8 +37,8 @@ LEARN_EVERY_S = 0.002  # of batches that take less, some teach as much as all; l
 
 
 class Dispatch:
-    """One worker's: :meth:`offer` for each request that is to run here. A batch begins the moment that there is one and
-    the worker is free, in the same turn of the event loop. :meth:`serve` brings the worker back, as a task that runs
+    """One model's: :meth:`offer` for each request that is to run here. A batch begins the moment that there is one and
+    any worker is free, in the same turn of the event loop. :meth:`serve` brings the workers back, as a task that runs
     until it is cancelled."""
 
     def __init__(
@@ -53,6 +54,7 @@ class Dispatch:
         room: Room,
     ) -> None:
         self._instance = instance
+        self._places = instance.places
         self._queue = queue
         self._judge = judge
         self._review = review
@@ -60,56 +62,71 @@ class Dispatch:
         self._record = record
         self._around = around
         self._room = room
-        self._watchdog = Watchdog()
+        self._overrun = Overrun(instance.places, judge, around.clock)
         self._learnt_at = -math.inf
-        self._wake = wake  # set when the worker may have died, or there is a chore
+        self._wake = wake  # set when a worker may have died, or there is a chore
 
     def offer(self, ticket: Ticket) -> None:
         """Run a ticket that was judged this moment, now or when its turn comes."""
-        if not self._queue and self._free():
-            now = ticket.taken_at = self._around.clock()
-            self._room.taken([(ticket.pending, ticket.request.arrived_at)], now)
-            self._begin([ticket], now, self._learning.alone_s(ticket.pending))
-        else:
-            self._queue.put(ticket)
-            self.next()
+        if not self._queue:
+            for place in self._places:
+                if self._free(place):
+                    now = ticket.taken_at = self._around.clock()
+                    self._room.taken([(ticket.pending, ticket.request.arrived_at)], now)
+                    self._begin(place, [ticket], now, self._learning.alone_s(ticket.pending))
+                    return
+        self._queue.put(ticket)
+        self.next()
 
     def next(self) -> None:
-        """Give the worker its next batch, when it is free and somebody waits; where batches are short, one ahead."""
-        if self._free():
-            self._begin_next()
-        elif not self._instance.running.tickets:
-            self._wake.set()  # there is something else to be done first
-        elif self._may_go_ahead():
-            self._begin_next()
+        """Give each worker that is free its next batch, while somebody waits; where batches are short, one ahead."""
+        idle = False
+        for place in self._places:
+            if self._free(place):
+                if self._queue and (batch := self._take(place)):
+                    self._begin(place, *batch)
+            elif not place.running.tickets:
+                idle = True
+        if idle and self._undone():  # there is something else to be done first
+            self._wake.set()
+        for place in self._places if self._queue else ():
+            if self._may_go_ahead(place) and (batch := self._take(place)):
+                self._begin(place, *batch)
 
-    def _begin_next(self) -> None:
-        if batch := self._take():
-            self._begin(*batch)
-            if self._may_go_ahead() and (batch := self._take()):
-                self._begin(*batch)
-
-    def _free(self) -> bool:
-        """Whether the worker takes a batch now; what else is to be done first is :meth:`serve`'s."""
+    def _free(self, place: Place) -> bool:
+        """Whether its worker takes a batch now; what else is to be done first is :meth:`serve`'s."""
         instance = self._instance
-        return not instance.running.tickets and instance.ready and instance.chore(len(self._queue)) is None
+        if place.running.tickets or not place.worker.takes or instance.state != "ready":
+            return False
+        return not instance.has_chore(place, len(self._queue))
 
-    def _may_go_ahead(self) -> bool:
+    def _undone(self) -> bool:
+        """Whether :meth:`serve` has something to do at this moment."""
+        instance = self._instance
+        if not instance.ready or instance.chore(len(self._queue)) is not None:
+            return True
+        return any(self._died(place) for place in self._places)
+
+    def _died(self, place: Place) -> bool:
+        """Whether its worker has ended while idle, and nobody was told yet."""
+        return place.live and not place.worker.ready and not place.running.tickets and self._instance.state == "ready"
+
+    def _may_go_ahead(self, place: Place) -> bool:
         """Whether a second batch may be given to it while it has a short one. None goes before or behind a request that
         died with a worker, nor before a chore, which would never have its turn; nor to a worker that took over while
         the one before it has its last batch."""
-        instance, running = self._instance, self._instance.running
-        if not self._queue or not running.tickets or instance.ahead.tickets or not instance.ready:
+        instance, running = self._instance, place.running
+        if not self._queue or not running.tickets or place.ahead.tickets or instance.state != "ready":
             return False
-        if running.worker is not instance.worker:
+        if running.worker is not place.worker or not place.worker.takes:
             return False
         if not goes_ahead(running.expected_s, running.expected_s, self._learning.service.overhead_s):
             return False
         alone = running.tickets[0].pending.alone or self._queue.order[0].alone
-        return not alone and instance.chore(len(self._queue)) is None
+        return not alone and not instance.has_chore(place, len(self._queue))
 
     async def serve(self) -> None:
-        """Bring the worker back whenever it is lost, and do what is to be done between two batches."""
+        """Bring the workers back whenever none is left, and do what is to be done between two batches."""
         try:
             while True:
                 try:
@@ -118,29 +135,35 @@ class Dispatch:
                     log.exception("the worker of %s could not be looked after; tried again", self._instance.name)
                     await asyncio.sleep(FAULT_PAUSE_S)
         finally:
-            self._watchdog.close()
+            self._overrun.close()
+            for place in self._places:
+                place.watchdog.close()
 
     async def _step(self) -> None:
         self._wake.clear()
-        if self._instance.running.tickets:
-            await self._wake.wait()
-        elif chore := self._instance.chore(len(self._queue)):
+        instance = self._instance
+        for place in self._places:
+            if self._died(place):
+                self._record.lost()
+                instance.lost_while_idle(place, queued=len(self._queue))
+                self._review.run()
+        if chore := instance.chore(len(self._queue)):
             await chore()
-        elif not self._instance.worker.ready and self._instance.state != "resting":
-            await self._bring_back()
-        else:
-            if self._instance.ready:  # else it rests, and nobody asks for it
-                self._begin_next()
+        elif instance.ready or instance.held or instance.state == "resting":
+            if instance.ready:  # else it rests, and nobody asks for it
+                self.next()
             await self._wake.wait()
+        else:
+            await self._bring_back()
 
-    def _take(self) -> tuple[list[Ticket], float, float] | None:
+    def _take(self, place: Place) -> tuple[list[Ticket], float, float] | None:
         """The next batch, after judging each member again (no work for the dead); now, and how long it will take."""
-        while self._queue and not self._instance.ahead.tickets:  # who is sent away may bring another, which is begun
+        while self._queue and not place.ahead.tickets:  # who is sent away may bring another, which is begun
             now = self._around.clock()
-            batch, busy, forecast = self._judge.next_batch(now)
-            if self._instance.running.tickets:
+            batch, busy, forecast = self._judge.next_batch(now, place.free_at(now))
+            if place.running.tickets:
                 overhead_s = self._learning.service.overhead_s
-                if not goes_ahead(busy, self._instance.running.expected_s, overhead_s):
+                if not goes_ahead(busy, place.running.expected_s, overhead_s):
                     return None
             if leaves := self._first_to_leave(batch, forecast):  # one at a time: without it the others may be in time
                 ticket, decision = leaves
@@ -163,31 +186,32 @@ class Dispatch:
                     return ticket, decision
         return None
 
-    def _begin(self, batch: list[Ticket], now: float, expected_s: float) -> None:
-        instance, given = self._instance, Running(batch, now, expected_s, self._instance.worker)
-        if was_ahead := bool(instance.running.tickets):
-            instance.ahead = given
+    def _begin(self, place: Place, batch: list[Ticket], now: float, expected_s: float) -> None:
+        instance, given = self._instance, Running(batch, now, expected_s, place.worker)
+        if was_ahead := bool(place.running.tickets):
+            place.ahead = given
         else:
-            instance.running = given
+            place.running = given
         requests = [ticket.request for ticket in batch]
 
         def ended(end: BatchResult | WorkerLost) -> None:
             if instance.state == "stopped":  # which ended the worker, and told everybody
-                instance.running = instance.ahead = Running()
+                place.running = place.ahead = Running()
                 return
             if isinstance(end, WorkerLost):
-                if batch is instance.ahead.tickets:
-                    self._untouched(batch)
+                if batch is place.ahead.tickets:
+                    self._untouched(place, batch)
                     return
-                instance.running = Running()
+                place.running = Running()
                 self._record.lost(requests)
-                self._lost(end, batch)
+                self._lost(place, end, batch)
+                self.next()  # another may be free for them
                 self._wake.set()
                 return
-            began, now = instance.running.since, self._around.clock()
-            self._next_runs(now)
+            began, now = place.running.since, self._around.clock()
+            self._next_runs(place, now)
             try:
-                instance.served()
+                instance.served(place)
                 self.next()  # the worker needn't wait for the answers to be written, nor clients for the rest
             except Exception:  # no reason for these to go without their answers
                 log.exception("the next batch of %s could not begin; tried again", instance.name)
@@ -199,24 +223,26 @@ class Dispatch:
                 # Of one that was there already, the time from reply to reply tells nothing of the way to the worker.
                 self._learning.learn(requests, end, None if was_ahead else now - began)
 
+        self._overrun.watch(batch, now)
         timeout_s = self._around.policy.batch_timeout_s
-        self._watchdog.run(instance.worker, requests, ended, timeout_s=timeout_s, predicted_s=expected_s)
+        place.watchdog.run(place.worker, requests, ended, timeout_s=timeout_s, predicted_s=expected_s)
 
-    def _next_runs(self, now: float) -> None:
+    def _next_runs(self, place: Place, now: float) -> None:
         """The batch that went ahead is the one that runs now, if there is one."""
-        ahead = self._instance.ahead
+        ahead = place.ahead
         for ticket in ahead.tickets:
             ticket.taken_at = now
         ahead.since = now
-        self._instance.running, self._instance.ahead = ahead, Running()
+        place.running, place.ahead = ahead, Running()
 
-    def _untouched(self, batch: list[Ticket]) -> None:
-        """The worker died before it came to this batch: it waits again, as before."""
-        self._instance.ahead = Running()
+    def _untouched(self, place: Place, batch: list[Ticket]) -> None:
+        """The worker died before it came to this batch: it waits again, as before, for this one or another."""
+        place.ahead = Running()
         for ticket in batch:
             if ticket.waits:
                 self._queue.put(ticket)
         self._review.run()
+        self.next()
 
     def _answer(self, batch: list[Ticket], result: BatchResult) -> None:
         items = {item.request_id: item for item in result.done.items}
@@ -231,9 +257,9 @@ class Dispatch:
             )
             ticket.resolve(answer)
 
-    def _lost(self, lost: WorkerLost, batch: list[Ticket]) -> None:
+    def _lost(self, place: Place, lost: WorkerLost, batch: list[Ticket]) -> None:
         """Each request of the dead batch: once more, alone, where its deadline allows; else the cloud; else 503."""
-        now = self._instance.lost(lost.what, in_flight=len(batch), queued=len(self._queue))
+        now = self._instance.lost(place, lost.what, in_flight=len(batch), queued=len(self._queue))
         for ticket in batch:
             if not ticket.waits:
                 continue
@@ -255,20 +281,23 @@ class Dispatch:
 
     async def _bring_back(self) -> None:
         instance = self._instance
-        if instance.state == "ready":  # it died while idle
-            self._record.lost()
-            instance.lost_while_idle(queued=len(self._queue))
-            self._review.run()
         if instance.state == "quarantined":
             self._all_elsewhere()
+        await instance.crew.settled()
+        if instance.ready:  # one was on its way
+            return
         failure = await instance.restart()
         if failure is None:
             return
-        self._record.lost()
-        self._review.run()
+        self.not_back()
         if instance.plan.hopeless(failure):
             self._all_elsewhere()
 
+    def not_back(self) -> None:
+        """A worker was to come back, or to join, and didn't."""
+        self._record.lost()
+        self._review.run()
+
     def _all_elsewhere(self) -> None:
         for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
-            self._elsewhere(ticket, self._instance.lost_at)
+            self._elsewhere(ticket, self._instance.lead.lost_at)

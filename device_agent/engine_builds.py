@@ -70,8 +70,7 @@ class EngineBuilds:
             return
         self._wanted[host] = engine
         # A restart of its worker must not take an engine that wasn't checked, and a way back leads to what serves now.
-        worker = host.instance.worker
-        worker.spec = dataclasses.replace(worker.spec, engines="off")
+        host.instance.start_from(engines="off")
         task = asyncio.get_running_loop().create_task(self._build(host, engine), name=f"engine-{host.name}")
         self._tasks[host.name] = task
 
@@ -115,7 +114,7 @@ class EngineBuilds:
         self._tell("engine_building", host, stage="starts", elapsed_s=0.0)
         progress = asyncio.get_running_loop().create_task(self._progress(host), name=f"engine-progress-{model}")
         try:
-            spec = dataclasses.replace(host.instance.worker.spec, bundle_id=host.bundle.bundle_id)
+            spec = dataclasses.replace(host.instance.worker.spec, bundle_id=host.bundle.bundle_id, cpus=())
             made = await build(spec, on_stage=staged)
         except AiosEdgeError as error:
             made = EngineReport(state="failed", reason=str(error))

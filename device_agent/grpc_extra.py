@@ -14,9 +14,13 @@ if TYPE_CHECKING:
     from device_agent.settings import Http
     from device_agent.tenant_books import TenantBooks
     from device_agent.tenant_desk import TenantDesks
+    from device_agent.tls import DoorCertificate
     from device_agent.values import Completion
 
-    MakeGrpc = Callable[[Http, FrontDesk, TenantDesks | None, TenantBooks, Callable[[Completion], None]], GrpcServer]
+    MakeGrpc = Callable[
+        [Http, FrontDesk, TenantDesks | None, TenantBooks, Callable[[Completion], None], DoorCertificate | None],
+        GrpcServer,
+    ]
 
 
 def load_grpc() -> MakeGrpc:

@@ -21,6 +21,7 @@ from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.oip.envelope import JSON_LENGTH_HEADER, LIVE, error_body, parse_json_length
 from aios_edge.oip.repository import Action
 from device_agent.compression import Inflater
+from device_agent.inbound import Coming
 from device_agent.values import Completion
 
 log = logging.getLogger("device_agent.http")
@@ -29,6 +30,10 @@ JSON = "application/json"
 _JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
 #: Key of the ASGI scope: the set of those that the door calls when this client goes away.
 ON_GONE = "aios_edge.on_gone"
+#: Key of the ASGI scope: the :class:`device_agent.inbound.Coming` of this connection.
+COMING = "aios_edge.coming"
+#: True once the body of a request was read to its end.
+_WHOLE = "aios_edge.whole"
 
 _COMMON_PATH_BYTES = 256
 
@@ -115,7 +120,9 @@ class HttpApp:
         completion: Completion | None = None
         try:
             reply = await self._answer(scope, receive)
-        except _Gone:
+        except _Gone as gone:
+            if gone.completion is not None:
+                self.record(gone.completion)
             return
         except AiosEdgeError as error:
             reply = Reply(status=error.http_status, body=error_body(str(error)))
@@ -179,11 +186,18 @@ class HttpApp:
                 remedy="Send the body as it is, or as gzip",
             )
         inflater = Inflater(self.max_body_bytes) if encoding == b"gzip" else None
-        body = await self._body(headers, receive, inflater)
+        body = await self._body(headers, receive, inflater, scope.get(COMING))
+        scope[_WHOLE] = True
         json_length = parse_json_length(headers.get(_JSON_LENGTH))
         return await _unless_gone(self._desk.infer(model, version, body, json_length), scope, receive)
 
-    async def _body(self, headers: Mapping[bytes, bytes], receive: Receive, inflater: Inflater | None = None) -> bytes:
+    async def _body(
+        self,
+        headers: Mapping[bytes, bytes],
+        receive: Receive,
+        inflater: Inflater | None = None,
+        coming: Coming | None = None,
+    ) -> bytes:
         coding = headers.get(b"transfer-encoding", b"chunked").strip().lower()
         if coding != b"chunked":
             raise RequestError(
@@ -205,9 +219,13 @@ class HttpApp:
             if size > self.max_body_bytes:
                 raise self._too_long()
             if inflater is not None:
+                before = inflater.size_bytes
                 inflater.feed(piece)
                 if not message.get("more_body"):
                     return inflater.finish()
+                if coming is not None:
+                    coming.grew(inflater.size_bytes - before)
+                    coming.settle()
                 continue
             pieces.append(piece)
             if not message.get("more_body"):
@@ -237,14 +255,14 @@ def inference(url: bytes) -> Inference | None:
     return None
 
 
-def reply_headers(reply: Reply) -> list[tuple[bytes, bytes]]:
-    """The headers of a response."""
+def reply_headers(reply: Reply, *, whole: bool) -> list[tuple[bytes, bytes]]:
+    """The headers of a response. ``whole``: the request's body was read to its end."""
     headers = [
         (b"content-type", reply.content_type.encode()),
         (b"content-length", b"%d" % len(reply.body)),
         *reply.headers,
     ]
-    if reply.status == 413:
+    if reply.status == 413 and not whole:
         headers.append((b"connection", b"close"))  # the rest of the body is only thrown away
     if reply.status == 415:
         headers.append((b"accept-encoding", b"gzip"))
@@ -258,12 +276,25 @@ def internal_error() -> Reply:
 
 async def respond(scope: Scope, send: Send, reply: Reply) -> None:
     """Send a whole response."""
-    await send({"type": "http.response.start", "status": reply.status, "headers": reply_headers(reply)})
+    headers = reply_headers(reply, whole=scope.get(_WHOLE, False))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else reply.body})
 
 
+class Unheard(asyncio.CancelledError):
+    """Whoever asked has gone when the answer was there, and before it was told: the inference was made all the same."""
+
+    def __init__(self, reply: Reply) -> None:
+        super().__init__()
+        self.reply = reply
+
+
 class _Gone(Exception):
-    """The client went away: nobody to answer."""
+    """The client went away: nobody to answer. ``completion``: of an answer that was there."""
+
+    def __init__(self, completion: Completion | None = None) -> None:
+        super().__init__()
+        self.completion = completion
 
 
 async def _unless_gone(answer: Awaitable[Reply], scope: Scope, receive: Receive) -> Reply:
@@ -288,9 +319,9 @@ async def _unless_gone(answer: Awaitable[Reply], scope: Scope, receive: Receive)
         watch.add_done_callback(leave)
     try:
         return await answer
-    except asyncio.CancelledError:
+    except asyncio.CancelledError as left:
         if gone:
-            raise _Gone from None
+            raise _Gone(left.reply.completion if isinstance(left, Unheard) else None) from None
         raise
     finally:
         if door is not None:

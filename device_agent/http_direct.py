@@ -99,6 +99,7 @@ class DirectCycle:
     def run(self) -> None:
         """The body is whole."""
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()  # the connection keeps this until there is another request
         self._submitting = True
         try:
             json_length = parse_json_length(self._headers.get(_JSON_LENGTH))
@@ -115,6 +116,7 @@ class DirectCycle:
     def leave(self) -> None:
         """The client has gone."""
         self.disconnected = True
+        self._pieces.clear()
         if self._leave is not None and not self.response_complete:
             self._leave()
 
@@ -125,6 +127,7 @@ class DirectCycle:
             self._send(reply)
 
     def _send(self, reply: Reply) -> None:
+        self._leave = None  # which has the request with its body
         try:
             if not self.disconnected:
                 self._write(reply)
@@ -133,7 +136,7 @@ class DirectCycle:
                 self._record(reply.completion)
 
     def _write(self, reply: Reply) -> None:
-        headers = reply_headers(reply)
+        headers = reply_headers(reply, whole=True)
         if _CLOSE in headers:
             self.keep_alive = False
         elif not self.keep_alive:

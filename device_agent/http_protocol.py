@@ -23,8 +23,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from aios_edge.oip.envelope import error_body
 from device_agent.descriptors import connection_limit
 from device_agent.half_closed import INTERIM, HalfClosed
-from device_agent.http import ON_GONE, HttpApp, Scope
+from device_agent.http import COMING, ON_GONE, HttpApp, Scope
 from device_agent.http_direct import DirectCycle, Headers
+from device_agent.inbound import UNBOUNDED, Coming
 from device_agent.seldom import Seldom
 from device_agent.slow_clients import LEAST_BYTES, Part, Progress
 from device_agent.upgrade import declined
@@ -37,6 +38,7 @@ MAX_HEAD_BYTES = 64 * 1024
 #: How much, and how long, a refused client may go on sending until it is cut off.
 LINGER_BYTES = 256 * 1024 * 1024
 LINGER_S = 20.0
+LAST_S = 1.0  # when the agent stops
 _GO_ON = b"HTTP/1.1 100 "  # no answer: what a client waits for that announced a body
 #: Where in a scope's ``state`` the user id of the process at the other end is: an int on the Unix socket, else None.
 PEER_UID = "peer_uid"
@@ -44,8 +46,10 @@ _UCRED = struct.Struct("3i")  # pid, uid, gid: struct ucred
 
 
 class DoorProtocol(HttpToolsProtocol):
-    """One connection."""
+    """One connection. ``inbound``: the bodies of all of them."""
 
+    inbound = UNBOUNDED
+    _coming: Coming  # of this one's
     _in_head = True
     _head_bytes = 0
     _turned = False  # whether a head or a body ended within the piece of data that is being read
@@ -70,6 +74,7 @@ class DoorProtocol(HttpToolsProtocol):
         """A client has connected."""
         super().connection_made(transport)
         self._peer_uid = _peer_uid(transport)
+        self._coming = Coming(self.inbound, self._too_much)
         if len(self.connections) > connection_limit():
             _seldom.warn("full", "more than %d connections: those on top are refused", connection_limit())
             self._write_refusal(b"503 Service Unavailable", "too many connections. Try again later")
@@ -87,6 +92,7 @@ class DoorProtocol(HttpToolsProtocol):
         self._turned = False
         self._received_bytes += len(data)
         self._feed(data)
+        self._coming.settle()
         if self._turned or self.lingers or self._owed is not None or not (self._in_head or self.headers):
             return
         self._head_bytes += len(data)  # or of a trailer, which comes in the place of headers
@@ -143,6 +149,7 @@ class DoorProtocol(HttpToolsProtocol):
         if self._on_gone is None:
             self._on_gone = set()
         cast(Scope, self.cycle.scope)[ON_GONE] = self._on_gone
+        cast(Scope, self.cycle.scope)[COMING] = self._coming
         if isinstance(self._answering, DirectCycle) and len(self.pipeline) == 1:
             self.flow.resume_reading()  # uvicorn stopped: nobody would see the client go. The next one stops it
 
@@ -164,6 +171,7 @@ class DoorProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
+        self._coming.grew(len(body))
         if self._direct is not None:
             self._direct.feed(body)
         else:
@@ -175,6 +183,7 @@ class DoorProtocol(HttpToolsProtocol):
             return
         self._in_head, self._turned = True, True
         self._head_bytes = 0
+        self._coming.over()
         if self._direct is not None:
             direct, self._direct = self._direct, None
             direct.run()
@@ -272,14 +281,18 @@ class DoorProtocol(HttpToolsProtocol):
             self._linger()
 
     def shutdown(self) -> None:
-        """The agent stops: nobody is waited for who was answered."""
+        """The agent stops: nobody is waited for who was answered, nor who hasn't asked yet."""
         if self.lingers:
             self.transport.close()
+        elif not self._in_head:  # when it was whole it would be told the same
+            self._refuse(b"503 Service Unavailable", "the agent is stopping [draining]")
+            self.loop.call_later(LAST_S, self.transport.close)
         else:
             super().shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is closed, by whomever."""
+        self._coming.over()
         for timer in (self._cut_off, self._quiet):
             if timer is not None:
                 timer.cancel()
@@ -313,11 +326,19 @@ class DoorProtocol(HttpToolsProtocol):
             least = "was not whole" if part == "head" else f"brought less than {LEAST_BYTES} bytes"
             self._refuse(b"408 Request Timeout", f"the request's {part} {least} within {limit_s:g} s")
 
+    def _too_much(self) -> None:
+        _seldom.warn(
+            "inbound", "more bytes of request bodies came in at once than in_flight_bytes: the longest is refused"
+        )
+        text = "too many bytes of request bodies are coming in at once [queue_full]; retry after 1.00 s"
+        self._refuse(b"503 Service Unavailable\r\nretry-after: 1", text)
+
     def _linger(self) -> None:
         """Send nothing more, and throw away what comes until the client ends too, or sends too much or too long."""
         if self.lingers or self.transport.is_closing():
             return
         self._cut_off = self.loop.call_later(LINGER_S, self.transport.close)
+        self._coming.over()
         self.pipeline.clear()
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True  # whatever it finds, it can't be sent any more

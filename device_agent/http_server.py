@@ -16,6 +16,7 @@ import uvicorn
 from device_agent.descriptors import accept_errors, raise_limit
 from device_agent.http import App
 from device_agent.http_protocol import DoorProtocol
+from device_agent.inbound import UNBOUNDED, Inbound
 from device_agent.listen import BACKLOG
 from device_agent.seldom import Seldom
 from device_agent.slow_clients import SlowClients
@@ -25,13 +26,20 @@ class HttpServer(uvicorn.Server):
     """Serves the application on sockets that are already open; :meth:`close` ends it.
 
     ``receive_timeout_s``: of a client that hardly moves (:mod:`device_agent.slow_clients`).
-    ``tls``: for TCP only. What the file system guards stays plain.
+    ``tls``: for TCP only. What the file system guards stays plain. ``inbound``: how much may be coming in.
     """
 
-    def __init__(self, app: App, *, receive_timeout_s: float = 60.0, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        receive_timeout_s: float = 60.0,
+        tls: ssl.SSLContext | None = None,
+        inbound: Inbound = UNBOUNDED,
+    ) -> None:
         config = uvicorn.Config(
             app,
-            http=DoorProtocol,
+            http=type("Door", (DoorProtocol,), {"inbound": inbound}),
             ws="none",
             loop="asyncio",
             lifespan="off",

@@ -136,11 +136,13 @@ class Judge:
         """When it would be answered here; None where nobody knows."""
         if self._instance.state not in ("restarting", *SERVING):
             return None
+        free_at, *others_free_at = self._instance.free_times(now)
         return scheduler.forecast(
             self._queue.order if waiting else self._queue.with_one_more(pending),
             pending.request_id,
             now=now,
-            free_at=self._instance.free_at(now),
+            free_at=free_at,
+            others_free_at=others_free_at,
             model=self._learning.service,
             max_batch_size=self._manifest.max_batch_size,
             newcomer=not waiting,
@@ -148,9 +150,10 @@ class Judge:
             length_bucketing=self._around.policy.length_bucketing,
         )
 
-    def next_batch(self, now: float) -> tuple[list[Ticket], float, Forecast]:
-        """Who would run together when the worker is free, how long that takes, and when they would be answered."""
-        service, at = self._learning.service, self._instance.free_at(now)
+    def next_batch(self, now: float, at: float) -> tuple[list[Ticket], float, Forecast]:
+        """Who would run together on the worker that is free ``at`` then, how long that takes, and when they would be
+        answered."""
+        service = self._learning.service
         order, bucketing = self._queue.order, self._around.policy.length_bucketing
         places = scheduler.next_batch(order, at, service, self._manifest.max_batch_size, length_bucketing=bucketing)
         batch = [order[place] for place in places]
@@ -160,5 +163,8 @@ class Judge:
 
     def next_review_at(self, now: float) -> float | None:
         """When one that waits has its last chance in the cloud, or its deadline passes."""
-        soonest = self._around.cloud.soonest(self._manifest.name, Wanted(), now)
-        return next_review_at(self._queue.order, soonest, now)
+        return next_review_at(self._queue.order, self.soonest(now), now)
+
+    def soonest(self, now: float) -> There | None:
+        """The cloud endpoint that is predicted to answer first, whoever asks."""
+        return self._around.cloud.soonest(self._manifest.name, Wanted(), now)

@@ -8,12 +8,12 @@ cache that can be dropped at once. The least of them counts. Pressure is the gro
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 
+from device_agent.control_group import folders
 from device_agent.power.pressure import parse_memory_pressure
 from device_agent.power.reading import Skipped
 from device_agent.power.sysfs import read_int, read_text
@@ -35,7 +35,7 @@ def read_room(proc_root: Path = Path("/proc"), sys_root: Path = Path("/sys")) ->
     """As it is now; a file that can't be read limits nothing."""
     rooms = [room for room in (_machine(proc_root), *_groups(proc_root, sys_root)) if room.available_bytes is not None]
     tightest = min(rooms, key=lambda room: room.available_bytes or 0, default=Room())
-    own = next(_folders(proc_root, sys_root), None)
+    own = next(folders("memory", proc_root, sys_root), None)
     text = Skipped(path="", reason="") if own is None else read_text(own[0] / "memory.pressure")
     if isinstance(text, Skipped):
         text = read_text(proc_root / "pressure" / "memory")
@@ -53,7 +53,7 @@ def _machine(proc_root: Path) -> Room:
 
 
 def _groups(proc_root: Path, sys_root: Path) -> Iterator[Room]:
-    for folder, version in _folders(proc_root, sys_root):
+    for folder, version in folders("memory", proc_root, sys_root):
         new = version == 2
         limit = read_int(folder / ("memory.max" if new else "memory.limit_in_bytes"))  # "max" is no number
         used = read_int(folder / ("memory.current" if new else "memory.usage_in_bytes"))
@@ -61,26 +61,6 @@ def _groups(proc_root: Path, sys_root: Path) -> Iterator[Room]:
             continue
         cache = _fields(folder / "memory.stat").get("inactive_file" if new else "total_inactive_file", 0)
         yield Room(available_bytes=max(limit - max(used - cache, 0), 0), limit_bytes=limit, source=str(folder))
-
-
-def _folders(proc_root: Path, sys_root: Path) -> Iterator[tuple[Path, int]]:
-    """The agent's own control group and those above it, with the version of their files."""
-    text = read_text(proc_root / "self" / "cgroup")
-    lines = [] if isinstance(text, Skipped) else [line.split(":", 2) for line in text.splitlines()]
-    paths = {line[1]: line[2] for line in lines if len(line) == 3}
-    by_controllers = {name: path for names, path in paths.items() for name in names.split(",")}
-    root, version = sys_root / "fs" / "cgroup", 2
-    path = by_controllers.get("")
-    if "memory" in by_controllers:  # version 1
-        root, version, path = root / "memory", 1, by_controllers["memory"]
-    if path is None:
-        return
-    folder = root / path.strip("/")
-    while folder != root.parent:
-        # In a container the path may be the host's. Path.is_dir raises where this agent may not look.
-        if os.path.isdir(folder):  # noqa: PTH112
-            yield folder, version
-        folder = folder.parent
 
 
 def _fields(path: Path) -> dict[str, int]:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from device_agent.device_state import STRAINS
-from device_agent.status import AgentStatus
+from device_agent.status import AgentStatus, ModelStatus
 from device_agent.values import SERVING, Completion
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -114,6 +114,13 @@ class Metrics:
             one,
         )
         page.family(
+            "aios_workers",
+            "gauge",
+            "Workers that serve.",
+            [((m.model,), m.workers_serving) for m in models],
+            one,
+        )
+        page.family(
             "aios_worker_restarts_total",
             "counter",
             "Workers that died and came back.",
@@ -130,8 +137,8 @@ class Metrics:
         page.family(
             "aios_worker_resident_bytes",
             "gauge",
-            "Resident set of the worker.",
-            [((m.model,), m.worker_rss_bytes) for m in models if m.worker_rss_bytes is not None],
+            "Resident set of its workers together.",
+            [((m.model,), rss) for m in models if (rss := _rss_bytes(m)) is not None],
             one,
         )
         page.family(
@@ -252,6 +259,11 @@ class Metrics:
             ),
         ):
             page.family(name, "gauge", text, [((), value)] if value is not None else [], ())
+
+
+def _rss_bytes(model: ModelStatus) -> int | None:
+    known = [worker.rss_bytes for worker in model.workers if worker.rss_bytes is not None]
+    return sum(known) if known else None
 
 
 _BUILD = ("version", "profile")

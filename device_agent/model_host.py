@@ -1,4 +1,4 @@
-"""One model: its queue, its worker, and the life of a request between them.
+"""One model: its queue, its workers, and the life of a request between them.
 
 A request asks the router when it comes, waits in the queue or for the cloud, and asks again when either fails it. One
 that stays on this device is a ticket and nothing else: no task, no future, no turn of the event loop beyond those in
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -21,6 +20,7 @@ import msgspec
 from aios_edge.bundle.read import Bundle
 from aios_edge.errors import WorkerLost
 from device_agent.answer import Answer, shed_answer
+from device_agent.crew import SpareRoom, no_limit
 from device_agent.dispatch import Dispatch
 from device_agent.judge import Judge
 from device_agent.learning import Learning
@@ -46,7 +46,7 @@ log = logging.getLogger("device_agent.model")
 
 
 class ModelHost:
-    """Serves one bundle. What its worker is doing: ``instance``. ``never_leaves``: every request is local-only."""
+    """Serves one bundle. What its workers are doing: ``instance``. ``never_leaves``: every request is local-only."""
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class ModelHost:
         *,
         never_leaves: bool = False,
         make_room: MakeRoom = no_budget,
+        has_room: SpareRoom = no_limit,
     ) -> None:
         self.name = spec.model
         self.never_leaves = never_leaves
@@ -66,15 +67,17 @@ class ModelHost:
         weights = {tenant.id: tenant.weight for tenant in around.tenants if tenant.sees(spec.model)}
         self._learning = learning = Learning(one_by_one=bundle.manifest.max_batch_size == 1)
         self._queue = queue = TicketQueue(weights, learning.alone_s)
-        self.room = room = Room(queue, learning, around.rules, weights, bundle.manifest.max_batch_size)
         wake = asyncio.Event()
-        self.instance = ModelInstance(spec, around, wake.set, make_room)
+        self.instance = instance = ModelInstance(spec, around, wake.set, make_room, has_room)
+        several = (lambda: instance.serving) if spec.workers > 1 else None
+        self.room = room = Room(queue, learning, around.rules, weights, bundle.manifest.max_batch_size, several)
         self._judge = Judge(bundle.manifest, around, queue, self.instance, learning, room)
         self._review = Review(queue, self._judge, around.clock)
         self.record = TrackRecord(learning, around.slowed)
         self._dispatch = Dispatch(
             self.instance, queue, self._judge, self._review, learning, self.record, around, wake, room
         )
+        instance.crew.on_joined, instance.crew.on_failed = self._dispatch.next, self._dispatch.not_back
         self._task: asyncio.Task[None] | None = None
         self._here = 0  # requests that aren't answered yet, wherever they wait
         self._nobody_here = asyncio.Event()
@@ -102,16 +105,17 @@ class ModelHost:
 
     @property
     def queued(self) -> int:
-        """Requests that wait for the worker."""
+        """Requests that wait for a worker."""
         return len(self._queue)
 
     @property
     def running(self) -> int:
-        """Requests that the worker has."""
-        return len(self.instance.running.tickets) + len(self.instance.ahead.tickets)
+        """Requests that the workers have."""
+        return self.instance.held
 
     async def activate(self) -> ActivationReport:
-        """Start the worker and check the whole contract; serve from then on. Raises what refused it."""
+        """Start a worker and check the whole contract; serve from then on, with further ones from :meth:`muster` on.
+        Raises what refused it."""
         report = await self.instance.activate()
         self.bundle = as_loaded(self.bundle, report)
         self._learning.begin(report.latency_p95_s * self.slowdown if report.latency_p95_s is not None else None)
@@ -123,6 +127,10 @@ class ModelHost:
         self._begin()
         return report
 
+    async def muster(self) -> None:
+        """Start the other workers, where it has several, and keep them; returns when each was tried."""
+        await self.instance.crew.muster()
+
     async def come_back(self) -> None:
         """Serve again after :meth:`stop`, with what was learnt before. Raises what refused it."""
         await self.instance.come_back()
@@ -130,7 +138,7 @@ class ModelHost:
 
     def move_to(self, path: Path) -> None:
         """Workers are started from this copy of the bundle from now on."""
-        self.instance.worker.spec = dataclasses.replace(self.instance.worker.spec, bundle_path=path)
+        self.instance.start_from(bundle_path=path)
 
     async def drain(self, limit_s: float | None = None) -> None:
         """Wait until everyone who is here was answered, for at most ``limit_s``. Who calls it lets nobody in any more.
@@ -144,9 +152,11 @@ class ModelHost:
         self._task = asyncio.get_running_loop().create_task(self._dispatch.serve(), name=f"model-{self.name}")
 
     async def stop(self) -> None:
-        """Stop the worker; requests still waiting are refused as draining."""
+        """Stop the workers; requests still waiting are refused as draining."""
         self.instance.state = "stopped"
-        waiting = [*self._queue.tickets(), *self.instance.running.tickets, *self.instance.ahead.tickets]
+        places = self.instance.places
+        running = [ticket for place in places for ticket in (*place.running.tickets, *place.ahead.tickets)]
+        waiting = [*self._queue.tickets(), *running]
         self._review.cancel()
         while self._task and not self._task.done():  # wait_for before Python 3.12 may swallow a cancellation
             self._task.cancel()
@@ -154,8 +164,9 @@ class ModelHost:
         for ticket in waiting:
             ticket.resolve(Shed(Reason.DRAINING, 5.0))
         self._queue.clear()
-        await self.instance.recycling.end()
-        await self.instance.worker.stop()
+        await self.instance.crew.end()
+        await asyncio.gather(*(place.recycling.end() for place in places))
+        await asyncio.gather(*(place.worker.stop() for place in places))
 
     # A request
 
@@ -205,6 +216,7 @@ class ModelHost:
         """Do what the router says."""
         if isinstance(decision, Local):
             ticket.reason, ticket.waits = decision.reason, True
+            ticket.promised = decision.safe
             self._dispatch.offer(ticket)
             # Nobody else is ever reviewed, and who runs already needn't be.
             if ticket.request.deadline_at is not None and ticket in self._queue:
@@ -264,6 +276,8 @@ class ModelHost:
         if ticket.answered:
             return
         self._gone(ticket)
+        if ticket.promised:
+            self._learn_from_promise(ticket, answer)
         if (arrival := ticket.arrival) is not None and self._around.trace is not None:
             line = traced(
                 self.name,
@@ -278,6 +292,16 @@ class ModelHost:
             )
             self._around.trace(line)
         ticket.on_answer(answer)
+
+    def _learn_from_promise(self, ticket: Ticket, answer: Answer) -> None:
+        """Whether it was in time; of one that a cloud took over, or whose worker died, nobody knows."""
+        deadline_at = ticket.request.deadline_at
+        if deadline_at is None or ticket.reason is Reason.RETRIED:
+            return
+        if answer.route == "local":
+            self._learning.promised(self._around.clock() <= deadline_at)
+        elif answer.reason in (Reason.DEADLINE_PASSED, Reason.CLOUD_UNAVAILABLE):
+            self._learning.promised(False)
 
     def _gone(self, ticket: Ticket) -> None:
         ticket.answered = True

@@ -1,6 +1,8 @@
-"""One worker's place at a model: the batches it has, its crashes, and how it comes back.
+"""The workers of one model: which of them serve, their crashes, and how the model comes back when none is left.
 
-What becomes of requests meanwhile is the model host's.
+One of them is the lead: the one that is checked in full, that is reported where only one can be, and that is started
+again when none serves. The others, where there are any, are the crew's. What becomes of requests meanwhile is the model
+host's.
 """
 
 from __future__ import annotations
@@ -8,17 +10,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import msgspec
 
 from aios_edge.errors import AiosEdgeError, BundleRefused, WorkerLost
+from device_agent.crew import Crew, SpareRoom, no_limit
+from device_agent.crew_size import own_cpus
+from device_agent.place import Place
 from device_agent.quarantine import Quarantine
 from device_agent.recycling import Recycling
 from device_agent.restart import RestartPlan
 from device_agent.resting import MakeRoom, Resting, no_budget
 from device_agent.surroundings import Surroundings
-from device_agent.ticket import Running
 from device_agent.values import ActivationReport, Reason
 from device_agent.worker_pool import WorkerHandle, WorkerSpec
 
@@ -26,10 +33,11 @@ log = logging.getLogger("device_agent.model")
 
 
 class ModelInstance:
-    """A worker, and its successors. ``state``: loading, ready, restarting, quarantined, resting, waking, refused,
-    stopped.
+    """``spec.workers`` places, each with a worker and its successors. ``state``: loading, ready while any of them
+    serves, restarting, quarantined, resting, waking, refused, stopped. ``lead``: a place whose worker serves, while any
+    does.
 
-    ``on_wake`` is called when there is something to do between two batches: its worker has ended, or a chore came.
+    ``on_wake`` is called when there is something to do between two batches: a worker has ended, or a chore came.
     """
 
     def __init__(
@@ -38,42 +46,115 @@ class ModelInstance:
         around: Surroundings,
         on_wake: Callable[[], None],
         make_room: MakeRoom = no_budget,
+        has_room: SpareRoom = no_limit,
     ) -> None:
         self.state = "loading"
         self.detail: str | None = None  # why it isn't ready
         self.report: ActivationReport | None = None
         self.restarts = 0
-        self.running = Running()
-        self.ahead = Running()  # the batch that the worker has already, and takes next
-        self.plan = RestartPlan()
         self.quarantine = Quarantine()
-        self.lost_at = 0.0
-        self.worker = WorkerHandle(spec, on_stage=self._staged, on_lost=self._told_lost)
         self.name = spec.model
-        self.recycling = Recycling(self, spec, around)
-        self.resting = Resting(self, spec.model, around, make_room)
         self._around = around
         self._on_wake = on_wake
+        self.places = tuple(self._place(number, spec) for number in range(spec.workers))
+        self.lead = self.places[0]
+        self.resting = Resting(self, spec.model, around, make_room)
+        self.crew = Crew(self, around, has_room)
+        self._tells_classes = False
         self._released: asyncio.Future[Exception | None] | None = None  # an operator waits for the next try
         self._release = asyncio.Event()
-        self._how_lost = "ended"  # as the handle said it; of a batch's worker its WorkerLost says it too
+
+    def _place(self, number: int, spec: WorkerSpec) -> Place:
+        own = replace(spec, cpus=own_cpus(spec.cpus, number, spec.workers, spec.intra_op_threads))
+        place = Place()
+        place.worker = WorkerHandle(own, on_stage=self._staged, on_lost=partial(self.told_lost, place))
+        place.recycling = Recycling(self, place, own, self._around)
+        return place
+
+    def told_lost(self, place: Place, description: str) -> None:
+        """Its worker has ended, or the one before it in its last batch."""
+        place.how_lost = description
+        self._on_wake()
+
+    # The lead, for whom it is all there is to see
+
+    @property
+    def worker(self) -> WorkerHandle:
+        """The lead's."""
+        return self.lead.worker
+
+    @worker.setter
+    def worker(self, worker: WorkerHandle) -> None:
+        self.lead.worker = worker
+
+    @property
+    def recycling(self) -> Recycling:
+        """The lead's."""
+        return self.lead.recycling
+
+    @property
+    def plan(self) -> RestartPlan:
+        """The lead's: when it is started again, after it was lost and while no other serves."""
+        return self.lead.plan
+
+    # All of them
 
     @property
     def ready(self) -> bool:
-        """Whether it takes a batch now or after the one it has."""
-        return self.state == "ready" and self.worker.ready
+        """Whether any takes a batch now or after the one it has."""
+        return self.state == "ready" and (self.lead.worker.ready or bool(self.serving))
+
+    @property
+    def serving(self) -> int:
+        """How many workers serve."""
+        return sum(place.worker.ready for place in self.places) if self.state == "ready" else 0
+
+    @property
+    def serves_with_several(self) -> bool:
+        """Whether it is to have more workers than one."""
+        return len(self.places) > 1
+
+    @property
+    def held(self) -> int:
+        """Requests that workers have."""
+        return sum(place.held for place in self.places)
+
+    @property
+    def recycles(self) -> int:
+        """How often one was replaced because of its memory."""
+        return sum(place.recycling.count for place in self.places)
+
+    @property
+    def rss_bytes(self) -> int | None:
+        """Of all workers together; None where nobody knows."""
+        known = [place.worker.rss_bytes for place in self.places if place.worker.rss_bytes is not None]
+        return sum(known) if known else None
+
+    def tell_classes(self, told: bool) -> None:
+        """Whether batches come back with each row's class from now on."""
+        self._tells_classes = told
+        for place in self.places:
+            place.worker.tells_classes = told
+
+    def start_from(self, **changes: Any) -> None:
+        """Workers are started with these fields of their :class:`WorkerSpec` changed from now on."""
+        for place in self.places:
+            place.worker.spec = replace(place.worker.spec, **changes)
+
+    def free_times(self, now: float) -> Sequence[float]:
+        """When each worker that serves is expected to take its next batch; where none does, when the first will."""
+        if self.state == "resting":
+            return (now + self.plan.start_s,)
+        if self.state == "ready" and len(self.places) > 1:
+            if times := [place.free_at(now) for place in self.places if place.worker.ready]:
+                return times
+        elif self.state == "ready" and self.lead.worker.ready:
+            return (self.lead.free_at(now),)
+        return (self.lead.back_at(now),)
 
     def free_at(self, now: float) -> float:
-        """When it is expected to take the next batch. Whatever overran its estimate is given a tenth more of what it
-        took so far: the longer something hangs, the longer it is likely to hang on."""
-        if self.state == "resting":
-            return now + self.plan.start_s
-        if not self.ready:
-            return max(self.lost_at + self.plan.expected_s, now + 0.1 * (now - self.lost_at))
-        if not self.running.tickets:
-            return now
-        since = self.running.since
-        return max(since + self.running.expected_s, now + 0.1 * (now - since)) + self.ahead.expected_s
+        """When the first of them is expected to take the next batch."""
+        return min(self.free_times(now))
 
     @property
     def away(self) -> Reason:
@@ -87,15 +168,27 @@ class ModelInstance:
         until = self.quarantine.until
         return self.plan.expected_s if until is None else max(until - now, 0.0) + self.plan.start_s
 
-    def served(self) -> None:
+    def served(self, place: Place) -> None:
         """A batch was answered: the crashes before it are history."""
-        self.plan, self.quarantine = self.plan.served(), self.quarantine.served()
+        place.plan, before = place.plan.served(), self.quarantine
+        self.quarantine = before.served()
+        if before.until is not None and self.quarantine.until is None:
+            self.crew.look()
         self.resting.used_at = self._around.clock()
-        self.recycling.look()
+        place.recycling.look()
+
+    # Between two batches
+
+    def has_chore(self, place: Place, waiting: int) -> bool:
+        """Whether something is to be done there before the next batch, while so many requests wait."""
+        return place.recycling.due is not None or self.resting.chore(waiting) is not None
 
     def chore(self, waiting: int) -> Callable[[], Awaitable[None]] | None:
-        """What is to be done between two batches, before the next one, while so many requests wait."""
-        return self.recycling.between_batches if self.recycling.due else self.resting.chore(waiting)
+        """What is to be done now, where no batch runs that is concerned, while so many requests wait."""
+        for place in self.places:
+            if place.recycling.due is not None and not place.running.tickets:
+                return place.recycling.between_batches
+        return None if self.held else self.resting.chore(waiting)
 
     def wake(self) -> None:
         """There is a chore."""
@@ -103,42 +196,50 @@ class ModelInstance:
 
     def hand_over(self, old: WorkerHandle, new: WorkerHandle) -> bool:
         """Let another worker take the next batch; False when the old one isn't there any more."""
-        if self.state != "ready" or self.worker is not old or not old.ready:
+        place = next((place for place in self.places if place.worker is old), None)
+        if place is None or self.state != "ready" or not old.ready:
             return False
         # Both may have changed since it began to load.
         new.spec, new.tells_classes = old.spec, old.tells_classes
-        self.worker = new
-        if new.report is not None:
+        place.worker = new
+        if new.report is not None and place is self.lead:
             self._reopened(new.report)
         return True
 
-    async def start_fresh(self, state: str, why: str) -> bool:
-        """End the worker, which has no batch, and start another; whether it serves. Else it is as after a crash."""
-        self.state, self.detail, self.lost_at = state, why, self._around.clock()
-        began = self.lost_at
-        await self.worker.stop()
+    async def start_fresh(self, state: str, why: str, place: Place | None = None) -> bool:
+        """End a worker, the lead where none is named, which has no batch, and start another; whether it serves. Else it
+        is as after a crash. The model is in that state meanwhile, if no other serves."""
+        place = place or self.lead
+        began = self._around.clock()
+        place.emptied(began, why)
+        if not self._another_leads(place):
+            self.state, self.detail = state, why
+        place.starting = True
         try:
-            self._reopened(await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s))
+            await place.worker.stop()
+            self._started(place, await place.worker.start("quick", timeout_s=self._around.policy.load_timeout_s), began)
         except Exception as error:
-            self._did_not_start(error)
+            self.did_not_start(place, error)
             return False
-        self.plan = self.plan.started(self._around.clock() - began)
-        self.open()
+        finally:
+            place.starting = False
         return True
 
+    # The life of one
+
     async def activate(self) -> ActivationReport:
-        """Start the worker and check the whole contract. Raises what refused it."""
+        """Start the lead and check the whole contract. Raises what refused it."""
         try:
             self.report = await self.worker.start("full", timeout_s=self._around.policy.load_timeout_s)
         except AiosEdgeError as error:
             self.state, self.detail = "refused", str(error)
             self.report = self.worker.report
             raise
-        self.plan = RestartPlan(start_s=max(self.report.load_s, 0.2))
+        self.lead.plan = RestartPlan(start_s=max(self.report.load_s, 0.2))
         return self.report
 
     async def come_back(self) -> None:
-        """Start a worker again after it was stopped, as after a crash: the bundle went through the whole check here.
+        """Start the lead again after all were stopped, as after a crash: the bundle went through the whole check here.
         Raises what refused it."""
         started = self._around.clock()
         try:
@@ -146,7 +247,7 @@ class ModelInstance:
         except AiosEdgeError as error:
             self.detail = str(error)
             raise
-        self.plan = RestartPlan().started(self._around.clock() - started)
+        self.lead.plan = RestartPlan().started(self._around.clock() - started)
         self.open()
 
     def _reopened(self, found: ActivationReport) -> None:
@@ -163,24 +264,65 @@ class ModelInstance:
     def open(self) -> None:
         """Batches may come."""
         self.state, self.detail = "ready", None
+        for place in self.places:
+            place.live = place.worker.ready
+        self.crew.look()
 
-    def lost(self, description: str, *, in_flight: int, queued: int) -> float:
-        """The worker died; returns when that was noticed."""
+    def lost(self, place: Place, description: str, *, in_flight: int, queued: int) -> float:
+        """A worker died; returns when that was noticed. Who has others serves on."""
         now = self._around.clock()
-        replaced = self.state == "ready" and self.worker.ready  # in its last batch, another one serves already
+        replaced = self.state == "ready" and place.worker.ready  # in its last batch, another one is there already
         if not replaced:
-            self.state, self.detail, self.lost_at = "restarting", description, now
-            self.plan = self.plan.crashed()
-        self._around.emit("worker_crashed", model=self.name, how=description, in_flight=in_flight, queued=queued)
+            place.emptied(now, description)
+            self._crashed(place, now)
+            if not self._another_leads(place):
+                self.state, self.detail = "restarting", description
+        detail = {"how": description, "in_flight": in_flight, "queued": queued, "serving": self.serving}
+        self._around.emit("worker_crashed", model=self.name, **detail)
         if replaced:
             return now
-        log.warning("worker of %s %s with %d requests in its batch; restarting", self.name, description, in_flight)
+        log.warning(
+            "worker of %s %s with %d requests in its batch; restarting, %d serve on",
+            self.name,
+            description,
+            in_flight,
+            self.serving,
+        )
         self._count_crash(now, description)
+        self.crew.look()
         return now
 
-    def lost_while_idle(self, *, queued: int) -> None:
-        """The worker died without a batch."""
-        self.lost(f"{self._how_lost} while idle", in_flight=0, queued=queued)
+    def lost_while_idle(self, place: Place, *, queued: int) -> None:
+        """A worker died without a batch."""
+        self.lost(place, f"{place.how_lost} while idle", in_flight=0, queued=queued)
+
+    def joined(self, place: Place, worker: WorkerHandle, took_s: float) -> bool:
+        """The crew has started one; False when the model has no use for it any more."""
+        if self.state not in ("ready", "restarting") or worker.report is None:
+            return False
+        worker.tells_classes = self._tells_classes
+        place.worker = worker
+        place.plan = place.plan.started(took_s)
+        if not self.lead.worker.ready:  # all others died meanwhile
+            self.lead = place
+        if place.lost_at:
+            self._recovered(place)
+        place.detail = None
+        self.open()
+        return True
+
+    def _crashed(self, place: Place, now: float) -> None:
+        place.plan = place.plan.crashed()
+        place.not_before = max(place.not_before, now + place.plan.pause_s)  # it may have been sent away
+
+    def _another_leads(self, place: Place) -> bool:
+        """Whether others than this one serve; if so, it leads no longer."""
+        others = [other for other in self.places if other is not place and other.worker.ready]
+        if self.state != "ready" or not others:
+            return False
+        if self.lead is place:
+            self.lead = others[0]
+        return True
 
     async def restart(self) -> Exception | None:
         """Start a worker again when the plan says so; returns what kept it from coming back."""
@@ -203,7 +345,8 @@ class ModelInstance:
 
     async def _sit_out(self) -> None:
         """Wait for the end of the quarantine, or for an operator who ends it."""
-        self._release.clear()
+        if self._released is None or self._released.done():  # else somebody ended it already
+            self._release.clear()
         left_s = (self.quarantine.until or 0.0) - self._around.clock()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._release.wait(), max(left_s, 0.0))
@@ -211,53 +354,60 @@ class ModelInstance:
         log.info("%s: quarantine is over, one try", self.name)
 
     async def _start_again(self) -> Exception | None:
-        await self.worker.stop(grace_s=0.0)
-        started = self._around.clock()
+        place = self.lead
+        await place.worker.stop(grace_s=0.0)
+        began = self._around.clock()
         try:
-            self._reopened(await self.worker.start("quick", timeout_s=self._around.policy.load_timeout_s))
+            self._started(place, await place.worker.start("quick", timeout_s=self._around.policy.load_timeout_s), began)
         except Exception as error:  # no descriptors left, say: whatever it is, it is tried again
-            self._did_not_start(error)
+            self.did_not_start(place, error)
             return error
-        self.restarts, now = self.restarts + 1, self._around.clock()
-        self.plan = self.plan.started(now - started)
-        self.open()
-        away_s = round(now - self.lost_at, 4)
-        self._around.emit("worker_recovered", model=self.name, away_s=away_s, restarts=self.restarts)
-        log.info("worker of %s is back after %.2f s", self.name, away_s)
+        self._recovered(place)
         return None
 
-    def _did_not_start(self, error: Exception) -> None:
-        if self.state != "quarantined":
-            self.state = "restarting"
-        self.plan = self.plan.crashed()
-        self.detail = str(error)
+    def _started(self, place: Place, report: ActivationReport, began: float) -> None:
+        if place is self.lead:
+            self._reopened(report)
+        place.plan, place.detail = place.plan.started(self._around.clock() - began), None
+        self.open()
+
+    def _recovered(self, place: Place) -> None:
+        self.restarts += 1
+        away_s = round(self._around.clock() - place.lost_at, 4)
+        self._around.emit("worker_recovered", model=self.name, away_s=away_s, restarts=self.restarts)
+        log.info("worker of %s is back after %.2f s", self.name, away_s)
+
+    def did_not_start(self, place: Place, error: Exception) -> None:
+        """A worker that was to take that place isn't there."""
+        now = self._around.clock()
+        place.emptied(now, str(error))
+        self._crashed(place, now)
+        if not self._another_leads(place):
+            self.detail = str(error)
+            if self.state != "quarantined":
+                self.state = "restarting"
         if isinstance(error, BundleRefused):
             self._around.emit("contract_broken", model=self.name, check=error.promise, detail=error.what)
         log.error("worker of %s did not come back: %s", self.name, error)
-        self.lost_at = self._around.clock()
         its_own_fault = isinstance(error, WorkerLost | BundleRefused)  # not the machine's
         if its_own_fault or self.quarantine.on_trial:
-            self._count_crash(self.lost_at, str(error))
+            self._count_crash(now, str(error))
 
     def _count_crash(self, now: float, how: str) -> None:
-        """Quarantine the model when it was one crash too many."""
+        """Quarantine the model when it was one crash too many: no worker is started by itself; those that serve, serve
+        on."""
         self.quarantine = self.quarantine.crashed(now, self._around.policy)
         if self.quarantine.until is None:
             return
         crashes, pause_s = len(self.quarantine.crashed_at), self.quarantine.until - now
         within_s = round(now - self.quarantine.crashed_at[0], 3)
-        self.state = "quarantined"
-        self.detail = (
-            f"{crashes} crashes within {within_s:.3g} s, the last: {how}; one try in {pause_s:.3g} s, or load it"
-        )
-        self._around.emit(
-            "quarantined", model=self.name, crashes=crashes, within_s=within_s, how=how, pause_s=round(pause_s, 3)
-        )
-        log.error("%s is quarantined: %s", self.name, self.detail)
-
-    def _told_lost(self, description: str) -> None:
-        self._how_lost = description
-        self._on_wake()
+        serving = self.serving
+        why = f"{crashes} crashes within {within_s:.3g} s, the last: {how}; one try in {pause_s:.3g} s, or load it"
+        if not serving:
+            self.state, self.detail = "quarantined", why
+        detail = {"crashes": crashes, "within_s": within_s, "how": how, "pause_s": round(pause_s, 3)}
+        self._around.emit("quarantined", model=self.name, **detail, serving=serving)
+        log.error("%s is quarantined, %d workers serve on: %s", self.name, serving, why)
 
     def _staged(self, stage: str) -> None:
         log.info("%s: %s", self.name, stage)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from aios_edge.telemetry import BundleStatus, Contract
+from aios_edge.telemetry import BundleStatus, Contract, WorkerFigures
 from device_agent.deployment import Deployment
 from device_agent.model_host import ModelHost
+from device_agent.place import Place
 from device_agent.raw_model import is_raw
 from device_agent.rejected import Rejected
 from device_agent.settings import BundleEntry
-from device_agent.status import EngineBuild, ModelStatus, ProbationStatus
+from device_agent.status import EngineBuild, ModelStatus, ProbationStatus, WorkerStatus
 from device_agent.succession import Probation
 from device_agent.trial_run import TrialRun
 
@@ -56,8 +57,10 @@ def model_status(
         worker_pid=host.instance.worker.pid,
         worker_rss_bytes=host.instance.worker.rss_bytes,
         worker_max_rss_bytes=host.instance.recycling.ceiling,
+        workers_serving=host.instance.serving,
+        workers=tuple(map(_worker_status, host.instance.places)),
         restarts=host.instance.restarts,
-        recycles=host.instance.recycling.count,
+        recycles=host.instance.recycles,
         queued=host.queued,
         waiting_limit=host.room.limit,
         running=host.running,
@@ -70,6 +73,24 @@ def model_status(
         probation=None if probation is None else _probation_status(host, probation, now),
         trial=None if trial is None else trial.figures,
         rejected=rejected if trial is None else None,
+    )
+
+
+def worker_figures(host: ModelHost) -> tuple[WorkerFigures, ...]:
+    """The workers that serve, for telemetry."""
+    workers = [place.worker for place in host.instance.places if place.worker.ready]
+    return tuple(WorkerFigures(pid=worker.pid, rss_bytes=worker.rss_bytes) for worker in workers)
+
+
+def _worker_status(place: Place) -> WorkerStatus:
+    worker = place.worker
+    return WorkerStatus(
+        pid=worker.pid,
+        serves=worker.ready,
+        rss_bytes=worker.rss_bytes if worker.ready else None,
+        running=place.held,
+        providers_active=worker.report.providers_active if worker.ready and worker.report is not None else (),
+        detail=None if worker.ready else place.detail,
     )
 
 

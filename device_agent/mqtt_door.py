@@ -11,7 +11,9 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
 
 from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.mqtt import LinkState, MqttLink, MqttOptions
@@ -22,27 +24,37 @@ from aios_edge.topics import Topics
 from device_agent.answer import shed_answer
 from device_agent.http import Reply, retry_after
 from device_agent.mqtt_answers import KEEP_S, Answers
-from device_agent.mqtt_request import JSON_LENGTH, Asked, ReplyTo, answer, hints, read, reply_to
+from device_agent.mqtt_request import JSON_LENGTH, Asked, Came, ReplyTo, answer, hints, light, read, reply_to
+from device_agent.seldom import Seldom
 from device_agent.values import Completion, Reason, Shed
 
 log = logging.getLogger("device_agent.mqtt")
+_seldom = Seldom(log)
 
 MAX_OPEN = 256  # requests that are being answered; the desk has limits by model and by bytes beside it
 _HEAD_BYTES = 65_536  # of a message around its payload
 _LAST_S = 2.0  # for the last answers, when the agent stops
 
-Ask = Callable[[Asked], Awaitable[Reply]]
+
+class Asker(Protocol):
+    """Who asks. Everything that came is told one of the two, whatever becomes of it."""
+
+    async def ask(self, came: Came, read: Callable[[], Asked]) -> Reply:
+        """Answer a request; raises :class:`AiosEdgeError` for what is refused, as ``read`` does for what is none."""
+
+    def shed(self, came: Came, reply: Reply) -> Reply:
+        """There is no room to answer it: what it is told, ``reply`` unless more stands against it."""
 
 
 class MqttDoor:
-    """``ask`` answers a request, and raises :class:`AiosEdgeError` for what is refused; ``record`` is told of every
-    inference that ended. :meth:`start` raises :class:`SettingsError` for options that can't work."""
+    """``record`` is told of every inference that ended. :meth:`start` raises :class:`SettingsError` for options that
+    can't work."""
 
     def __init__(
         self,
         options: MqttOptions,
         topics: Topics,
-        ask: Ask,
+        asker: Asker,
         *,
         max_body_bytes: int,
         keep_bytes: int,
@@ -51,7 +63,7 @@ class MqttDoor:
     ) -> None:
         self._options = options
         self._topics = topics
-        self._ask = ask
+        self._asker = asker
         self._max_body_bytes = max_body_bytes
         self._record = record
         self._clock = clock
@@ -88,6 +100,7 @@ class MqttDoor:
             call=asyncio.get_running_loop().call_soon_threadsafe,
             on_state=self._link_changed,
             on_message=self._heard,
+            on_unreadable=self._unreadable,
             max_packet_bytes=2 * self._max_body_bytes + _HEAD_BYTES,  # what is a little too long is told so
         )
         self._link.subscribe(self._topics.infer_filter, 1, retained=False)
@@ -122,6 +135,7 @@ class MqttDoor:
             self._ignored += 1
             return
         self._asked += 1
+        message = light(message)
         if len(self._open) < MAX_OPEN:
             task = asyncio.get_running_loop().create_task(self._serve(message), name="mqtt-infer")
             self._open.add(task)
@@ -130,13 +144,24 @@ class MqttDoor:
         self._shed += 1
         shed = shed_answer(Shed(Reason.QUEUE_FULL, 1.0))
         body = error_body(str(shed.error), {"route": None, "reason": shed.reason.value})
-        self._post(Reply(status=shed.status, body=body, headers=(retry_after(1.0),)), message, self._clock())
+        reply = Reply(status=shed.status, body=body, headers=(retry_after(1.0),))
+        self._post(self._asker.shed(self._came(message), reply), message, self._clock())
+
+    def _came(self, message: Publication) -> Came:
+        return Came(topic=message.topic, model=self._topics.model(message.topic), size_bytes=len(message.payload))
+
+    def _unreadable(self, why: str) -> None:
+        self._ignored += 1
+        _seldom.warn(
+            "unreadable", "%s: a message can't be read, and isn't answered: %s", self._topics.infer_filter, why
+        )
 
     async def _serve(self, message: Publication) -> None:
         came_at = self._clock()
         to = reply_to(message)
         try:
-            reply = await self._ask(read(message, to, self._topics, max_body_bytes=self._max_body_bytes))
+            understood = partial(read, message, to, self._topics, max_body_bytes=self._max_body_bytes)
+            reply = await self._asker.ask(self._came(message), understood)
         except AiosEdgeError as error:
             reply = _refusal(error)
         except Exception:

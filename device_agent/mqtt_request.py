@@ -15,13 +15,16 @@ import math
 import msgspec
 
 from aios_edge.errors import RequestError
-from aios_edge.mqtt_message import MessageProperties, Publication
-from aios_edge.oip.envelope import ABSENT, JSON_LENGTH_HEADER, parse_json_length, split_body
+from aios_edge.mqtt_message import MAX_PROPERTIES_BYTES, MessageProperties, Publication
+from aios_edge.oip.envelope import ABSENT, JSON_LENGTH_HEADER, MAX_TIMEOUT_US, parse_json_length, split_body
 from aios_edge.topics import ROOT, Topics
 from device_agent.http import Reply
 
 JSON_LENGTH = JSON_LENGTH_HEADER.lower()
 _HINTS_WITHIN_BYTES = 65_536  # they aren't worth reading more
+#: Of a response topic: within what brokers take. One that doesn't hangs up, over and over, whenever the answer is sent.
+_TOPIC_BYTES = 1024
+_TOPIC_LEVELS = 64
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,6 +35,14 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
     json_length: int | None
     within_s: float | None
+
+
+class Came(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a message before it is read. ``model``: which one its topic names."""
+
+    topic: str
+    model: str
+    size_bytes: int  # of its payload
 
 
 class ReplyTo(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,8 +90,22 @@ def reply_to(message: Publication) -> ReplyTo:
     )
 
 
+def light(message: Publication) -> Publication:
+    """Without the properties that nobody reads: while it is answered they would only take memory."""
+    properties = message.properties
+    kept = tuple(pair for pair in properties.user if pair[0].lower() == JSON_LENGTH)[:2]
+    return msgspec.structs.replace(message, properties=msgspec.structs.replace(properties, user=kept))
+
+
 def read(message: Publication, to: ReplyTo, topics: Topics, *, max_body_bytes: int) -> Asked:
     """What a message asks; raises :class:`RequestError` for what it can't be."""
+    if message.properties.unread_bytes:
+        raise RequestError(
+            f"are {message.properties.unread_bytes} bytes, at most {MAX_PROPERTIES_BYTES} are read",
+            status=413,
+            where="the message's properties",
+            remedy="Leave out what isn't needed",
+        )
     if to.problem is not None:
         raise RequestError(to.problem, where="response topic", remedy="Choose another, or leave it out")
     if len(message.payload) > max_body_bytes:
@@ -117,7 +142,7 @@ def hints(message: Publication) -> Hints:
         client_id = _id.decode(head.id)
     with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         timeout_us = _parameters.decode(head.parameters).timeout
-    return Hints(id=client_id, timeout_s=timeout_us / 1e6 if timeout_us > 0 else None)
+    return Hints(id=client_id, timeout_s=timeout_us / 1e6 if 0 < timeout_us <= MAX_TIMEOUT_US else None)
 
 
 def answer(reply: Reply, message: Publication, to: ReplyTo, hints: Hints, *, waited_s: float) -> Publication:
@@ -149,8 +174,16 @@ def _problem(topic: str, result: str) -> str | None:
         return "is empty"
     if "+" in topic or "#" in topic:
         return f"{topic[:80]!r} has a wildcard"
-    if "\0" in topic or topic.startswith("$"):
+    if topic.startswith("$") or any(map(_forbidden, topic)):
         return f"{topic[:80]!r} is no topic for clients"
+    if len(topic.encode()) > _TOPIC_BYTES or topic.count("/") >= _TOPIC_LEVELS:
+        return f"{topic[:80]!r}… has more than {_TOPIC_BYTES} bytes or {_TOPIC_LEVELS} levels"
     if topic.startswith(f"{ROOT}/") and topic != result and not topic.startswith(f"{result}/"):
         return f"{topic[:80]!r} is among the agents' own topics, of which only {result} and those below it take answers"
     return None
+
+
+def _forbidden(char: str) -> bool:
+    """What MQTT lets a broker hang up over: control characters, and code points that are none."""
+    code = ord(char)
+    return code < 0x20 or 0x7F <= code < 0xA0 or 0xFDD0 <= code < 0xFDF0 or code & 0xFFFE == 0xFFFE

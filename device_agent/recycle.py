@@ -9,10 +9,13 @@ and a worker that is above its ceiling from the beginning isn't helped by a fres
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import msgspec
 
 from device_agent.memory_room import Room
+
+_Whose = TypeVar("_Whose")
 
 FACTOR = 2.0  # times what the contract promises: the ceiling of a bundle that isn't given one
 SHARE = 0.75  # of the memory that the kernel lets all of us have: the ceiling of everyone who isn't given one
@@ -63,14 +66,14 @@ def is_short(room: Room) -> bool:
     return (room.pressure_percent or 0.0) >= PRESSURE_PERCENT
 
 
-def most_grown(workers: Mapping[str, Worker]) -> str | None:
-    """Where memory is short: the model whose worker gives most of it back; None: none took more than it needs."""
+def most_grown(workers: Mapping[_Whose, Worker]) -> _Whose | None:
+    """Where memory is short: whose worker gives most of it back; None: none took more than it needs."""
     grown = {
-        model: worker.rss_bytes - worker.ready_bytes
-        for model, worker in workers.items()
+        whose: worker.rss_bytes - worker.ready_bytes
+        for whose, worker in workers.items()
         if worker.rss_bytes >= max(LEAST_GROWTH * worker.ready_bytes, worker.ready_bytes + LEAST_GROWTH_BYTES)
     }
-    return max(grown, key=lambda model: grown[model], default=None)
+    return max(grown, key=lambda whose: grown[whose], default=None)
 
 
 def fits_beside(room: Room, worker: Worker, start_s: float) -> bool:

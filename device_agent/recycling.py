@@ -1,4 +1,5 @@
-"""Replaces a model's worker that took too much memory (:mod:`device_agent.recycle`), and loses no request by it.
+"""Replaces a worker that took too much memory (:mod:`device_agent.recycle`), and loses no request by it; of several
+that a model has, one at a time.
 
 Where there is room the successor is loaded beside the worker that serves, and takes the next batch when it is ready.
 Where there isn't, the worker ends between two batches and who waits, waits for the start.
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from aios_edge.errors import BundleRefused
 from device_agent import recycle
+from device_agent.place import Place
 from device_agent.recycle import Worker
 from device_agent.surroundings import Surroundings
 from device_agent.worker_pool import WorkerHandle, WorkerSpec
@@ -26,9 +28,9 @@ REFUSED_PAUSE_S = 60.0  # after a successor that may not serve: its files were a
 
 
 class Recycling:
-    """Of one model. ``due``: why its worker is to be replaced between two batches, with nothing beside it."""
+    """Of one place. ``due``: why its worker is to be replaced between two batches, with nothing beside it."""
 
-    def __init__(self, instance: ModelInstance, spec: WorkerSpec, around: Surroundings) -> None:
+    def __init__(self, instance: ModelInstance, place: Place, spec: WorkerSpec, around: Surroundings) -> None:
         self.count = 0
         self.ceiling: int | None = None  # bytes; a thread's memory is the agent's
         self._whole = around.room()  # of which only the limit counts: it stays
@@ -36,6 +38,7 @@ class Recycling:
             self.ceiling = recycle.ceiling_bytes(spec.max_rss_bytes, spec.promised_rss_bytes, self._whole)
         self.due: str | None = None
         self._instance = instance
+        self._place = place
         self._name = spec.model
         self._around = around
         self._began_at = float("-inf")
@@ -46,26 +49,34 @@ class Recycling:
     @property
     def worker(self) -> Worker | None:
         """What the worker takes; None where nobody knows, or where there is none."""
-        handle = self._instance.worker
+        handle = self._place.worker
         ready = handle.report.rss_bytes if handle.report is not None else None
-        if not self._instance.ready or handle.rss_bytes is None or ready is None:
+        if not handle.ready or not self._instance.ready or handle.rss_bytes is None or ready is None:
             return None
         age_s = asyncio.get_running_loop().time() - handle.ready_at
         return Worker(rss_bytes=handle.rss_bytes, ready_bytes=ready, age_s=age_s)
 
     def look(self) -> None:
         """A batch was answered."""
-        rss = self._instance.worker.rss_bytes
+        rss = self._place.worker.rss_bytes
         if self.ceiling is None or rss is None or rss <= self.ceiling or (worker := self.worker) is None:
             return
-        now, start_s = self._around.clock(), self._instance.plan.start_s
+        now, start_s = self._around.clock(), self._place.plan.start_s
         if recycle.above(worker, self.ceiling, self._whole, since_last_s=now - self._began_at, start_s=start_s):
             self.ask("max_rss_bytes")
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether a worker is being replaced."""
+        return self.due is not None or (self._beside is not None and not self._beside.done())
+
     def ask(self, why: str) -> None:
-        """Replace the worker, unless that is being done already; at once where the room for two has gone meanwhile."""
+        """Replace the worker, unless that is being done already, or another's; at once where the room for two has gone
+        meanwhile."""
         now = self._around.clock()
         if self.due is not None or now < self._not_before:
+            return
+        if any(other.recycling.goes_on for other in self._instance.places if other is not self._place):
             return
         if self._beside is not None and not self._beside.done():
             if recycle.is_short(self._around.room()):
@@ -73,7 +84,7 @@ class Recycling:
                 self._end_first(why)
             return
         self._began_at = now
-        worker, start_s = self.worker, self._instance.plan.start_s
+        worker, start_s = self.worker, self._place.plan.start_s
         if worker is not None and recycle.fits_beside(self._around.room(), worker, start_s):
             task = self._told(self._load_beside(why, worker, now))
             self._beside = asyncio.get_running_loop().create_task(task, name=f"recycling-{self._name}")
@@ -90,7 +101,7 @@ class Recycling:
         worker, began = self.worker, self._around.clock()
         if why is None or worker is None:  # it died meanwhile, and is fresh anyway
             return
-        if await self._instance.start_fresh("restarting", f"its worker is replaced: {why}"):
+        if await self._instance.start_fresh("restarting", f"its worker is replaced: {why}", self._place):
             self._tell(why, worker, began, beside=False)
 
     async def end(self) -> None:
@@ -107,7 +118,7 @@ class Recycling:
             log.exception("%s: replacing its worker failed", self._name)
 
     async def _load_beside(self, why: str, worker: Worker, began: float) -> None:
-        old, generation = self._instance.worker, self._instance.worker.generation
+        old, generation = self._place.worker, self._place.worker.generation
         successor = old.successor()
         try:
             await successor.start("quick", timeout_s=self._around.policy.load_timeout_s)
@@ -137,7 +148,7 @@ class Recycling:
 
     def _tell(self, why: str, before: Worker, began: float, *, beside: bool) -> None:
         self.count += 1
-        after: WorkerHandle = self._instance.worker
+        after = self._place.worker
         detail = {
             "reason": why,
             "rss_bytes": before.rss_bytes,

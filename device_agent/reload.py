@@ -42,7 +42,7 @@ class ReloadRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 class Reload:
     """``settings`` are those in force; ``check`` raises :class:`SettingsError` for those that this device can't keep.
-    Belongs to the event loop's thread."""
+    ``on_changed`` hears of those that came into force. Belongs to the event loop's thread."""
 
     def __init__(
         self,
@@ -52,6 +52,7 @@ class Reload:
         cloud: CloudPool,
         emit: Callable[..., None],
         check: Callable[[Settings], None],
+        on_changed: Callable[[Settings], None] = lambda settings: None,
     ) -> None:
         self.settings = settings
         self.last: Reloaded | None = None
@@ -60,6 +61,7 @@ class Reload:
         self._cloud = cloud
         self._emit = emit
         self._check = check
+        self._on_changed = on_changed
         self._count = 0
         self._path = settings.device.state_dir / NAME
         self._task: asyncio.Task[None] | None = None
@@ -113,6 +115,7 @@ class Reload:
         self.settings = settings
         self._cloud.follow(settings.policy, settings.cloud)
         self._rules.replace(settings.policy)
+        self._on_changed(settings)
         changed = tuple(map(str, found))
         log.info("policy %s -> %s: %s", before, self._rules.digest, "; ".join(changed))
         self._emit("policy_changed", digest=self._rules.digest, before=before, changed="; ".join(changed))

@@ -1,4 +1,4 @@
-"""A model without a worker, because others needed the room: it ends its worker, and starts one again when it is asked.
+"""A model without a worker, because others needed the room: it ends all it has, and starts one again when it is asked.
 
 It stays what it was otherwise: known to clients, with all that was learnt of it. The router counts the start in, so who
 can't wait for it goes to the cloud or is told when to come back.
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from aios_edge.errors import RuntimeUnavailable
 from device_agent.surroundings import Surroundings
-from device_agent.worker_memory import proportional_bytes
 
 if TYPE_CHECKING:
     from device_agent.model_instance import ModelInstance
@@ -46,11 +45,9 @@ class Resting:
 
     @property
     def held_bytes(self) -> int:
-        """What its worker takes, or, of one that isn't there, took before it ended."""
-        handle = self._instance.worker
-        if handle.ready and handle.pid is not None:
-            return proportional_bytes(handle.pid) or handle.rss_bytes or 0
-        return self._need_bytes or handle.rss_bytes or 0
+        """What its workers take; where none is there, what the first that is started again took before it ended."""
+        taken = sum(place.held_bytes for place in self._instance.places)
+        return taken or self._need_bytes or self._instance.worker.rss_bytes or 0
 
     async def leave(self) -> None:
         """Make room: answer what waits, for :data:`SLICE_S` at most, and rest. Returns when it does, or died anyway."""
@@ -84,14 +81,19 @@ class Resting:
         return None
 
     async def _rest(self) -> None:
-        instance, self._need_bytes = self._instance, self.held_bytes
+        instance, freed = self._instance, self.held_bytes
+        self._need_bytes = instance.lead.held_bytes or freed
         self._wanted = False
         instance.state, instance.detail = "resting", "unloaded to make room; a request loads it again"
-        await instance.worker.stop()
-        instance.worker.rss_bytes = None
+        await instance.crew.rest()
+        for place in instance.places:
+            place.emptied(self._around.clock(), instance.detail)
+        await asyncio.gather(*(place.worker.stop() for place in instance.places))
+        for place in instance.places:
+            place.worker.rss_bytes, place.lost_at = None, 0.0
         self._tell_changed()
-        self._around.emit("unloaded", model=self._name, reason="memory_budget", freed_bytes=self._need_bytes)
-        log.info("%s: unloaded to make room, %.0f MB", self._name, self._need_bytes / 1e6)
+        self._around.emit("unloaded", model=self._name, reason="memory_budget", freed_bytes=freed)
+        log.info("%s: unloaded to make room, %.0f MB", self._name, freed / 1e6)
 
     async def _wake_up(self) -> None:
         began = self._around.clock()

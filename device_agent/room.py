@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from device_agent import fairness
 from device_agent.fairness import PATIENT, Demand, Reserve
@@ -26,12 +26,14 @@ class Room:
         rules: PolicyInForce,
         weights: Mapping[str, float],
         max_batch_size: int,
+        workers: Callable[[], int] | None = None,
     ) -> None:
         self._queue = queue
         self._learning = learning
         self._rules = rules
         self._parts = fairness.shares(weights)
         self._max_batch_size = max_batch_size
+        self._workers = workers  # how many serve; None: one
         self._demands: dict[str, Demand] = {}
         self._limit: QueueLimit | None = None  # begins with what was learnt before the first request
 
@@ -63,6 +65,8 @@ class Room:
         waiting_s = {name: held[name] * cost_s for name in self._parts}
         waiting_s[PATIENT] = self._queue.patient * cost_s
         who, alone_s = pending.tenant or _NOBODY, self._learning.alone_s(pending)
+        if self._workers is not None:
+            alone_s /= max(self._workers(), 1)
         return fairness.reserve(who, self._demands, self._parts, waiting_s, cost_s=alone_s, now=now)
 
     def taken(self, batch: Sequence[tuple[Pending, float]], now: float) -> None:
@@ -85,6 +89,7 @@ class Room:
         return limit
 
     def _full_cost_s(self, pending: Pending) -> float:
-        """Its share of a full batch of its like."""
+        """Its share of a full batch of its like, and of the model's time."""
         service, size = self._learning.service, self._max_batch_size
-        return service.busy_s(size * service.units(pending.cost_bytes)) / size
+        cost_s = service.busy_s(size * service.units(pending.cost_bytes)) / size
+        return cost_s if self._workers is None else cost_s / max(self._workers(), 1)

@@ -109,7 +109,7 @@ def route(*, now: float, deadline_at: float | None, local_only: bool, here: Here
         return _without_worker(now, deadline_at, local_only, here, there)
     if forecast.safe_at <= deadline_at and not forecast.delays:
         in_time = Reason.IDLE if forecast.idle else Reason.IN_TIME
-        return Local(Reason.LOCAL_ONLY if local_only else in_time)
+        return Local(Reason.LOCAL_ONLY if local_only else in_time, safe=True)
     here_makes_it = forecast.expected_at <= deadline_at and not forecast.delays
     if there is not None and now + there.expected_s <= deadline_at:
         if now + there.safe_s <= deadline_at or not here_makes_it:
@@ -173,7 +173,7 @@ def second_opinion(
 def for_want_of_cloud(decision: Decision, why: Reason) -> Decision:
     """The decision made without a cloud that would have taken it, saying why it didn't."""
     if isinstance(decision, Local):
-        return Local(why)
+        return msgspec.structs.replace(decision, reason=why)
     if isinstance(decision, Shed) and decision.reason is not Reason.DEADLINE_PASSED:
         return Shed(why, decision.retry_after_s)
     return decision

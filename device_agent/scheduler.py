@@ -22,6 +22,7 @@ passed over by nobody of a lower priority, nor by anybody who could make it late
 from __future__ import annotations
 
 import bisect
+import heapq
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -184,6 +185,7 @@ def forecast(
     free_at: float,
     model: ServiceTime,
     max_batch_size: int,
+    others_free_at: Sequence[float] = (),
     newcomer: bool = False,
     reserve: Reserve = NO_RESERVE,
     length_bucketing: bool = True,
@@ -191,16 +193,24 @@ def forecast(
     """When the request of that id, which is in ``queue``, would be answered if nothing else came.
 
     ``free_at`` is when the worker is expected to take the next batch: the end of the running one, or the end of a
-    restart. A running batch that overran its prediction is expected to end now. Only of a ``newcomer`` that would be
-    in time itself it is told whether it ``delays`` another. ``reserve`` is what it must leave, on top of the margin,
-    for those that come after it.
+    restart; ``others_free_at`` is that of the model's other workers: whoever is free first takes it. A running batch
+    that overran its prediction is expected to end now. Only of a ``newcomer`` that would be in time itself it is told
+    whether it ``delays`` another. ``reserve`` is what it must leave, on top of the margin, for those that come after
+    it.
     """
-    start_at = max(now, free_at)
+    start_at, others_at = max(now, free_at), []
+    if others_free_at:
+        start_at, *others_at = sorted([start_at, *[max(now, at) for at in others_free_at]])
     expected_at = safe_at = start_at
     own: Pending | None = None
     unsafe: list[tuple[Pending, float]] = []
     batches = partial(
-        _batches, start_at=start_at, model=model, max_batch_size=max_batch_size, length_bucketing=length_bucketing
+        _batches,
+        start_at=start_at,
+        others_at=others_at,
+        model=model,
+        max_batch_size=max_batch_size,
+        length_bucketing=length_bucketing,
     )
     for end_at, batch in batches(queue):
         margin_s = model.margin_s(end_at - now) + reserve.of(end_at - now)
@@ -216,20 +226,28 @@ def forecast(
     if unsafe:
         others = [item for item in queue if item.request_id != request_id]
         delays = _ended_sooner(unsafe, batches(others))
-    idle = free_at <= now and len(queue) == 1
+    idle = start_at <= now and len(queue) == 1
     return Forecast(expected_at=expected_at, safe_at=safe_at, idle=idle, delays=delays)
 
 
 def _batches(
-    queue: Sequence[Pending], *, start_at: float, model: ServiceTime, max_batch_size: int, length_bucketing: bool
+    queue: Sequence[Pending],
+    *,
+    start_at: float,
+    others_at: Sequence[float],
+    model: ServiceTime,
+    max_batch_size: int,
+    length_bucketing: bool,
 ) -> Iterator[tuple[float, Sequence[Pending]]]:
-    """The batches of a queue that nobody else joins, each with its end."""
-    at, waiting = start_at, list(queue)
+    """The batches of a queue that nobody else joins, as they begin, each with its end. ``start_at``: when a worker is
+    free for the first; ``others_at``: when each other one is, none before, the earliest first."""
+    at, waiting, others = start_at, list(queue), list(others_at)
     while waiting:
         places = next_batch(waiting, at, model, max_batch_size, length_bucketing=length_bucketing)
         batch = [waiting[place] for place in places]
-        at += model.batch_s([item.cost_bytes for item in batch])
-        yield at, batch
+        end_at = at + model.batch_s([item.cost_bytes for item in batch])
+        yield end_at, batch
+        at = heapq.heappushpop(others, end_at) if others else end_at
         for place in reversed(places):
             del waiting[place]
 

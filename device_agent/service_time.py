@@ -7,6 +7,10 @@ coefficients are a least-squares fit with exponential forgetting, held up by a p
 measurement, so that the very first request is predicted too. ``spread`` is the exponentially weighted root mean square
 of the relative error; a prediction is called safe with ``MARGIN_SPREADS`` of them on top, plus a fixed overhead for
 everything around the worker (HTTP, event loop, socketpair), which is learnt as well.
+
+What none of that sees, such as a device that is busy with refusing, is seen by promises that weren't kept. ``caution``
+multiplies the margin: each broken promise raises it by a tenth, each kept one lowers it by so little that it stands
+still where six of a thousand are broken (a stochastic approximation of that quantile, Robbins and Monro 1951).
 """
 
 from __future__ import annotations
@@ -25,6 +29,10 @@ LEAST_SPREAD = 0.05
 FIRST_SPREAD = 0.25
 FIRST_OVERHEAD_S = 0.002
 FIRST_BYTES_PER_UNIT = 5.0  # English text: about five bytes a token
+MISSED_SHARE = 0.006  # of promises
+CAUTION_STEP = 1.1
+MOST_CAUTION = 4.0
+_CAUTION_LOWERS = CAUTION_STEP ** (-MISSED_SHARE / (1.0 - MISSED_SHARE))
 DEFAULT_BUSY_S = 0.02
 DEFAULT_UNITS = 32.0
 
@@ -43,6 +51,7 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
     base_s: float
     per_unit_s: float
     one_by_one: bool = False
+    caution: float = 1.0
 
     @staticmethod
     def prior(busy_s: float | None, units: float = DEFAULT_UNITS, *, one_by_one: bool = False) -> ServiceTime:
@@ -77,11 +86,18 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
 
     def margin_s(self, expected_s: float, spreads: float = MARGIN_SPREADS) -> float:
         """What to add to an expected completion before calling it safe."""
-        return spreads * self.spread * expected_s + self.overhead_s
+        return self.caution * (spreads * self.spread * expected_s + self.overhead_s)
+
+    def promised(self, kept: bool) -> ServiceTime:
+        """A request that was said to be safe was in time, or it wasn't."""
+        if kept and self.caution == 1.0:
+            return self
+        caution = self.caution * (_CAUTION_LOWERS if kept else CAUTION_STEP)
+        return msgspec.structs.replace(self, caution=min(max(caution, 1.0), MOST_CAUTION))
 
     def room_s(self, left_s: float, spreads: float = MARGIN_SPREADS) -> float:
         """How long something may be expected to take whose end is to be safe within ``left_s``; the inverse of adding
-        :meth:`margin_s`."""
+        :meth:`margin_s` without caution: batches that are cut for it would make the next ones late."""
         return (left_s - self.overhead_s) / (1.0 + spreads * self.spread)
 
     def observed(self, costs_bytes: Sequence[int], lengths: Sequence[int], busy_s: float) -> ServiceTime:

@@ -19,6 +19,7 @@ import msgspec
 from aios_edge.errors import SettingsError
 from aios_edge.mqtt_options import MqttOptions
 from device_agent.cloud_settings import CloudEndpoint, check_endpoints
+from device_agent.crew_size import MOST, Workers
 from device_agent.tenants import Tenant, check_tenants
 
 if sys.version_info >= (3, 11):
@@ -54,6 +55,7 @@ class Device(msgspec.Struct, frozen=True, kw_only=True):
     profile: str  # a shipped profile's name, or a file
     group: str = "default"  # the {group} level
     state_dir: Path = Path("state")  # the outbox and everything else that outlives the process
+    workers: Workers | None = None  # of each model whose [[bundle]] doesn't say it; none: the profile's threads.workers
 
 
 class Http(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +106,7 @@ class BundleEntry(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     pinned: bool = False  # never unloaded to make room for others
     weight: float = 1.0  # its share of the cores, beside the other models'; of worker processes
+    workers: Workers | None = None  # processes that serve it; auto: as many as have cores for their threads
     max_rss_bytes: int | None = None  # a worker above it is replaced; none: by contract and machine; 0: never
     never_leave_device: bool = False  # no request for this model goes to a cloud, whatever happens here
 
@@ -311,6 +314,12 @@ def _check_values(settings: Settings, where: str) -> None:
         fail("http.tls_cert", "there is no TCP door for it; the Unix socket is always plain", "Set http.bind")
     if any((entry.max_rss_bytes or 0) < 0 for entry in settings.bundle):
         fail("bundle.max_rss_bytes", "memory can't be less than nothing", "Give bytes, or 0 for no limit")
+    for key, asked in (
+        ("device.workers", settings.device.workers),
+        *((f"bundle[{index}].workers", entry.workers) for index, entry in enumerate(settings.bundle)),
+    ):
+        if isinstance(asked, int) and not 1 <= asked <= MOST:
+            fail(key, f"{asked} is no number of workers from 1 to {MOST}", 'Correct it, or write "auto"')
     over_mqtt = settings.mqtt.infer_tenant if settings.mqtt and settings.mqtt.infer else None
     unix_socket = settings.http.unix_socket is not None
     check_tenants(settings.tenant, where=where, unix_socket=unix_socket, over_mqtt=over_mqtt)

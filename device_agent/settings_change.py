@@ -13,6 +13,9 @@ from device_agent.settings import Policy, Settings
 #: Of a [[cloud]], where it was set before and still is: a budget comes and goes with a restart.
 LIVE_OF_CLOUD = ("weight", "timeout_s", "requests_per_day", "bytes_per_day", "cost_per_day")
 
+#: Of [device], and of a [[bundle]] that stays where it is.
+LIVE_OF_MODELS = ("workers",)
+
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
     """One key. ``live``: it can change without a restart."""
@@ -27,7 +30,8 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def differences(before: Settings, after: Settings) -> tuple[Difference, ...]:
-    """In the order of the tables. Tables that can only be taken as a whole (``bundle``, ``tenant``) are one key."""
+    """In the order of the tables. Tables that can only be taken as a whole (``tenant``, and a ``bundle`` more, less or
+    elsewhere) are one key."""
     return tuple(_differences(before, after))
 
 
@@ -41,6 +45,11 @@ def _differences(before: Settings, after: Settings) -> Iterator[Difference]:
             yield from _of_struct(table, old, new, live)
         elif table == "cloud" and [one.name for one in old] == [one.name for one in new]:
             yield from _of_clouds({one.name: one for one in old}, {one.name: one for one in new})
+        elif table == "bundle" and [one.path for one in old] == [one.path for one in new]:
+            for index, (mine, other) in enumerate(zip(old, new, strict=True)):
+                yield from _of_struct(f"bundle[{index}]", mine, other, LIVE_OF_MODELS)
+        elif table == "device":
+            yield from _of_struct(table, old, new, LIVE_OF_MODELS)
         elif isinstance(old, msgspec.Struct) and isinstance(new, msgspec.Struct):
             yield from _of_struct(table, old, new, ())
         else:

@@ -49,11 +49,24 @@ class EngineBuild(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
 
 
+class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker of a model, or where one is to be: whether it ``serves``, requests it has, providers it runs on, and
+    why there is none."""
+
+    pid: int | None
+    serves: bool
+    rss_bytes: int | None
+    running: int
+    providers_active: tuple[str, ...]
+    detail: str | None
+
+
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
     ``spread`` of it (one standard deviation). ``waiting_limit``: how many without a deadline may wait at the moment,
     None before the first of them, or when ``queue_delay_s`` is off. ``contract`` ``none`` is a raw model's, which has
-    no ``bundle_id``. ``engine_build``: TensorRT's engine, while it is built beside."""
+    no ``bundle_id``. ``engine_build``: TensorRT's engine, while it is built beside. ``worker_pid`` and
+    ``worker_rss_bytes`` are those of one of its ``workers``."""
 
     model: str
     version: str
@@ -67,6 +80,8 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     worker_pid: int | None
     worker_rss_bytes: int | None
     worker_max_rss_bytes: int | None
+    workers_serving: int
+    workers: tuple[WorkerStatus, ...]
     restarts: int
     recycles: int
     queued: int

@@ -156,6 +156,7 @@ class Succession:
     async def _take_over(
         self, model: str, old: ModelHost, new: ModelHost, expected: tuple[ServiceTime, ServiceTime], began: float
     ) -> None:
+        await new.muster()  # who relied on several workers keeps them
         self._switch(model, old, new)
         self._tell("swapped", model, old, new, took_s=self._around.clock() - began)
         await asyncio.to_thread(self._rejected.forget, model)
@@ -252,6 +253,7 @@ class Succession:
         self._tell("rolled_back", model, bad, good, took_s=self._around.clock() - began, reason=reason)
         await self._reject(model, bad, good, reason)
         await self.retire(bad, limit_s=self._around.policy.drain_s)
+        await good.muster()
 
     async def _reject(self, model: str, bad: ModelHost, good: ModelHost, reason: str) -> None:
         """The next start is to begin with the good one. Raw models have no copy it could begin with; of an engine that

@@ -45,6 +45,7 @@ class Ticket:
     on_answer: Callable[[Answer], None]
     reason: Reason = Reason.IDLE
     waits: bool = False
+    promised: bool = False  # it was let in because it was safe to be in time
     answered: bool = False  # or its client has gone
     asking: asyncio.Task[None] | None = None  # the cloud
     failed_at: tuple[str, ...] = ()  # cloud endpoints that were asked and gave no answer

@@ -19,11 +19,13 @@ _Look = tuple[tuple[int, int, int], ...]  # of both files: when they were writte
 
 class DoorCertificate:
     """``context`` is what the door was opened with: what is loaded into it later is shown to new connections, and those
-    that are open stay. Raises :class:`SettingsError` as :func:`server_context` does."""
+    that are open stay. ``pair``: key and certificate as it has them. Raises :class:`SettingsError` as
+    :func:`server_context` does."""
 
     def __init__(self, cert: Path, key: Path) -> None:
         self.context = server_context(cert, key)
         self._files = (cert, key)
+        self.pair = self._read()
         self._loaded = self._refused = self._look()
         self._told = False
 
@@ -42,6 +44,7 @@ class DoorCertificate:
         cert, key = self._files
         try:
             server_context(cert, key)  # a context that refuses a key has taken the certificate already
+            pair = self._read()
             self.context.load_cert_chain(cert, key, password=_no_password)
         except (SettingsError, ssl.SSLError, ValueError, OSError) as error:
             if look == self._refused and not self._told:
@@ -51,9 +54,14 @@ class DoorCertificate:
             self._told &= look == self._refused
             self._refused = look
             return
+        self.pair = pair
         self._loaded, self._told = look, False
         log.info("the door's certificate was read again: %s", cert)
         emit("certificate_loaded", path=str(cert))
+
+    def _read(self) -> tuple[bytes, bytes]:
+        cert, key = self._files
+        return key.read_bytes(), cert.read_bytes()
 
     def _look(self) -> _Look:
         try:

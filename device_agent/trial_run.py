@@ -98,7 +98,7 @@ class TrialRun:
         self._timer.cancel()
         for host in (self.current, self.successor):
             host.record.unwatch()
-            host.instance.worker.tells_classes = False
+            host.instance.tell_classes(False)
 
     def _begin_phase(self) -> None:
         self._phase: Phase = self._phases.pop(0)
@@ -109,7 +109,7 @@ class TrialRun:
         self.current.record.watch(self.expected, self._look, self._copy if shadow else None)
         self.successor.record.watch(self.expected, self._look, self._answered, strict=shadow)
         for host in (self.current, self.successor):
-            host.instance.worker.tells_classes = shadow
+            host.instance.tell_classes(shadow)
 
     def _answered(self, requests: Sequence[InferenceRequest], result: BatchResult) -> None:
         """The successor answered, copies or clients."""

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 
 from device_agent import recycle
 from device_agent.model_host import ModelHost
-from device_agent.residency import Resident, to_unload
+from device_agent.residency import Resident, to_thin_out, to_unload
 from device_agent.settings import BundleEntry
 from device_agent.surroundings import Surroundings
 
@@ -60,21 +60,27 @@ class Upkeep:
     def relieve(self) -> None:
         """Replace who is above its ceiling and wasn't to be replaced so soon; while memory is short, who grew most."""
         now = self._around.clock()
-        for host in self._hosts.values():
-            host.instance.recycling.look()
+        places = [place for host in self._hosts.values() for place in host.instance.places]
+        for place in places:
+            place.recycling.look()
         if now - self._relieved_at < PAUSE_S or not recycle.is_short(self._around.room()):
             return
-        found = {name: host.instance.recycling.worker for name, host in self._hosts.items()}
-        model = recycle.most_grown({name: worker for name, worker in found.items() if worker is not None})
-        if model is not None:
+        able = [host for host in self._hosts.values() if host.instance.crew.spare_bytes]
+        if able:
             self._relieved_at = now
-            self._hosts[model].instance.recycling.ask("memory_pressure")
+            min(able, key=lambda host: host.instance.resting.used_at).instance.crew.let_go("memory is short")
+            return
+        found = {place: place.recycling.worker for place in places}
+        grown = recycle.most_grown({place: worker for place, worker in found.items() if worker is not None})
+        if grown is not None:
+            self._relieved_at = now
+            grown.recycling.ask("memory_pressure")
 
     async def keep_budget(self, asking: str | None = None) -> None:
         """Unload what doesn't fit beside the others, ``asking`` last of all; tell when that isn't enough."""
         budget = self._around.policy.memory_budget_bytes
         # A resident set is never less than the proportional one, and costs nothing to know.
-        if budget is None or sum(host.instance.worker.rss_bytes or 0 for host in self._hosts.values()) <= budget:
+        if budget is None or sum(host.instance.rss_bytes or 0 for host in self._hosts.values()) <= budget:
             self._exceeded = False
             return
         async with self._turn:
@@ -98,7 +104,14 @@ class Upkeep:
             await self._unload(budget, model)
             yield
 
+    def has_room(self, need_bytes: int) -> bool:
+        """Whether so much is left that nobody would have to go for it."""
+        budget = self._around.policy.memory_budget_bytes
+        return budget is None or sum(each.held_bytes for each in self._residents(None)) + need_bytes <= budget
+
     async def _unload(self, budget: int, asking: str | None) -> None:
+        while (model := to_thin_out(self._residents(asking), budget)) is not None:
+            await self._hosts[model].instance.crew.let_go("others need the room")
         for model in to_unload(self._residents(asking), budget, asking=asking):
             if (host := self._hosts.get(model)) is not None:  # else it went by itself meanwhile
                 await host.instance.resting.leave()
@@ -108,6 +121,7 @@ class Upkeep:
             Resident(
                 model=name,
                 held_bytes=host.instance.resting.held_bytes,
+                spare_bytes=host.instance.crew.spare_bytes,
                 used_at=float("inf") if host.running or host.queued else host.instance.resting.used_at,
                 stays=host.state != "ready" or self._pinned(name),
             )

@@ -76,9 +76,10 @@ class InferenceRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Local(msgspec.Struct, frozen=True, tag=True):
-    """Run it on this device."""
+    """Run it on this device. ``safe``: it has a deadline and was predicted to be in time, margin included."""
 
     reason: Reason
+    safe: bool = False
 
 
 class Cloud(msgspec.Struct, frozen=True, tag=True):

@@ -27,6 +27,7 @@ from aios_edge.telemetry import (
     Temperature,
     TrialFigures,
     UnauthorizedFigures,
+    WorkerFigures,
 )
 from device_agent.power.reading import PowerReading
 from device_agent.values import Completion
@@ -48,6 +49,7 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     strained: tuple[str, ...] = ()
     agent_rss_bytes: int | None = None
     workers_rss_bytes: dict[str, int] = {}
+    workers: dict[str, tuple[WorkerFigures, ...]] = {}
     trials: dict[str, TrialFigures] = {}
     policy: PolicyFigures | None = None
     mqtt_infer: MqttInferFigures | None = None
@@ -160,6 +162,7 @@ class TelemetryWindow:
             memory=MemoryFigures(
                 agent_rss_bytes=gauges.agent_rss_bytes,
                 workers_rss_bytes=gauges.workers_rss_bytes,
+                workers=gauges.workers,
                 memory_reason="the agent's resident set can't be read" if gauges.agent_rss_bytes is None else None,
                 pressure_percent=last.memory_pressure_percent if last else None,
                 pressure_reason=None

@@ -23,7 +23,7 @@ import msgspec
 
 from device_agent.values import ActivationReport, Engines
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 INLINE_LIMIT_BYTES = 64 * 1024  # far below Linux's default SO_SNDBUF, the limit of one datagram
 _HEADER = struct.Struct("<I")
 _DATAGRAM_LIMIT_BYTES = _HEADER.size + INLINE_LIMIT_BYTES
@@ -61,7 +61,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True)
     TensorRT's engine and serves nobody. ``engines``: when TensorRT is used. ``slowdown``
     emulates a weaker device: every batch is held for its compute time times this. ``state_dir``: where engines that
     take minutes to build are kept; None: nowhere. ``raw``: what ``bundle_path`` holds instead of a bundle.
-    ``bundle_id``: the bundle that is meant, whatever lies there now; None: any.
+    ``bundle_id``: the bundle that is meant, whatever lies there now; None: any. ``cpus``: those it keeps to; empty: the
+    profile's.
     """
 
     bundle_path: str
@@ -74,6 +75,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True)
     bundle_id: str | None = None
     engines: Engines = "build"
     version: int = PROTOCOL_VERSION
+    cpus: tuple[int, ...] = ()
 
 
 class RunItem(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -65,7 +65,7 @@ def _load(sock: socket.socket, load: wire.Load, alone: bool) -> Activated | None
     path, state_dir = Path(load.bundle_path), Path(load.state_dir) if load.state_dir else None
     try:
         profile = load_profile(load.profile)
-        pin(profile)
+        pin(profile, load.cpus)
         if load.check == "engine":
             activated = build_engine(
                 path, load.raw, profile, state_dir=state_dir, bundle_id=load.bundle_id, on_stage=staged

@@ -43,7 +43,8 @@ class WorkerSpec:
     session; ``slowdown`` emulates a weaker device; ``state_dir`` is where engines are kept, None: nowhere.
     ``raw_version``: that of a raw model, which ``bundle_path`` holds instead of a bundle. ``bundle_id``: what must lie
     at ``bundle_path``, None: any bundle. ``engines``: when TensorRT is used. ``nice``: its share of the cores, of a
-    process only. ``max_rss_bytes``: above that it is replaced; 0: never, None: by ``promised_rss_bytes``, the
+    process only. ``workers``: how many the model has. ``cpus``: those it keeps to; of all of them together, those that
+    are shared out. ``max_rss_bytes``: above that it is replaced; 0: never, None: by ``promised_rss_bytes``, the
     contract's."""
 
     model: str
@@ -57,6 +58,8 @@ class WorkerSpec:
     bundle_id: str | None = None
     engines: Engines = "build"
     nice: int = 0
+    workers: int = 1
+    cpus: tuple[int, ...] = ()
     max_rss_bytes: int | None = None
     promised_rss_bytes: int | None = None
 
@@ -69,6 +72,7 @@ class Connection:
         self.lost: asyncio.Future[str] = self.loop.create_future()  # how the worker ended
         self.process: subprocess.Popen[bytes] | None = None
         self.heard = 0  # messages that came
+        self.ended = False  # the worker is gone, though nobody may know yet how
         self._where = f"worker of {spec.model}"
         self._generation = generation
         self._on_stage = on_stage
@@ -200,6 +204,7 @@ class Connection:
 
     def _end(self, what: str) -> None:
         if self._ending is None:
+            self.ended = True
             if self._watch is not None:
                 self._watch.end()
             self.loop.remove_reader(self._sock)

@@ -17,11 +17,21 @@ def resident_bytes(proc_root: Path = Path("/proc")) -> int:
 def proportional_bytes(pid: int, proc_root: Path = Path("/proc")) -> int | None:
     """A process's proportional set: what it shares counts by its share, so that those of several may be added up
     (proc(5), ``Pss`` of ``smaps_rollup``, since Linux 4.14). None where that can't be read."""
+    return _rolled_up(pid, "Pss:", proc_root)
+
+
+def own_bytes(pid: int, proc_root: Path = Path("/proc")) -> int | None:
+    """What a process holds that no file backs (``Anonymous`` there): so much another of its kind adds, which shares
+    the rest with it. None where that can't be read."""
+    return _rolled_up(pid, "Anonymous:", proc_root)
+
+
+def _rolled_up(pid: int, field: str, proc_root: Path) -> int | None:
     try:
         lines = (proc_root / str(pid) / "smaps_rollup").read_text("ascii").splitlines()
     except (OSError, UnicodeDecodeError):
         return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), None)
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field)), None)
 
 
 @functools.cache

@@ -65,6 +65,12 @@ class WorkerHandle:
         """Whether a batch can be run now or after the one in flight."""
         return self._ready
 
+    @property
+    def takes(self) -> bool:
+        """Whether it is worth giving it one: it isn't dead already, of which ``on_lost`` tells a moment later."""
+        connection = self._connection
+        return self._ready and connection is not None and not connection.ended
+
     async def start(self, check: str = "full", *, timeout_s: float = 600.0) -> ActivationReport:
         """Start a worker and return what its activation found.
 
@@ -89,6 +95,7 @@ class WorkerHandle:
             state_dir=str(self.spec.state_dir.absolute()) if self.spec.state_dir else None,
             bundle_id=self.spec.bundle_id,
             engines=self.spec.engines,
+            cpus=self.spec.cpus,
         )
         try:
             reply, _ = await asyncio.wait_for(connection.ask(load), timeout_s)
@@ -153,9 +160,10 @@ class WorkerHandle:
             await self._connection.settled()
         await self.stop()
 
-    def successor(self) -> WorkerHandle:
-        """A handle for a worker that may take this one's place: the same model, and no other files than those."""
-        handle = WorkerHandle(self.spec, on_lost=self._on_lost)
+    def successor(self, spec: WorkerSpec | None = None, on_lost: Callable[[str], None] | None = None) -> WorkerHandle:
+        """A handle for a worker that may take this one's place, or stand beside it: the same model, and no other files
+        than those."""
+        handle = WorkerHandle(spec or self.spec, on_lost=on_lost or self._on_lost)
         handle._digest = self._digest
         return handle
 

@@ -152,8 +152,8 @@ def status(url: str, bearer_file: Path | None, ca: Path | None, as_json: bool) -
 def reload_policy(config: Path, wait_s: float, as_json: bool) -> None:
     """Put the [policy] of the file in force in the agent that runs from it, between two of its decisions.
 
-    Everything else must be as it was, but for weights, timeouts and the size of budgets of a [[cloud]]; else nothing is
-    taken over, and the exit code is 2.
+    Everything else must be as it was, but for numbers of workers, and weights, timeouts and the size of budgets of a
+    [[cloud]]; else nothing is taken over, and the exit code is 2.
     """
     from aios_edge.errors import SettingsError
     from device_agent.reload_request import ask_to_reload
@@ -196,16 +196,19 @@ def describe(document: dict[str, Any]) -> list[str]:
     if document["emulate"]["slowdown"] != 1.0:
         lines.append(f"EMULATED: every batch is held for its compute time x {document['emulate']['slowdown']:g}")
     for name, model in document["models"].items():
-        pid = model["worker_pid"] or "-"
+        pids = [worker["pid"] for worker in model.get("workers", ()) if worker["pid"]] or [model["worker_pid"] or "-"]
         active = ", ".join((model["activation"] or {}).get("providers_active", ())) or "-"
         lines.append(
-            f"model {name} {model['version']}  {model['state']}  worker {pid}  {active}"
+            f"model {name} {model['version']}  {model['state']}  worker {' '.join(map(str, pids))}  {active}"
             f"  queue {model['queued']} + {model['running']} running  restarts {model['restarts']}"
         )
         if model.get("contract") == "none":
             lines.append("  no contract: nothing was promised, nothing is checked")
         if model["detail"]:
             lines.append(f"  {model['detail']}")
+        if 0 < model.get("workers_serving", 0) < len(model.get("workers", ())):
+            missing = {worker["detail"] or "starts" for worker in model["workers"] if not worker["serves"]}
+            lines.append(f"  {model['workers_serving']} of {len(model['workers'])} workers: {'; '.join(missing)}")
         lines += [f"  {line}" for line in chain_lines((model["activation"] or {}).get("provider_steps", ()))]
         if build := model.get("engine_build"):
             lines.append(f"  its TensorRT engine is built beside: {build['stage']}, {build['elapsed_s']:.0f} s so far")

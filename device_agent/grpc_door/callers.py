@@ -43,6 +43,7 @@ class Visit:
         self.model: str | None = None
         self.refused: Refusal | None = None
         self.may_change_repository = True
+        self.unheard: Completion | None = None  # of an answer that was there when the client had gone
         self._record = record
 
     def enter(self) -> None:
@@ -57,8 +58,11 @@ class Visit:
 
     def end(self, outcome: Outcome | None) -> None:
         """It is over; None: the client went away first."""
-        if outcome is not None and outcome.completion is not None:
-            self._record(outcome.completion)
+        if (done := self._done(outcome)) is not None:
+            self._record(done)
+
+    def _done(self, outcome: Outcome | None) -> Completion | None:
+        return self.unheard if outcome is None else outcome.completion
 
 
 class TenantVisit(Visit):
@@ -89,7 +93,7 @@ class TenantVisit(Visit):
 
     def end(self, outcome: Outcome | None) -> None:
         """Count it, and write down what asked for more than a look."""
-        done = outcome.completion if outcome is not None else None
+        done = self._done(outcome)
         if done is not None:
             self._account.metrics.record(done)
         super().end(outcome)

@@ -16,6 +16,7 @@ from device_agent.grpc_door.callers import Callers, Outcome, Visit
 from device_agent.grpc_door.calls import Asked, Infer, answered, failed, understood
 from device_agent.grpc_door.messages import METHODS, SERVICE, ModelInferResponse, ModelStreamInferResponse
 from device_agent.grpc_door.refusal import refusal
+from device_agent.http import Unheard
 from device_agent.values import Reason
 
 #: Requests of one stream that are answered at once; the next is read when the first of them is done.
@@ -82,6 +83,9 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
             return asked
         try:
             return await answered(visit, method, asked)
+        except Unheard as gone:
+            visit.unheard = gone.reply.completion
+            raise
         except Exception as error:
             return failed(error, visit, visit.path)
 

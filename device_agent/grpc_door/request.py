@@ -77,7 +77,9 @@ def _limit(parameters: dict[str, Any], remaining_s: float | None) -> None:
     """Nobody waits for an answer behind the call's deadline, whatever ``timeout`` says."""
     asked = parameters.get("timeout", 0)
     left = None if remaining_s is None else max(1, round(remaining_s * 1e6))
-    if left is not None and left <= MAX_TIMEOUT_US and type(asked) is int and asked >= 0:  # else the desk says why not
+    if left is None or left > MAX_TIMEOUT_US:
+        return
+    if type(asked) is int and 0 <= asked <= MAX_TIMEOUT_US:  # else the desk says why not
         parameters["timeout"] = min(asked or left, left)
 
 

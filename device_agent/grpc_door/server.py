@@ -2,86 +2,157 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import grpc
 
 from aios_edge.errors import ResourceError
 from device_agent.desk import FrontDesk
 from device_agent.grpc_door.callers import Callers
+from device_agent.grpc_door.certificate import credentials
+from device_agent.grpc_door.crashes import Crashes
 from device_agent.grpc_door.door import GrpcDoor
 from device_agent.listen import check_free
+from device_agent.seldom import Seldom
 from device_agent.settings import Http, split_bind
 from device_agent.status import GrpcStatus
 from device_agent.tenant_books import TenantBooks
 from device_agent.tenant_desk import TenantDesks
+from device_agent.tls import DoorCertificate
 from device_agent.values import Completion
+
+log = logging.getLogger("device_agent.grpc")
 
 _STREAMS = 256  # calls at once on one connection; the others wait at the client
 _WHERE = "http.grpc_bind"
+_LAST_CALLS_S = 60.0  # of a server that ended by itself
+_ENDING = 4  # of those that may still have calls
+_TRY_AGAIN_S = 0.02
+_LOOK_S = 2.0
 
 
 def make_server(
-    http: Http, front: FrontDesk, tenants: TenantDesks | None, books: TenantBooks, record: Callable[[Completion], None]
+    http: Http,
+    front: FrontDesk,
+    tenants: TenantDesks | None,
+    books: TenantBooks,
+    record: Callable[[Completion], None],
+    certificate: DoorCertificate | None = None,
 ) -> GrpcServer:
     """The door and the server under it. Raises :class:`ResourceError`."""
-    return GrpcServer(GrpcDoor(Callers(front, tenants, books, record)), http)
+    return GrpcServer(GrpcDoor(Callers(front, tenants, books, record)), http, certificate)
 
 
 class GrpcServer:
-    """Bound when it is made, so that a busy port costs only a message: raises :class:`ResourceError`."""
+    """Bound when it is made, so that a busy port costs only a message: raises :class:`ResourceError`.
 
-    def __init__(self, door: GrpcDoor, http: Http) -> None:
-        host, port = split_bind(http.grpc_bind)
+    grpcio's server may end at a client's bytes (:mod:`device_agent.grpc_door.crashes`). Then another takes its port,
+    and the calls of the one before are answered to their end.
+    """
+
+    def __init__(self, door: GrpcDoor, http: Http, certificate: DoorCertificate | None = None) -> None:
+        self._host, port = split_bind(http.grpc_bind)
         check_free(http.grpc_bind, where=_WHERE)
         self._door = door
+        self._credentials = None if certificate is None else credentials(certificate)
+        self._options = _options(http)
         self._serving = False
-        silent_ms = round(http.receive_timeout_s * 1000)
-        self._server = grpc.aio.server(
-            options=(
-                ("grpc.so_reuseport", 0),  # else two agents would share a port, each getting half of the calls
-                ("grpc.max_receive_message_length", http.max_body_bytes),  # also of one that is unpacked
-                ("grpc.max_send_message_length", -1),
-                ("grpc.max_concurrent_streams", _STREAMS),
-                # Who never says what it wants, and who has gone without a word while it has calls.
-                ("grpc.server_handshake_timeout_ms", silent_ms),
-                ("grpc.keepalive_time_ms", silent_ms),
-                ("grpc.keepalive_timeout_ms", silent_ms),
-                ("grpc.http2.ping_timeout_ms", silent_ms),
-                ("grpc.http2.max_pings_without_data", 0),
-            )
-        )
-        self._server.add_generic_rpc_handlers((door,))
-        target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._ended = asyncio.Event()
+        self._crashes = Crashes(self._heard_of_an_end)
+        self._seldom = Seldom(log)
+        self._keeping: asyncio.Task[None] | None = None
+        self._ending: dict[Any, asyncio.Task[None]] = {}
         try:
-            if http.tls_cert is None or http.tls_key is None:
-                bound = self._server.add_insecure_port(target)
-            else:
-                pair = http.tls_key.read_bytes(), http.tls_cert.read_bytes()
-                bound = self._server.add_secure_port(target, grpc.ssl_server_credentials((pair,)))
+            self._server, self._port = self._bound(port)
         except (RuntimeError, OSError) as error:
             raise ResourceError(f"{http.grpc_bind} can't be bound ({error})", where=_WHERE) from error
-        scheme = "grpc" if http.tls_cert is None else "grpcs"
-        self.address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{bound}"
+        scheme = "grpc" if certificate is None else "grpcs"
+        self.address = f"{scheme}://{self._target(self._port)}"
 
     async def start(self) -> None:
         """Begin to accept."""
-        logging.getLogger("grpc._cython.cygrpc").addFilter(_no_early_ends)
+        self._crashes.begin()
         await self._server.start()
         self._serving = True
+        self._keeping = asyncio.create_task(self._keep_open(), name="grpc-keep-open")
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more, and end when everyone was answered, or after that time."""
         self._serving = False
+        if self._keeping is not None:
+            self._keeping.cancel()
         self._door.drain()
-        await self._server.stop(grace_s)
+        await asyncio.gather(*(server.stop(grace_s) for server in (self._server, *self._ending)))
+        self._crashes.end()
 
     def status(self) -> GrpcStatus:
         """How it is now."""
         return GrpcStatus(address=self.address, serving=self._serving, in_flight=self._door.in_flight)
 
+    def _target(self, port: int) -> str:
+        return f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
 
-def _no_early_ends(record: logging.LogRecord) -> bool:
-    """A call may end before its answer is sent: grpcio has a traceback for each, if it hasn't heard of the end yet."""
-    return not record.getMessage().startswith("ExecuteBatchError")
+    def _bound(self, port: int) -> tuple[Any, int]:
+        server = grpc.aio.server(options=self._options)
+        server.add_generic_rpc_handlers((self._door,))
+        target = self._target(port)
+        if self._credentials is None:
+            return server, server.add_insecure_port(target)
+        return server, server.add_secure_port(target, self._credentials)
+
+    def _heard_of_an_end(self, error: BaseException) -> None:
+        why = (
+            "a call's path isn't UTF-8" if isinstance(error, UnicodeDecodeError) else f"{type(error).__name__}: {error}"
+        )
+        self._seldom.warn("ended", "grpcio's server ended (%s), another one takes its place", why)
+        self._ended.set()
+
+    async def _keep_open(self) -> None:
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._ended.wait(), _LOOK_S)  # a program may have its logging switched off
+            self._ended.clear()
+            if not await self._is_ending():
+                continue
+            self._serving = False
+            self._let_end(self._server)
+            while not self._serving:
+                try:
+                    self._server, _ = self._bound(self._port)
+                    await self._server.start()
+                    self._serving = True
+                except (RuntimeError, OSError):  # it still has its port
+                    await asyncio.sleep(_TRY_AGAIN_S)
+
+    async def _is_ending(self) -> bool:
+        """Whether it is this one."""
+        for _ in range(10):
+            if not self._server._server.is_running():
+                return True
+            await asyncio.sleep(0)  # it begins to end in a task of its own
+        return False
+
+    def _let_end(self, server: Any) -> None:
+        grace_s = _LAST_CALLS_S if len(self._ending) < _ENDING else None  # a flood of them keeps no calls
+        self._ending[server] = ending = asyncio.create_task(server.stop(grace_s), name="grpc-ending")
+        ending.add_done_callback(lambda _: self._ending.pop(server, None))
+
+
+def _options(http: Http) -> tuple[tuple[str, int], ...]:
+    silent_ms = round(http.receive_timeout_s * 1000)
+    return (
+        ("grpc.so_reuseport", 0),  # else two agents would share a port, each getting half of the calls
+        ("grpc.max_receive_message_length", http.max_body_bytes),  # also of one that is unpacked
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", _STREAMS),
+        # Who never says what it wants, and who has gone without a word while it has calls.
+        ("grpc.server_handshake_timeout_ms", silent_ms),
+        ("grpc.keepalive_time_ms", silent_ms),
+        ("grpc.keepalive_timeout_ms", silent_ms),
+        ("grpc.http2.ping_timeout_ms", silent_ms),
+        ("grpc.http2.max_pings_without_data", 0),
+    )

@@ -44,6 +44,8 @@ class Server:
         self.connections = 0
         self.reply: Callable[[], bytes | None] = lambda: http(200, ANSWER)
         self.url = ""
+        self.posts = 0
+        self.pause_s = 0.0  # before each answer to an inference
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -58,6 +60,8 @@ class Server:
                 elif first.startswith("GET"):
                     reply = self.raw_metadata or http(200, self.metadata)
                 else:
+                    self.posts += 1
+                    await asyncio.sleep(self.pause_s)
                     reply = self.reply()
                 if reply is None:
                     await asyncio.sleep(30)

@@ -1,4 +1,4 @@
-"""Requests that are none, as bytes: what each is answered with, and whether its connection may go on."""
+"""HTTP requests that are none, as bytes: what each is answered with, and whether its connection may go on."""
 
 from __future__ import annotations
 
@@ -127,91 +127,27 @@ FRAMING = (
 )
 
 
-def named(name: str, **changes: Any) -> Case:
-    """A tensor that is wrong in one way; the error names it."""
-    return Case(name, post(INFER, tensor(**changes)), 400, "input 'x'")
-
-
-def data(text: str) -> bytes:
-    return post(INFER, b'{"inputs":[{"name":"x","datatype":"INT64","shape":[1],"data":%s}]}' % text.encode())
-
-
-def parameters(text: str) -> bytes:
-    whole = tensor()[:-1] + b',"parameters":{%s}}' % text.encode()
-    return post(INFER, whole)
-
-
-def binary(size: Any, content: bytes, shape: Any = (1,), length: str | None = None) -> bytes:
-    head = tensor(data=None, shape=list(shape), parameters={"binary_data_size": size})
-    length = str(len(head)) if length is None else length
-    return post(INFER, head + content, f"Inference-Header-Content-Length: {length}")
-
-
-EIGHT = struct.pack("<q", 1)
 LENGTH = "Inference-Header-Content-Length"
 
-#: HTTP that is no inference of this model.
+
+def parts(length: str) -> bytes:
+    """JSON and a binary tensor behind it, with that length told of the first."""
+    head = tensor(data=None, parameters={"binary_data_size": 8})
+    return post(INFER, head + struct.pack("<q", 1), f"{LENGTH}: {length}")
+
+
+#: HTTP whose body is no inference of this model; of what can be wrong in the inference itself, whichever the door,
+#: ``malformed_requests`` has the classes.
 ENVELOPES = (
     Case("null", post(INFER, b"null"), 400, "object"),
-    Case("a list", post(INFER, b"[]"), 400, "object"),
     Case("half a document", post(INFER, tensor()[:-3]), 400, "truncated"),
-    Case("two documents", post(INFER, tensor() * 2), 400, "trailing"),
-    Case("a byte order mark", post(INFER, b"\xef\xbb\xbf" + tensor()), 400, "malformed"),
+    Case("a document and a half", post(INFER, tensor() + tensor()[:-3]), 400, "trailing"),
     Case("UTF-16", post(INFER, tensor().decode().encode("utf-16")), 400, "malformed"),
-    Case("Latin-1", post(INFER, b'{"id":"\xe9",' + tensor()[1:]), 400, "UTF-8"),
-    Case("half a surrogate pair", post(INFER, b'{"id":"\\ud800",' + tensor()[1:]), 400, "Unicode"),
-    Case("an id that is no text", post(INFER, b'{"id":5,' + tensor()[1:]), 400, "$.id"),
-    Case("deep data", data("[" * 90_000 + "]" * 90_000), 400, "nested too deeply"),
-    Case("a deep key that nobody reads", post(INFER, b'{"z":%s,' % (b"[" * 90_000 + b"]" * 90_000)), 400, "too deeply"),
-    Case("deep parameters", parameters('"a":' * 1 + '{"a":' * 30_000 + "1" + "}" * 30_000), 400, "parameters"),
-    Case("NaN", data("[NaN]"), 400, "binary data"),
-    Case("Infinity", data("[-Infinity]"), 400, "binary data"),
-    Case("1e999", data("[1e999]"), 400, "out of range"),
-    Case("more digits than there are", data("[" + "9" * 5000 + "]"), 400, "out of range"),
-    Case("one too many for 64 bits", data("[9223372036854775808]"), 400, "out of the range of INT64"),
-    Case("a fraction", data("[1.5]"), 400, "fraction"),
-    Case("a text", data('["1"]'), 400, "text"),
-    Case("a truth", data("[true]"), 400, "true or false"),
-    Case("nothing", data("[null]"), 400, "null"),
-    Case("an object", data("[{}]"), 400, "object"),
-    Case("data that is no list", data('"abc"'), 400, "not a list"),
-    Case("ragged data", post(INFER, tensor(shape=[3], data=[[1, 2], [3]])), 400, "rows"),
-    named("too few", shape=[3]),
-    named("too many", data=[1, 2]),
-    named("no data", data=None),
-    named("a negative dimension", shape=[-1]),
-    named("a dimension of 2^63", shape=[2**63 - 1]),
-    named("dimensions that multiply to 0 in 64 bits", shape=[2**32, 2**32]),
-    named("a dimension beyond 64 bits", shape=[2**70]),
-    named("no elements, hugely", shape=[0, 2**62], data=[]),
-    named("a thousand dimensions", shape=[1] * 1000),
-    named("a scalar", shape=[]),
-    named("another rank", shape=[1, 1]),
-    named("no datatype", datatype="INT7"),
-    named("another datatype", datatype="FP32"),
-    named("a datatype in small letters", datatype="int64"),
-    Case("a shape of fractions", post(INFER, tensor(shape=[1.5])), 400, "shape"),
-    Case("a shape that is no list", post(INFER, tensor(shape="1")), 400, "shape"),
-    Case("no shape", post(INFER, tensor(shape=None)), 400, "shape"),
-    Case("no name", post(INFER, tensor(name=None)), 400, "name"),
+    Case("another shape", post(INFER, tensor(shape=[3])), 400, "input 'x'"),
     Case("another name", post(INFER, tensor(name="z")), 400, "'z'"),
-    Case("the same input twice", post(INFER, tensor()[:-2] + b"," + tensor()[12:]), 400, "twice"),
-    Case("an output nobody has", post(INFER, tensor()[:-1] + b',"outputs":[{"name":"z"}]}'), 400, "'z'"),
-    Case("a timeout in words", parameters('"timeout":"soon"'), 400, "timeout"),
-    Case("a timeout of 400 digits", parameters('"timeout":' + "9" * 400), 400, "timeout"),
-    Case("a priority beyond all", parameters('"priority":-1'), 400, "priority"),
-    Case("binary data too short", binary(8, EIGHT[:5]), 400, "5 are left"),
-    Case("binary data too long", binary(8, EIGHT + b"zz"), 400, "left over"),
-    Case("binary data of another shape", binary(8, EIGHT, shape=[2]), 400, "takes 16"),
-    Case("binary data of a negative size", binary(-8, EIGHT), 400, "binary_data_size"),
-    Case("binary data of 2^62 bytes", binary(2**62, EIGHT), 400, "are left"),
-    Case("binary data of a size in words", binary("8", EIGHT), 400, "binary_data_size"),
-    Case("binary data of 0 bytes for 2^64", binary(0, b"", shape=[2**32, 2**32]), 400, "dimension"),
-    Case("a JSON longer than the body", binary(8, EIGHT, length="9999"), 400, LENGTH),
-    Case("a JSON of negative length", binary(8, EIGHT, length="-1"), 400, LENGTH),
-    Case("a JSON of superscript length", binary(8, EIGHT, length="\xb2"), 400, LENGTH),
-    Case("a JSON length of 5000 digits", binary(8, EIGHT, length="9" * 5000), 400, LENGTH),
-    Case("a JSON that is cut off", binary(8, EIGHT, length="1"), 400, "truncated"),
+    Case("a JSON longer than the body", parts("9999"), 400, LENGTH),
+    Case("a JSON of superscript length", parts("\xb2"), 400, LENGTH),
+    Case("a JSON that is cut off", parts("1"), 400, "truncated"),
     Case("no gzip", post(INFER, b"abc", "Content-Encoding: gzip"), 400, "not gzip"),
     Case("half a gzip", post(INFER, gzip.compress(tensor())[:-5], "Content-Encoding: gzip"), 400, "too early"),
     Case("two gzips", post(INFER, gzip.compress(tensor()) * 2, "Content-Encoding: gzip"), 400, "follows its end"),

@@ -318,9 +318,9 @@ def test_a_bundle_that_comes_back_has_its_engine_built_after_all(monkeypatch: py
         report = SimpleNamespace(engine=EngineReport(state="missing", folder=name))
         bundle = SimpleNamespace(bundle_id=name, manifest=SimpleNamespace(version="1"))
         spec = WorkerSpec(model="m", bundle_path=Path(name), profile="x")
-        return Hosted(
-            name="m", bundle=bundle, instance=SimpleNamespace(report=report, worker=SimpleNamespace(spec=spec))
-        )
+        worker = SimpleNamespace(spec=spec)
+        instance = SimpleNamespace(report=report, worker=worker, start_from=dict)
+        return Hosted(name="m", bundle=bundle, instance=instance)
 
     async def main() -> None:
         monkeypatch.setattr("device_agent.engine_builds.build", build)
@@ -357,13 +357,14 @@ def test_a_build_tells_how_far_it_is_again_and_again(
 
     async def build() -> None:
         report = SimpleNamespace(engine=EngineReport(state="missing", folder=str(tmp_path)))
-        worker = SimpleNamespace(spec=spec)
-        host: Any = Hosted(name="tiny", bundle=made, instance=SimpleNamespace(report=report, worker=worker))
+        worker, changed = SimpleNamespace(spec=spec), {}
+        instance = SimpleNamespace(report=report, worker=worker, start_from=changed.update)
+        host: Any = Hosted(name="tiny", bundle=made, instance=instance)
         around: Any = SimpleNamespace(emit=emit, clock=time.monotonic)
         builds = EngineBuilds(around, change_over, told_every_s=0.01)
         builds.consider(host)
         await asyncio.wait_for(done.wait(), 60)
-        assert worker.spec.engines == "off" and builds.get("tiny") is None
+        assert changed == {"engines": "off"} and builds.get("tiny") is None
         await builds.stop()
 
     asyncio.run(build())

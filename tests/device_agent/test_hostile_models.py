@@ -80,6 +80,9 @@ def test_a_model_that_does_harm_does_it_to_itself(start_agent: Any, tmp_path: Pa
         assert status == 503 and refused["parameters"] == {"route": None, "reason": "worker_lost"}
         load.goes_on()
         assert ask(agent, "loops", [7])[1]["data"] == [7]
+        status, refused = ask(agent, "loops", [2**60], timeout=200_000)
+        assert status == 504 and refused["parameters"]["reason"] == "deadline_passed", "long before its watchdog"
+        assert agent.events("worker_crashed")[-1]["model"] == "divides"
         status, refused = ask(agent, "loops", [2**60])
         assert status == 503 and refused["parameters"]["reason"] == "worker_lost"
         load.goes_on()
@@ -95,7 +98,7 @@ def test_a_model_that_does_harm_does_it_to_itself(start_agent: Any, tmp_path: Pa
         load.goes_on()
     assert set(load.ended) == {"local"}, "nobody else felt it"
     crashes = [(crash["model"], crash["how"]) for crash in agent.events("worker_crashed")]
-    assert [model for model, _ in crashes] == ["divides"] * 2 + ["loops"] * 2, crashes
+    assert [model for model, _ in crashes] == ["divides"] * 2 + ["loops"] * 3, crashes
     assert "SIGFPE" in crashes[0][1] and "did not end a batch within 0.8 s" in crashes[2][1]
     assert "Traceback" not in agent.log() and agent.stop() == 0
 

@@ -126,6 +126,43 @@ def test_an_answer_of_qos_1_outlives_the_connection_and_one_of_qos_0_does_not() 
     assert answers.lost_reason == "the connection ended" and answers.lost == 3 and len(answers) == 0
 
 
+def test_an_answer_that_ends_the_connection_takes_no_other_along() -> None:
+    """Such a broker hangs up over one topic, each time."""
+    up = True
+    unheard: list[tuple[str, Callable[[Delivery], None]]] = []
+    delivered: list[str] = []
+
+    def publish(message: Publication, tell: Callable[[Delivery], None]) -> bool:
+        nonlocal up
+        if up and message.topic == "poison":
+            up = False
+            unheard.clear()  # what was sent with it was read by nobody
+        elif up:
+            unheard.append((message.topic, tell))
+        return True
+
+    def acknowledge() -> None:
+        while up and unheard:
+            topic, tell = unheard.pop(0)
+            delivered.append(topic)
+            tell(Delivery(ok=True))
+
+    answers = Answers(publish, max_bytes=10_000, clock=lambda: 0.0)
+    answers.link_changed(connected=True)
+    for topic in ("a", "poison", "b", "c"):
+        answers.post(Publication(topic=topic, payload=b""), worthless_at=9.0)
+    connections = 1
+    while len(answers):
+        answers.link_changed(connected=False)
+        up = True
+        connections += 1
+        answers.link_changed(connected=True)
+        answers.post(Publication(topic=f"new{connections}", payload=b""), worthless_at=9.0)
+        acknowledge()
+    assert {"a", "b", "c"} <= set(delivered) and "poison" not in delivered and connections <= 6
+    assert answers.lost == 1 and answers.lost_reason == "the connection ended each of the 3 times it was sent"
+
+
 TEXT = st.text(alphabet=st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
 BEGINNINGS = st.sampled_from([[], ["aios", "v1"], ["aios", "v1", "g", "d"], ["aios", "v1", "g", "d", "infer", "m"]])
 LEVELS = st.lists(st.sampled_from(["aios", "v1", "g", "d", "infer", "m", "result", "cmd", "+", "#", "$SYS", "", "x"]))
@@ -165,7 +202,9 @@ def test_what_is_no_request_has_no_hints_and_raises_nothing(payload: bytes, leng
     assert isinstance(hints(message(payload=payload, user=user)), Hints)
 
 
-@given(client_id=TEXT, timeout=st.integers(0, 2**53), tail=st.binary(max_size=9), pad=st.integers(0, 5))
+@given(
+    client_id=TEXT, timeout=st.integers(0, 2**53) | st.just(10**400), tail=st.binary(max_size=9), pad=st.integers(0, 5)
+)
 def test_the_id_and_the_timeout_are_found_beside_binary_tensors(
     client_id: str, timeout: int, tail: bytes, pad: int
 ) -> None:
@@ -173,7 +212,7 @@ def test_the_id_and_the_timeout_are_found_beside_binary_tensors(
     head += b" " * pad
     user = (("inference-header-content-length", str(len(head))),)
     found = hints(message(payload=head + tail, user=user))
-    assert found == Hints(id=client_id, timeout_s=timeout / 1e6 if timeout else None)
+    assert found == Hints(id=client_id, timeout_s=timeout / 1e6 if 0 < timeout <= 2**53 else None)
     refused = Reply(status=503, body=b'{"error":"no","parameters":{"route":null}}', headers=((b"retry-after", b"2"),))
     asked = message(payload=head, user=user, expiry_s=3, correlation_data=tail)
     made = answer(refused, asked, reply_to(asked), found, waited_s=2.5)

@@ -47,5 +47,12 @@ def test_a_worker_whose_times_vary_costs_admissions_and_no_promises(worker: Work
             assert row.excess <= 0.01, "a stall never begins a chain of late ones that doesn't end"
 
 
+@pytest.mark.parametrize("bursts", [False, True])
+def test_promises_that_stalls_of_the_supervisor_break_make_it_cautious(bursts: bool) -> None:
+    row, _, _ = run(Worker(gap_chance=0.1), 10.0, 2 * SECONDS, bursts=bursts, seed=1)
+    assert row.kept >= 0.985, "without caution 95 %; it begins with none"
+    assert row.excess <= 0.09
+
+
 def test_the_same_seed_gives_the_same_run() -> None:
     assert run(Worker(), 3.0, 3.0, seed=5) == run(Worker(), 3.0, 3.0, seed=5)

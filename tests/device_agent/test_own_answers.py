@@ -168,8 +168,10 @@ class Crowd:
 
 
 def kill_worker(agent: Any, model: str) -> None:
-    pid = agent.status()["models"][model]["worker_pid"]
-    if pid is not None:
+    """One of them, at random."""
+    pids = [worker["pid"] for worker in agent.status()["models"][model]["workers"] if worker["pid"]]
+    if pids:
+        pid = random.choice(pids)
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
@@ -181,14 +183,14 @@ async def crowd(agent: Any, plans: list[ClientPlan], kills: list[tuple[str, int]
     return here.answered_200
 
 
-@pytest.fixture(scope="module")
-def agent(start_agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+@pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
+def agent(request: pytest.FixtureRequest, start_agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Batches take some milliseconds, so that requests wait and kills hit them."""
     folder = tmp_path_factory.mktemp("own")
     write_identity(folder / "repository" / "id" / "1")
     path = Path(f"/tmp/aios-own-{os.getpid()}.sock")
     more = f'[repository]\npath = "{folder / "repository"}"\n[policy]\nqueue_limit = 40\n[emulate]\nslowdown = 20.0'
-    agent = start_agent(more, http=f'unix_socket = "{path}"')
+    agent = start_agent(more, http=f'unix_socket = "{path}"', device=f"workers = {request.param}")
     agent.socket_path = path
     yield agent
     assert "Traceback" not in agent.log()

@@ -96,7 +96,7 @@ def test_what_the_machine_is_at_fault_for_quarantines_no_model(tiny_bundle: Any)
 
         instance.worker.start = no_descriptors  # type: ignore[method-assign, assignment]
         for _ in range(3):
-            instance.plan = instance.plan.served()  # no pause: only the counting is asked for here
+            instance.lead.plan = instance.plan.served()  # no pause: only the counting is asked for here
             assert await instance.restart() is not None
             assert instance.quarantine.until is None
 
@@ -105,7 +105,7 @@ def test_what_the_machine_is_at_fault_for_quarantines_no_model(tiny_bundle: Any)
 
         instance.worker.start = dies  # type: ignore[method-assign, assignment]
         for _ in range(2):
-            instance.plan = instance.plan.served()
+            instance.lead.plan = instance.plan.served()
             assert await instance.restart() is not None
         assert instance.state == "quarantined" and "SIGSEGV" in str(instance.detail)
 

@@ -240,6 +240,7 @@ def test_raw_models_are_loaded_unloaded_and_replaced_while_the_agent_serves(star
     assert ask(agent, "m", {"x": Tensor("FP32", x)}, binary=True)[0] == 404
     client.load_model("m")
     assert factor() == 3.0
+    client.close()
 
 
 def test_tritonclient_and_kserve_take_raw_models_as_they_are(agent: Any) -> None:

@@ -289,6 +289,56 @@ def test_where_there_is_no_room_for_two_the_worker_ends_first(tiny_bundle: Any, 
     with_host(tiny_bundle, [full], scenario, max_rss_bytes=180 * MB)
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_of_several_workers_one_is_replaced_at_a_time_and_the_others_serve(tiny_bundle: Any, beside: bool) -> None:
+    room = [Room(available_bytes=GB, limit_bytes=GB)]
+
+    async def scenario(host: ModelHost, events: list[Any]) -> None:
+        instance = host.instance
+        await host.muster()
+        first, second = instance.places
+        if not beside:
+            room[0] = Room(available_bytes=60 * MB, limit_bytes=GB)
+        before, states = (first.worker.pid, second.worker.pid), set()
+
+        def replaced(count: int) -> bool:
+            states.add((host.state, instance.ready))
+            return instance.recycles == count
+
+        for place in (first, second):
+            place.recycling.ask("max_rss_bytes")
+        assert first.recycling.goes_on and not second.recycling.goes_on
+        await ask_until(host, lambda: replaced(1))
+        assert first.worker.pid != before[0] and second.worker.pid == before[1]
+        second.recycling.ask("max_rss_bytes")
+        await ask_until(host, lambda: replaced(2))
+        assert second.worker.pid != before[1] and instance.serving == 2
+        assert states == {("ready", True)} and instance.restarts == 0
+        assert [(kind, detail["beside"]) for kind, detail in events] == [("worker_recycled", beside)] * 2
+
+    with_host(tiny_bundle, room, scenario, workers=2)
+
+
+def test_where_memory_is_short_a_worker_goes_that_the_model_can_do_without(tiny_bundle: Any) -> None:
+    room = [Room(available_bytes=GB, limit_bytes=GB)]
+
+    async def scenario(host: ModelHost, events: list[Any]) -> None:
+        await host.muster()
+        upkeep = Upkeep({"tiny": host}, {}, host._around)
+        upkeep.relieve()
+        assert host.instance.serving == 2
+        room[0] = Room(available_bytes=10 * MB, limit_bytes=GB)
+        upkeep.relieve()
+        await ask_until(host, lambda: host.instance.places[1].worker.pid is None)
+        assert host.instance.serving == 1 and "memory is short" in str(host.instance.places[1].detail)
+        host.instance.places[1].not_before = 0.0  # the pause is over
+        host.instance.crew.look()
+        await ask_until(host, lambda: "no memory for" in str(host.instance.places[1].detail))
+        assert events == [], "nothing broke"
+
+    with_host(tiny_bundle, room, scenario, workers=2)
+
+
 def test_where_memory_is_short_the_worker_that_grew_is_replaced(tiny_bundle: Any, leaking: Path) -> None:
     room = [Room(available_bytes=GB, limit_bytes=GB)]
 

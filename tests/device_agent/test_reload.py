@@ -75,6 +75,21 @@ def test_of_a_cloud_amounts_are_live_and_of_the_rest_nothing_is() -> None:
     assert changed() == {}
 
 
+def test_of_the_device_and_of_a_bundle_the_number_of_workers_is_live() -> None:
+    (entry,) = OLD.bundle
+    more = msgspec.structs.replace(entry, workers="auto")
+    assert changed(bundle=(more,)) == {"bundle[0].workers": True}
+    assert changed(bundle=(msgspec.structs.replace(more, weight=2.0),)) == {
+        "bundle[0].workers": True,
+        "bundle[0].weight": False,
+    }
+    assert changed(bundle=(msgspec.structs.replace(more, path=Path("c")),)) == {"bundle": False}
+    assert changed(device=msgspec.structs.replace(DEVICE, workers=2, group="g")) == {
+        "device.workers": True,
+        "device.group": False,
+    }
+
+
 @given(limit=st.integers(1, 9), deadline_s=st.none() | st.integers(1, 9), rows=st.integers(1, 9))
 def test_a_digest_is_of_the_values_however_they_are_written(limit: int, deadline_s: int | None, rows: int) -> None:
     lines = [f"queue_limit = {limit}", f"max_rows = {rows}"]

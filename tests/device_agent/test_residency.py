@@ -234,7 +234,7 @@ def test_a_model_that_dies_instead_of_making_room_is_no_model_that_rests(tiny_bu
         leaving = asyncio.ensure_future(instance.resting.leave())
         await asyncio.sleep(0)
         assert instance.chore(1) is None and instance.chore(0) is not None
-        instance.lost("was killed by SIGKILL", in_flight=0, queued=0)
+        instance.lost(instance.lead, "was killed by SIGKILL", in_flight=0, queued=0)
         assert instance.state == "quarantined" and instance.chore(0) is None
         await asyncio.wait_for(leaving, 1.0)
 

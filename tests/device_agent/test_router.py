@@ -45,8 +45,8 @@ def decide(within: float | None, at: Here, cloud: There | None = None, local_onl
 
 def test_reasons_of_the_common_cases() -> None:
     assert decide(None, here(9.0), there()) == Local(Reason.NO_DEADLINE)
-    assert decide(0.1, here(0.01, idle=True), there()) == Local(Reason.IDLE)
-    assert decide(0.1, here(0.05), there()) == Local(Reason.IN_TIME)
+    assert decide(0.1, here(0.01, idle=True), there()) == Local(Reason.IDLE, safe=True)
+    assert decide(0.1, here(0.05), there()) == Local(Reason.IN_TIME, safe=True)
     assert decide(0.1, here(0.2), there()) == Cloud(Reason.PREDICTED_LATE, "c")
     assert isinstance(decide(0.1, here(0.2), there(), local_only=True), Shed)
     assert isinstance(decide(0.1, here(0.2), None), Shed)
@@ -93,9 +93,11 @@ def test_a_device_that_is_to_be_spared_keeps_what_the_cloud_might_miss() -> None
     hot = here(0.01, idle=True, strain=Reason.HOT)
     assert decide(None, hot, there(9.0)) == Cloud(Reason.HOT, "c")
     assert decide(0.1, hot, there(0.02)) == Cloud(Reason.HOT, "c")
-    assert decide(0.1, hot, there(0.08)) == Local(Reason.IDLE), "the cloud is expected to make it, but not surely"
-    assert decide(0.1, hot, None) == Local(Reason.IDLE)
-    assert decide(0.1, hot, there(), local_only=True) == Local(Reason.LOCAL_ONLY)
+    assert decide(0.1, hot, there(0.08)) == Local(Reason.IDLE, safe=True), (
+        "the cloud is expected to make it, but not surely"
+    )
+    assert decide(0.1, hot, None) == Local(Reason.IDLE, safe=True)
+    assert decide(0.1, hot, there(), local_only=True) == Local(Reason.LOCAL_ONLY, safe=True)
     assert decide(None, hot, there(), local_only=True) == Local(Reason.LOCAL_ONLY)
     late = here(0.2, strain=Reason.BATTERY_LOW)
     assert decide(0.1, late, there(0.08)) == Cloud(Reason.PREDICTED_LATE, "c")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from device_agent.router import Here, There, route
 from device_agent.scheduler import Forecast, Pending, forecast, insert, next_batch
-from device_agent.service_time import ServiceTime
+from device_agent.service_time import MISSED_SHARE, MOST_CAUTION, ServiceTime
 from device_agent.values import Cloud, Local
 
 
@@ -75,6 +75,28 @@ def test_whatever_is_observed_predictions_stay_finite_and_rise_with_work(
         assert model.base_s >= 0 and model.per_unit_s >= 0
         assert 0 <= model.busy_s(10) <= model.busy_s(1000) < math.inf
         assert 0 < model.margin_s(0.1) < math.inf
+
+
+@given(st.lists(st.booleans(), max_size=300))
+def test_caution_is_bounded_and_only_ever_widens_the_margin(kept: list[bool]) -> None:
+    plain = model = ServiceTime.prior(0.01)
+    for each in kept:
+        before, model = model.caution, model.promised(each)
+        assert 1.0 <= model.caution <= MOST_CAUTION
+        assert model.caution <= before if each else model.caution >= before
+    assert model.margin_s(0.1) == pytest.approx(model.caution * plain.margin_s(0.1))
+    assert model.room_s(0.1) == plain.room_s(0.1)
+
+
+@pytest.mark.parametrize(("share", "rises"), [(MISSED_SHARE / 3, False), (MISSED_SHARE * 3, True)])
+def test_caution_rises_while_more_promises_are_broken_than_may_be(share: float, rises: bool) -> None:
+    rng, model = random.Random(1), ServiceTime.prior(0.01)
+    seen = []
+    for _ in range(20_000):
+        model = model.promised(rng.random() >= share)
+        seen.append(model.caution)
+    typical = sorted(seen)[len(seen) // 2]
+    assert typical > 2.0 if rises else typical < 1.1
 
 
 def arrivals(rate: float, length_s: float, rng: random.Random) -> Iterator[float]:

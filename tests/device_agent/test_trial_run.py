@@ -27,6 +27,8 @@ def host(name: str) -> Any:
     """As much of a model host as a trial looks at."""
     learning = Learning()
     manifest = SimpleNamespace(version=name, labels=("a", "b"))
+    instance = SimpleNamespace(ready=True, tells_classes=False)
+    instance.tell_classes = lambda told: setattr(instance, "tells_classes", told)
     return SimpleNamespace(
         name=name,
         record=TrackRecord(learning),
@@ -34,7 +36,7 @@ def host(name: str) -> Any:
         queued=0,
         detail="away",
         submit=None,
-        instance=SimpleNamespace(ready=True, worker=SimpleNamespace(name=name, tells_classes=False)),
+        instance=instance,
         bundle=SimpleNamespace(manifest=manifest),
     )
 
@@ -129,7 +131,7 @@ def test_only_a_canary_that_is_there_answers_and_the_end_is_told_once(
             assert trial.figures.disagreed <= trial.figures.compared
         assert "shadow" not in phases[phases.index("canary") :] if "canary" in phases else True
         trial.stop()
-        assert trial.takes() is current and not successor.instance.worker.tells_classes
+        assert trial.takes() is current and not successor.instance.tells_classes
 
     asyncio.run(main())
 

@@ -1,0 +1,73 @@
+"""Bodies that are still coming in. Each is bounded, and so are those whose requests are being answered; what lies
+between would be bounded by nothing but the number of connections.
+
+Together they may take what the others may (``in_flight_bytes``). Beyond that the longest one is refused, whoever is the
+last to come: it would be a way to keep others out to begin many long ones and never end them. What is short is always
+taken in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+#: Of each body that don't count.
+FREE_BYTES = 64 * 1024
+
+
+class Inbound:
+    """All of them. ``limit_bytes`` is asked each time: the policy may change."""
+
+    def __init__(self, limit_bytes: Callable[[], int]) -> None:
+        self.bytes = 0
+        self._limit_bytes = limit_bytes
+        self._long: set[Coming] = set()
+
+    def settle(self) -> None:
+        """Refuse as many as it takes; a single one has always room."""
+        while self.bytes > self._limit_bytes() and len(self._long) > 1:
+            longest = max(self._long, key=Coming.counted)
+            longest.over()
+            longest.refuse()
+
+    def changed(self, coming: Coming, more_bytes: int) -> None:
+        """One has grown, or is over."""
+        self.bytes += more_bytes
+        if coming.counted():
+            self._long.add(coming)
+        else:
+            self._long.discard(coming)
+
+
+class Coming:
+    """One after the other of a connection's bodies. ``refuse`` is called when it is one too many."""
+
+    def __init__(self, inbound: Inbound, refuse: Callable[[], None]) -> None:
+        self.refuse = refuse
+        self._inbound = inbound
+        self._bytes = 0
+
+    def counted(self) -> int:
+        """Bytes of it that count."""
+        return max(0, self._bytes - FREE_BYTES)
+
+    def grew(self, size_bytes: int) -> None:
+        """A piece has come, or was unpacked; whoever calls settles, when it may be refused."""
+        before = self.counted()
+        self._bytes += size_bytes
+        if self._bytes > FREE_BYTES:
+            self._inbound.changed(self, self.counted() - before)
+
+    def settle(self) -> None:
+        """See :meth:`Inbound.settle`."""
+        if self._bytes > FREE_BYTES:
+            self._inbound.settle()
+
+    def over(self) -> None:
+        """It is whole, or nobody wants it any more."""
+        counted, self._bytes = self.counted(), 0
+        if counted:
+            self._inbound.changed(self, -counted)
+
+
+#: Of doors that are nobody's in particular.
+UNBOUNDED = Inbound(lambda: 1 << 62)

@@ -1,0 +1,95 @@
+"""HTTP/2 without a client's good manners: frames as bytes, for what no gRPC client would send."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+DATA, HEADERS, PRIORITY, RESET, SETTINGS, PUSH, PING, GO_AWAY, WINDOW, MORE_HEADERS = range(10)
+END_STREAM, END_HEADERS = 1, 4
+LIMIT_S = 20.0
+
+
+def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
+    """One frame."""
+    return struct.pack(">I", len(content))[1:] + struct.pack(">BBI", kind, flags, stream) + content
+
+
+def headers(*pairs: tuple[str, str]) -> bytes:
+    """HPACK, each one a literal that isn't remembered."""
+    return b"".join(b"\0" + _text(name) + _text(value) for name, value in pairs)
+
+
+def _text(value: str) -> bytes:
+    data = value.encode("latin-1")
+    if len(data) < 127:
+        return bytes((len(data),)) + data
+    length, rest = b"\x7f", len(data) - 127
+    while rest >= 128:
+        length, rest = length + bytes((rest % 128 | 128,)), rest // 128
+    return length + bytes((rest,)) + data
+
+
+def call(path: str = "/inference.GRPCInferenceService/ModelInfer", **changes: str) -> bytes:
+    """The headers of a call; ``changes`` by name, ``_`` for ``-``."""
+    given = {"content-type": "application/grpc", "te": "trailers"}
+    given |= {name.replace("_", "-"): value for name, value in changes.items()}
+    method = given.pop("method", "POST")
+    pseudo = ((":method", method), (":scheme", "http"), (":path", path), (":authority", "x"))
+    return headers(*pseudo, *given.items())
+
+
+def message(content: bytes, *, flag: int = 0, length: int | None = None) -> bytes:
+    """A message as gRPC frames it; ``length``: what is said of it."""
+    return struct.pack(">BI", flag, len(content) if length is None else length) + content
+
+
+class Connection:
+    """``with Connection(address):`` preface and settings are sent."""
+
+    def __init__(self, address: str, *, settings: bytes = b"") -> None:
+        host, port = address.split(":")
+        self.sock = socket.create_connection((host, int(port)), timeout=LIMIT_S)
+        self.say(PREFACE + frame(SETTINGS, 0, 0, settings))
+        self._left = b""
+
+    def say(self, data: bytes) -> None:
+        """Send it; a server that has hung up is no error here."""
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.sock.sendall(data)
+
+    def hear(self) -> tuple[int, int, int, bytes] | None:
+        """The next frame: kind, flags, stream, content. None at the end."""
+        head = self._take(9)
+        if head is None:
+            return None
+        length = int.from_bytes(head[:3], "big")
+        content = self._take(length)
+        return None if content is None else (head[3], head[4], int.from_bytes(head[5:], "big"), content)
+
+    def until(self, *kinds: int) -> tuple[int, int, int, bytes] | None:
+        """The next frame of these kinds; None at the end."""
+        while (heard := self.hear()) is not None:
+            if heard[0] in kinds:
+                return heard
+        return None
+
+    def _take(self, count: int) -> bytes | None:
+        while len(self._left) < count:
+            try:
+                data = self.sock.recv(65536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                return None
+            self._left += data
+        taken, self._left = self._left[:count], self._left[count:]
+        return taken
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.sock.close()

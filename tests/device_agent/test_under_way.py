@@ -1,0 +1,92 @@
+"""How many requests an endpoint that stops answering can take along."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from cloud_server import GO, Server, asking, request, until
+from hypothesis import given
+from hypothesis import strategies as st
+
+from device_agent.cloud_choice import Wanted
+from device_agent.under_way import OVERDUE, OVERDUE_LEAST_S, UnderWay
+
+SAFE_S = 0.1
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["sent", "answered", "failed", "waits"]), st.floats(0.0, 1.0)), max_size=60),
+    st.floats(0.0, 0.2),
+)
+def test_it_is_silent_while_one_is_overdue_that_nothing_later_overtook(
+    happened: list[tuple[str, float]], safe_s: float
+) -> None:
+    under_way, now = UnderWay(), 0.0
+    sent: dict[int, float] = {}
+    answered: list[int] = []
+    for what, how in happened:
+        if what == "sent":
+            sent[under_way.sent(now, safe_s)] = now
+        elif what == "waits":
+            now += how
+        elif sent:
+            number = sorted(sent)[int(how * (len(sent) - 1))]
+            under_way.ended(number, answered=what == "answered")
+            del sent[number]
+            answered += [number] if what == "answered" else []
+        limit_s = max(OVERDUE * safe_s, OVERDUE_LEAST_S)
+        overdue = [n for n, at in sent.items() if now > at + limit_s and all(later < n for later in answered)]
+        assert under_way.silent(now) == bool(overdue)
+        assert len(under_way) == len(sent)
+
+
+def test_no_more_than_the_breaker_forgives_are_sent_to_one_that_fell_silent() -> None:
+    async def main() -> None:
+        async with asking(server := Server()) as (pool, _):
+            for _ in range(20):
+                await pool.infer(GO_A, request(), "m")
+            good, server.reply = server.reply, lambda: None
+            known, sent = pool.endpoints["a"].models["m"], len(server.seen)
+            asked = [asyncio.ensure_future(pool.infer(GO_A, request(30.0), "m"))]
+            overdue_s = max(OVERDUE * known.round_trip.predict(time.monotonic())[1], OVERDUE_LEAST_S)
+            await asyncio.sleep(overdue_s * 1.01)
+            while may_ask(pool):
+                asked.append(asyncio.ensure_future(pool.infer(GO_A, request(30.0), "m")))
+                await asyncio.sleep(0)
+            assert len(asked) == 3, "long before the first deadline"
+            await until(lambda: len(server.seen) == sent + 3)
+            server.reply = good
+            asked.pop().cancel()  # its client leaves: one may be tried
+            await until(lambda: may_ask(pool))
+            await pool.infer(GO_A, request(), "m")
+            assert may_ask(pool), "it answers what was sent later"
+            for task in asked:
+                task.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+def test_after_a_failure_no_more_are_under_way_than_would_open_the_breaker() -> None:
+    async def main() -> None:
+        async with asking(server := Server()) as (pool, _):
+            server.reply = lambda: b"nonsense\r\n\r\n"
+            await pool.infer(GO_A, request(), "m")
+            server.reply = lambda: None
+            asked: list[Any] = []
+            while may_ask(pool):
+                asked.append(asyncio.ensure_future(pool.infer(GO_A, request(30.0), "m")))
+                await asyncio.sleep(0)
+            assert len(asked) == 2
+            for task in asked:
+                task.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
+GO_A = type(GO)(GO.reason, "a")
+
+
+def may_ask(pool: Any) -> bool:
+    return pool.choose("m", Wanted(natural=False), time.monotonic()) is not None
