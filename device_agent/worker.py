@@ -26,6 +26,8 @@ from device_agent.affinity import pin
 from device_agent.worker_rounds import serve_runs
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+#: For so long the thread that runs the model waits for one that prepares: Python's 5 ms are three runs of a small model.
+SWITCH_S = 0.0001
 
 
 def serve(sock: socket.socket, *, alone: bool = False) -> None:
@@ -125,6 +127,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     fd: int = options.fd
     _become_worker()
+    sys.setswitchinterval(SWITCH_S)
     core_share.take(options.nice)
     os.set_inheritable(fd, False)
     with socket.socket(fileno=fd) as sock:
