@@ -26,7 +26,7 @@ from device_agent.affinity import pin
 from device_agent.worker_rounds import serve_runs
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
-#: For so long the thread that runs the model waits for one that prepares: Python's 5 ms are three runs of a small model.
+#: So long the thread that runs the model waits for one that prepares: Python's 5 ms are three runs of a small model.
 SWITCH_S = 0.0001
 
 
