@@ -151,7 +151,7 @@ def test_a_share_that_fails_ends_it(start_agent: Any, place: Path, broken: Calla
         return bool(agent.events("trial_failed"))
 
     agent.until(asked_again, limit_s=30)
-    assert set(seen) == {(200, "1.0.0"), (500, None)}
+    assert {(500, None)} <= set(seen) <= {(200, "1.0.0"), (500, None)}
     (failed,) = agent.events("trial_failed")
     assert "error rate" in failed["reason"] and failed["failures"] >= 5 and failed["current_failures"] == 0
     agent.until(lambda _: not memory_mapped(pid))

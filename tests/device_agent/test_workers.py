@@ -222,6 +222,7 @@ def test_a_trial_is_of_one_worker_and_all_take_over(start_agent: Any, place: Pat
     assert agent.stop() == 0
 
 
+@pytest.mark.long
 def test_a_crash_too_many_starts_nobody_and_ends_nobody(start_agent: Any) -> None:
     agent = start_agent("[policy]\nquarantine_crashes = 3\nquarantine_pause_s = 600.0", device=TWO)
     for _ in range(3):
@@ -259,6 +260,7 @@ def test_each_has_cpus_of_its_own_where_the_profile_pins_them(start_agent: Any, 
     assert agent.stop() == 0
 
 
+@pytest.mark.long
 def test_within_a_budget_further_workers_give_way_to_models(start_agent: Any, make_bundle: Any, tmp_path: Path) -> None:
     paths = [make_bundle(tmp_path / name, name=name).path for name in ("tiny", "second")]
     more = f'[[bundle]]\npath = "{paths[1]}"\nworkers = 1\n'

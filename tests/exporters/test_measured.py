@@ -288,6 +288,7 @@ def test_a_pruned_candidate_that_a_host_of_the_class_gave_out_is_known_again(
     assert "distill" not in {stage.split("/")[0] for stage in report.stages["built"]}
 
 
+@pytest.mark.long
 def test_how_far_to_prune_is_told_from_the_latency_on_the_board(workshop: Path, tmp_path: Path) -> None:
     """What was measured of the whole network there says how narrow one of them must be."""
     recipe = workshop / "slow.toml"

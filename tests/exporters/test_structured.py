@@ -347,6 +347,7 @@ def test_a_small_budget_gets_fewer_bits(workshop: Path, cache: Path, tmp_path: P
         assert (pruned_of(report)[0].size_bytes or 0) <= sizes[bits]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("lexicon")
 def test_what_turns_out_too_large_takes_fewer_bits_and_then_fewer_units(
     workshop: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
