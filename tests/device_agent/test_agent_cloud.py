@@ -128,6 +128,7 @@ def test_a_cloud_that_swaps_its_bundle_is_not_believed_under_the_old_ones_name(
     assert device.events("breaker_opened") == [] and device.stop() == 0
 
 
+@pytest.mark.long
 def test_kills_in_a_row_do_not_fill_a_budget(start_agent: Any, small_batches: Path) -> None:
     cloud = start_agent(bundle=small_batches)
     device = start_agent(

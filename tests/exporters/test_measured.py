@@ -252,6 +252,7 @@ def test_a_host_of_another_class_other_options_and_doubles_are_refused(
         assert refused.value.check == check and says in str(refused.value)
 
 
+@pytest.mark.long
 def test_a_pruned_candidate_that_was_given_out_is_chosen_when_it_was_measured(workshop: Path, tmp_path: Path) -> None:
     """Also one that wasn't the first choice of its network."""
     recipe = workshop / "pruned.toml"
