@@ -198,7 +198,7 @@ class Device:
     def _end(self, number: int, now: float, refused: Decision | None) -> None:
         arrival = self._arrivals[number]
         if self._reasons.get(number) in ("idle", "in_time") and arrival.deadline_s is not None:
-            self._learning.promised(refused is None and now <= arrival.at_s + arrival.deadline_s)
+            self._learning.promised(refused is None and now <= arrival.at_s + arrival.deadline_s, now)
         self._outcomes[number] = Outcome(
             arrival.at_s,
             float("inf") if arrival.deadline_s is None else arrival.deadline_s,

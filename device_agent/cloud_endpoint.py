@@ -76,6 +76,7 @@ class Endpoint:
         )
         self._failed: CloudModel | None = None  # the one whose request failed last
         self._under_way = UnderWay()
+        self._openings = 0  # of the breaker
 
     @property
     def breaker(self) -> Breaker:
@@ -125,7 +126,11 @@ class Endpoint:
         known = self.models.get(model)
         if known is None or not known.usable or not self.breaker.allows() or (natural and not known.natural):
             return None
-        if now < self._asked_again_at or not self._trusted(now):
+        if now < self._asked_again_at:
+            return None
+        if not self._trusted(now):
+            self._failed = known
+            self.watch.doubt()
             return None
         expected_s, safe_s = known.round_trip.predict(now)
         return There(endpoint=self.name, expected_s=expected_s, safe_s=safe_s)
@@ -143,6 +148,17 @@ class Endpoint:
 
     async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | Reason:
         """Send a request there. The answer, or why there is none: ``cloud_failed`` (the breaker knows), ``budget``."""
+        known, now = self.models[model], self._clock()
+        if not (self.breaker.allows() and self._trusted(now)):  # others were sent since it was decided
+            return Reason.CLOUD_FAILED
+        number, answer = self._under_way.sent(now, known.round_trip.predict(now)[1]), None
+        try:
+            answer = await self._pay_and_send(decision, request, known)
+            return answer
+        finally:
+            self._under_way.ended(number, answered=isinstance(answer, Answer))
+
+    async def _pay_and_send(self, decision: Cloud, request: InferenceRequest, known: CloudModel) -> Answer | Reason:
         body, headers = self._outgoing(request)
         self.health.sent()
         try:
@@ -156,13 +172,9 @@ class Endpoint:
             self.health.abandoned()
             return Reason.BUDGET
         self.hedges += decision.reason is Reason.HEDGED
-        known, now = self.models[model], self._clock()
-        number, answer = self._under_way.sent(now, known.round_trip.predict(now)[1]), None
         try:
-            answer = await self._send(decision, request, known, headers, body, posting.answer)
-            return answer
+            return await self._send(decision, request, known, headers, body, posting.answer)
         finally:
-            self._under_way.ended(number, answered=isinstance(answer, Answer))
             self.account.settle(posting)
 
     def _outgoing(self, request: InferenceRequest) -> tuple[bytes, dict[str, str]]:
@@ -192,9 +204,12 @@ class Endpoint:
         body: bytes,
         size: AnswerSize,
     ) -> Answer | Reason:
+        openings = self._openings
+
         def failed(why: str) -> Reason:
             self._failed = known
-            self.health.failed(why)
+            if openings == self._openings:  # else it is a straggler, and others have found out since
+                self.health.failed(why)
             return Reason.CLOUD_FAILED
 
         started, timeout_s = self._clock(), self._timeout_s(request)
@@ -264,12 +279,14 @@ class Endpoint:
         _, safe_s = known.round_trip.predict(known.round_trip.seen_at)  # what was learnt, however long ago
         timeout_s = max(CHECK_TIMEOUT_S, min(2 * safe_s, self._settings.timeout_s))
         path, size = f"{known.path}/infer", posting.answer
+        number, answered = self._under_way.sent(started, safe_s), False
         try:
             response = await self._client.request(
                 "POST", path, headers=headers, body=sample.body, timeout_s=timeout_s, size=size
             )
             if response.status == 200:
                 cloud_answer(response, Reason.CLOUD_FAILED, known.shape, sample)
+                answered = True
         except asyncio.TimeoutError:
             now = self._clock()
             known.round_trip = known.round_trip.observed(now - started, now)
@@ -277,7 +294,11 @@ class Endpoint:
         except (RemoteError, RequestError) as error:
             log.info("cloud %s still gives no answers: %s", self.name, error)
             return False
+        except Exception:  # without the task that asks, no endpoint ever comes back
+            log.exception("cloud %s: a sample failed in an unknown way", self.name)
+            return False
         finally:
+            self._under_way.ended(number, answered=answered)
             self.account.settle(posting)
         now = self._clock()
         if response.status == 200:  # one that has become slower for good is let in again when that is learnt
@@ -285,6 +306,7 @@ class Endpoint:
         return response.status not in _AWAY and now - started <= max(safe_s, LEAST_PATIENCE_S)
 
     def _opened(self) -> None:
+        self._openings += 1
         self._client.close()
         self.watch.wake.set()
 

@@ -28,8 +28,10 @@ class Health:
         self._on_open = on_open
 
     def follow(self, rule: BreakerRule) -> None:
-        """Count by another rule from the next failure on; an open breaker's pause stays as it is."""
-        self.breaker = msgspec.structs.replace(self.breaker, rule=rule)
+        """Count by another rule from the next failure on; an open breaker's pause stays as it is. That failure may open
+        it, those before it don't."""
+        failures = min(self.breaker.failures, rule.failures - 1)
+        self.breaker = msgspec.structs.replace(self.breaker, rule=rule, failures=failures)
 
     def sent(self) -> None:
         """A request is on its way."""

@@ -20,6 +20,7 @@ log = logging.getLogger("device_agent.cloud")
 
 CHECK_TIMEOUT_S = 3.0
 RECHECK_MISFIT_S = 60.0  # someone may have repaired the server
+DOUBT_S = 0.5  # between two samples of one that may have stopped answering
 HALF_OPEN_S = 5.0  # so long an endpoint waits for the one request that may try
 
 
@@ -46,21 +47,32 @@ class CloudWatch:
         self._emit = emit
         self._clock = clock
         self._answers = answers  # whether requests are answered there, too
-        self._task: asyncio.Task[None] | None = None
+        self._doubted = False
+        self._tasks: list[asyncio.Task[None]] = []
         self._rechecks: dict[str, asyncio.Task[None]] = {}
 
     def start(self) -> None:
         """Check in the background, from now on."""
-        self._task = asyncio.get_running_loop().create_task(self._watch(), name=f"cloud-{self._name}")
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(task, name=f"cloud-{self._name}") for task in (self._watch(), self._look_again())
+        ]
 
     async def stop(self) -> None:
         """Check no more."""
         for task in self._rechecks.values():
             task.cancel()
         await asyncio.gather(*self._rechecks.values(), return_exceptions=True)
-        while self._task and not self._task.done():  # wait_for before Python 3.12 may swallow a cancellation
-            self._task.cancel()
-            await asyncio.wait((self._task,), timeout=1.0)
+        while left := [task for task in self._tasks if not task.done()]:
+            for task in left:  # wait_for before Python 3.12 may swallow a cancellation
+                task.cancel()
+            await asyncio.wait(left, timeout=1.0)
+
+    def doubt(self) -> None:
+        """Find out whether requests are answered: nobody is sent there until somebody was."""
+        if not self._doubted:
+            self._doubted = True
+            self.wake.set()
 
     async def still_fits(self, model: CloudModel, version: str | None, timeout_s: float) -> bool:
         """Whether an answer of that version may be used: whoever swaps the model there may change its tensors, or the
@@ -96,10 +108,11 @@ class CloudWatch:
                 await asyncio.sleep(max(breaker.check_at - self._clock(), 0.0))
                 await self._probe()
                 continue
-            if not unchecked and breaker.state == "half_open":
-                await _wait(self.wake, HALF_OPEN_S)
-                if self._health.breaker.state == "half_open" and not self._health.breaker.probing:
-                    await self._look_again()
+            if self._doubted and breaker.state == "closed":
+                if not await self._answers():
+                    self._health.failed("a sample of ours got no answer, or a late one")
+                await asyncio.sleep(DOUBT_S)
+                self._doubted = False
                 continue
             if not unchecked:
                 await self.wake.wait()
@@ -136,12 +149,19 @@ class CloudWatch:
             self._health.check_failed()
 
     async def _look_again(self) -> None:
-        """Nobody was sent there since the last check, maybe because it was slow then: how far away is it now?"""
-        try:
-            for model in [model for model in self._models.values() if model.usable]:
-                await self._check(model)
-        except (RemoteError, asyncio.TimeoutError):
-            self._health.check_failed()
+        """Nobody was sent to a half-open one since it was checked, maybe because it was slow then: and now?"""
+        while True:
+            await asyncio.sleep(HALF_OPEN_S)
+            breaker = self._health.breaker
+            if breaker.state != "half_open" or breaker.probing:
+                continue
+            try:
+                for model in [model for model in self._models.values() if model.usable]:
+                    await self._check(model)
+            except (RemoteError, asyncio.TimeoutError):
+                if self._health.breaker.state == "half_open":
+                    self._health.check_failed()
+                    self.wake.set()
 
     async def _check(self, model: CloudModel) -> None:
         """Fetch the remote model's metadata and compare; raises RemoteError or TimeoutError if there is none."""

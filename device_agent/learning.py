@@ -26,9 +26,9 @@ class Learning:
         """How long a request would take alone."""
         return self.service.busy_s(self.service.units(pending.cost_bytes))
 
-    def promised(self, kept: bool) -> None:
+    def promised(self, kept: bool, now: float) -> None:
         """A request that was let in because it was safe to be in time was so, or wasn't."""
-        self.service = self.service.promised(kept)
+        self.service = self.service.promised(kept, now)
 
     def learn(self, requests: Sequence[InferenceRequest], result: BatchResult, seen_s: float | None) -> None:
         """Learn from a batch that took ``seen_s`` from its sending to its answer; None where that wasn't seen."""

@@ -296,12 +296,13 @@ class ModelHost:
     def _learn_from_promise(self, ticket: Ticket, answer: Answer) -> None:
         """Whether it was in time; of one that a cloud took over, or whose worker died, nobody knows."""
         deadline_at = ticket.request.deadline_at
-        if deadline_at is None or ticket.reason is Reason.RETRIED:
+        if deadline_at is None or ticket.reason is Reason.RETRIED or not self.instance.ready:
             return
+        now = self._around.clock()
         if answer.route == "local":
-            self._learning.promised(self._around.clock() <= deadline_at)
+            self._learning.promised(now <= deadline_at, now)
         elif answer.reason in (Reason.DEADLINE_PASSED, Reason.CLOUD_UNAVAILABLE):
-            self._learning.promised(False)
+            self._learning.promised(False, now)
 
     def _gone(self, ticket: Ticket) -> None:
         ticket.answered = True

@@ -203,6 +203,7 @@ def forecast(
         start_at, *others_at = sorted([start_at, *[max(now, at) for at in others_free_at]])
     expected_at = safe_at = start_at
     own: Pending | None = None
+    caution = model.caution_at(now)
     unsafe: list[tuple[Pending, float]] = []
     batches = partial(
         _batches,
@@ -213,7 +214,7 @@ def forecast(
         length_bucketing=length_bucketing,
     )
     for end_at, batch in batches(queue):
-        margin_s = model.margin_s(end_at - now) + reserve.of(end_at - now)
+        margin_s = caution * model.margin_s(end_at - now) + reserve.of(end_at - now)
         if own is None:
             own = next((member for member in batch if member.request_id == request_id), None)
             if own is None:

@@ -9,8 +9,10 @@ of the relative error; a prediction is called safe with ``MARGIN_SPREADS`` of th
 everything around the worker (HTTP, event loop, socketpair), which is learnt as well.
 
 What none of that sees, such as a device that is busy with refusing, is seen by promises that weren't kept. ``caution``
-multiplies the margin: each broken promise raises it by a tenth, each kept one lowers it by so little that it stands
-still where six of a thousand are broken (a stochastic approximation of that quantile, Robbins and Monro 1951).
+multiplies the margin of the next ones: each broken promise raises it by a tenth, each kept one lowers it by so little
+that it stands still where four of a thousand are broken (a stochastic approximation of that quantile, Robbins and Monro
+1951). One stall breaks many at once, so no more than three count in a second. And since a margin that is too wide
+leaves no promise to learn from, half of it is forgotten in a minute.
 """
 
 from __future__ import annotations
@@ -29,9 +31,12 @@ LEAST_SPREAD = 0.05
 FIRST_SPREAD = 0.25
 FIRST_OVERHEAD_S = 0.002
 FIRST_BYTES_PER_UNIT = 5.0  # English text: about five bytes a token
-MISSED_SHARE = 0.006  # of promises
+MISSED_SHARE = 0.004  # of promises
 CAUTION_STEP = 1.1
 MOST_CAUTION = 4.0
+CAUTION_HALF_LIFE_S = 60.0
+MOST_RAISES, RAISES_S = 3, 1.0  # so many in so long
+_NO_CAUTION = 1.001  # less is none
 _CAUTION_LOWERS = CAUTION_STEP ** (-MISSED_SHARE / (1.0 - MISSED_SHARE))
 DEFAULT_BUSY_S = 0.02
 DEFAULT_UNITS = 32.0
@@ -52,6 +57,9 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
     per_unit_s: float
     one_by_one: bool = False
     caution: float = 1.0
+    cautious_at: float = 0.0  # when that was so
+    raising_since: float = -math.inf
+    raises: int = 0  # since then
 
     @staticmethod
     def prior(busy_s: float | None, units: float = DEFAULT_UNITS, *, one_by_one: bool = False) -> ServiceTime:
@@ -86,18 +94,32 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
 
     def margin_s(self, expected_s: float, spreads: float = MARGIN_SPREADS) -> float:
         """What to add to an expected completion before calling it safe."""
-        return self.caution * (spreads * self.spread * expected_s + self.overhead_s)
+        return spreads * self.spread * expected_s + self.overhead_s
 
-    def promised(self, kept: bool) -> ServiceTime:
+    def caution_at(self, now: float) -> float:
+        """By how much the margin of a promise is to be wider."""
+        if self.caution == 1.0:
+            return 1.0
+        return 1.0 + (self.caution - 1.0) * math.pow(0.5, max(now - self.cautious_at, 0.0) / CAUTION_HALF_LIFE_S)
+
+    def promised(self, kept: bool, now: float) -> ServiceTime:
         """A request that was said to be safe was in time, or it wasn't."""
-        if kept and self.caution == 1.0:
+        if kept:
+            if self.caution == 1.0:
+                return self
+            caution = self.caution_at(now) * _CAUTION_LOWERS
+            return msgspec.structs.replace(self, caution=caution if caution > _NO_CAUTION else 1.0, cautious_at=now)
+        since, raises = self.raising_since, self.raises
+        if now - since >= RAISES_S:
+            since, raises = now, 0
+        if raises == MOST_RAISES:
             return self
-        caution = self.caution * (_CAUTION_LOWERS if kept else CAUTION_STEP)
-        return msgspec.structs.replace(self, caution=min(max(caution, 1.0), MOST_CAUTION))
+        caution = min(self.caution_at(now) * CAUTION_STEP, MOST_CAUTION)
+        return msgspec.structs.replace(self, caution=caution, cautious_at=now, raising_since=since, raises=raises + 1)
 
     def room_s(self, left_s: float, spreads: float = MARGIN_SPREADS) -> float:
         """How long something may be expected to take whose end is to be safe within ``left_s``; the inverse of adding
-        :meth:`margin_s` without caution: batches that are cut for it would make the next ones late."""
+        :meth:`margin_s`. No caution is in it: batches that are cut for it would make the next ones late."""
         return (left_s - self.overhead_s) / (1.0 + spreads * self.spread)
 
     def observed(self, costs_bytes: Sequence[int], lengths: Sequence[int], busy_s: float) -> ServiceTime:

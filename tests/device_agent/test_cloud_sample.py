@@ -88,6 +88,7 @@ def test_one_that_nobody_tries_because_it_was_slow_is_looked_at_again(monkeypatc
     monkeypatch.setattr("device_agent.cloud_watch.HALF_OPEN_S", 0.05)
 
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        pool.endpoints["c"].add(msgspec.structs.replace(SHAPE, name="absent"))  # which is checked again and again
         await lost(server, pool, lambda: http(503, {}))
         server.reply = lambda: http(200, ANSWER)
         await until(lambda: usable(pool))

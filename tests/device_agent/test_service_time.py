@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from device_agent.router import Here, There, route
 from device_agent.scheduler import Forecast, Pending, forecast, insert, next_batch
-from device_agent.service_time import MISSED_SHARE, MOST_CAUTION, ServiceTime
+from device_agent.service_time import (
+    CAUTION_HALF_LIFE_S,
+    CAUTION_STEP,
+    MISSED_SHARE,
+    MOST_CAUTION,
+    MOST_RAISES,
+    RAISES_S,
+    ServiceTime,
+)
 from device_agent.values import Cloud, Local
 
 
@@ -77,23 +85,44 @@ def test_whatever_is_observed_predictions_stay_finite_and_rise_with_work(
         assert 0 < model.margin_s(0.1) < math.inf
 
 
-@given(st.lists(st.booleans(), max_size=300))
-def test_caution_is_bounded_and_only_ever_widens_the_margin(kept: list[bool]) -> None:
-    plain = model = ServiceTime.prior(0.01)
-    for each in kept:
-        before, model = model.caution, model.promised(each)
-        assert 1.0 <= model.caution <= MOST_CAUTION
-        assert model.caution <= before if each else model.caution >= before
-    assert model.margin_s(0.1) == pytest.approx(model.caution * plain.margin_s(0.1))
-    assert model.room_s(0.1) == plain.room_s(0.1)
+@given(st.lists(st.tuples(st.booleans(), st.floats(0.0, 2.0)), max_size=300))
+def test_caution_is_bounded_rises_little_in_a_second_and_is_forgotten(happened: list[tuple[bool, float]]) -> None:
+    model, now = ServiceTime.prior(0.01), 0.0
+    broken: list[float] = []
+    for kept, pause_s in happened:
+        now += pause_s
+        before, model = model.caution_at(now), model.promised(kept, now)
+        assert 1.0 <= model.caution_at(now) <= MOST_CAUTION
+        assert model.caution_at(now) <= before if kept else model.caution_at(now) >= before
+        if model.caution_at(now) > before:
+            broken.append(now)
+            assert sum(at > now - RAISES_S for at in broken) <= 2 * MOST_RAISES
+    assert model.caution_at(now + 30 * CAUTION_HALF_LIFE_S) == pytest.approx(1.0)
+
+
+def test_one_stall_however_many_it_makes_late_is_one_stall() -> None:
+    model = ServiceTime.prior(0.01)
+    for _ in range(100):
+        model = model.promised(False, 5.0)
+    assert model.caution == pytest.approx(CAUTION_STEP**MOST_RAISES)
+
+
+def test_a_cautious_forecast_is_as_early_and_later_safe() -> None:
+    model, pending = ServiceTime.prior(0.01), Pending(request_id=1, priority=0, deadline_at=9.0, cost_bytes=100)
+    seen = [
+        forecast([pending], 1, now=1.0, free_at=1.0, model=each, max_batch_size=4)
+        for each in (model, model.promised(False, 1.0))
+    ]
+    plain, cautious = (each.safe_at - each.expected_at for each in seen)
+    assert seen[0].expected_at == seen[1].expected_at and cautious == pytest.approx(CAUTION_STEP * plain)
 
 
 @pytest.mark.parametrize(("share", "rises"), [(MISSED_SHARE / 3, False), (MISSED_SHARE * 3, True)])
 def test_caution_rises_while_more_promises_are_broken_than_may_be(share: float, rises: bool) -> None:
     rng, model = random.Random(1), ServiceTime.prior(0.01)
     seen = []
-    for _ in range(20_000):
-        model = model.promised(rng.random() >= share)
+    for number in range(20_000):
+        model = model.promised(rng.random() >= share, number / 100)
         seen.append(model.caution)
     typical = sorted(seen)[len(seen) // 2]
     assert typical > 2.0 if rises else typical < 1.1
