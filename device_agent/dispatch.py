@@ -33,6 +33,7 @@ from device_agent.worker_pool import BatchResult
 log = logging.getLogger("device_agent.model")
 
 FAULT_PAUSE_S = 1.0
+STANDS_STILL = 2.0  # times what a batch and the way to its worker were expected to take: then nothing goes behind it
 LEARN_EVERY_S = 0.002  # of batches that take less, some teach as much as all; learning would be a part of their cost
 
 
@@ -89,9 +90,10 @@ class Dispatch:
                 idle = True
         if idle and self._undone():  # there is something else to be done first
             self._wake.set()
-        for place in self._places if self._queue else ():
-            if self._may_go_ahead(place) and (batch := self._take(place)):
-                self._begin(place, *batch)
+        while self._queue and (soonest := self._soonest()) is not None and self._may_go_ahead(soonest):
+            if not (batch := self._take(soonest)):
+                return
+            self._begin(soonest, *batch)
 
     def _free(self, place: Place) -> bool:
         """Whether its worker takes a batch now; what else is to be done first is :meth:`serve`'s."""
@@ -123,16 +125,27 @@ class Dispatch:
             self._review.run()
         self._wake.set()
 
+    def _soonest(self) -> Place | None:
+        """Of those at work the one that is expected to be free first: who goes ahead anywhere else waits longer."""
+        if len(self._places) == 1:
+            return self._places[0]
+        now = self._around.clock()
+        at_work = [place for place in self._places if place.running.tickets and place.worker.ready]
+        return min(at_work, key=lambda place: place.free_at(now), default=None)
+
     def _may_go_ahead(self, place: Place) -> bool:
         """Whether a second batch may be given to it while it has a short one. None goes before or behind a request that
         died with a worker, nor before a chore, which would never have its turn; nor to a worker that took over while
-        the one before it has its last batch."""
+        the one before it has its last batch, or that should have been through long ago."""
         instance, running = self._instance, place.running
         if not self._queue or not running.tickets or place.ahead.tickets or instance.state != "ready":
             return False
         if running.worker is not place.worker or not place.worker.takes:
             return False
-        if not goes_ahead(running.expected_s, running.expected_s, self._learning.service.overhead_s):
+        overhead_s = self._learning.service.overhead_s
+        if not goes_ahead(running.expected_s, running.expected_s, overhead_s):
+            return False
+        if self._around.clock() > running.since + STANDS_STILL * (running.expected_s + overhead_s):
             return False
         alone = running.tickets[0].pending.alone or self._queue.order[0].alone
         return not alone and not instance.has_chore(place, len(self._queue))
@@ -203,18 +216,20 @@ class Dispatch:
         else:
             place.running = given
         requests = [ticket.request for ticket in batch]
+        for ticket in batch:
+            ticket.held_by = given
 
         def ended(end: BatchResult | WorkerLost) -> None:
             if instance.state == "stopped":  # which ended the worker, and told everybody
                 place.running = place.ahead = Running()
                 return
             if isinstance(end, WorkerLost):
-                if batch is place.ahead.tickets:
-                    self._untouched(place, batch)
+                if given is place.ahead:
+                    self._untouched(place, given)
                     return
                 place.running = Running()
                 self._record.lost(requests)
-                self._lost(place, end, batch)
+                self._lost(place, end, given)
                 self.next()  # another may be free for them
                 self._wake.set()
                 return
@@ -226,14 +241,14 @@ class Dispatch:
             except Exception:  # no reason for these to go without their answers
                 log.exception("the next batch of %s could not begin; tried again", instance.name)
                 self._wake.set()
-            self._answer(batch, end)
+            self._answer(given, end)
             self._record.answered(requests, end, expected_s)
             if now - self._learnt_at >= LEARN_EVERY_S:
                 self._learnt_at = now
                 # Of one that was there already, the time from reply to reply tells nothing of the way to the worker.
                 self._learning.learn(requests, end, None if was_ahead else now - began)
 
-        self._overrun.watch(batch, now)
+        self._overrun.watch(place, given, now)
         timeout_s = self._around.policy.batch_timeout_s
         place.watchdog.run(place.worker, requests, ended, timeout_s=timeout_s, predicted_s=expected_s)
 
@@ -245,18 +260,24 @@ class Dispatch:
         ahead.since = now
         place.running, place.ahead = ahead, Running()
 
-    def _untouched(self, place: Place, batch: list[Ticket]) -> None:
+    def _untouched(self, place: Place, batch: Running) -> None:
         """The worker died before it came to this batch: it waits again, as before, for this one or another."""
         place.ahead = Running()
-        for ticket in batch:
-            if ticket.waits:
-                self._queue.put(ticket)
+        for ticket in batch.tickets:
+            if ticket.held_by is batch and ticket.waits:
+                self._queue_again(ticket)
         self._review.run()
         self.next()
 
-    def _answer(self, batch: list[Ticket], result: BatchResult) -> None:
+    def _queue_again(self, ticket: Ticket) -> None:
+        ticket.held_by = None
+        self._queue.put(ticket)
+
+    def _answer(self, batch: Running, result: BatchResult) -> None:
         items = {item.request_id: item for item in result.done.items}
-        for ticket in batch:
+        for ticket in batch.tickets:
+            if ticket.held_by is not batch:  # it has left, and may be waiting again
+                continue
             item = items.get(ticket.pending.request_id)
             answer = local_answer(
                 item,
@@ -267,18 +288,18 @@ class Dispatch:
             )
             ticket.resolve(answer)
 
-    def _lost(self, place: Place, lost: WorkerLost, batch: list[Ticket]) -> None:
+    def _lost(self, place: Place, lost: WorkerLost, batch: Running) -> None:
         """Each request of the dead batch: once more, alone, where its deadline allows; else the cloud; else 503."""
-        now = self._instance.lost(place, lost.what, in_flight=len(batch), queued=len(self._queue))
-        for ticket in batch:
-            if not ticket.waits:
+        now = self._instance.lost(place, lost.what, in_flight=len(batch.tickets), queued=len(self._queue))
+        for ticket in batch.tickets:
+            if ticket.held_by is not batch or not ticket.waits:
                 continue
             if not ticket.pending.alone:
                 again = msgspec.structs.replace(ticket.pending, alone=True)
                 forecast = self._judge.forecast(again, now, waiting=False)
                 if again.deadline_at is None or (forecast and forecast.expected_at <= again.deadline_at):
                     ticket.pending, ticket.reason = again, Reason.RETRIED
-                    self._queue.put(ticket)
+                    self._queue_again(ticket)
                     self._review.plan()
                     continue
             self._elsewhere(ticket, now)

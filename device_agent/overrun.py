@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from device_agent.judge import Judge
 from device_agent.place import Place
 from device_agent.router import There
-from device_agent.ticket import Ticket
+from device_agent.ticket import Running, Ticket
 from device_agent.values import Cloud, Reason, Shed
 
 GRACE_S = 0.04  # behind a deadline: an answer that is nearly in time is still of use
@@ -29,10 +29,11 @@ def overrun(now: float, deadline_at: float, end_at: float, there: There | None) 
     return Cloud(Reason.PREDICTED_LATE, there.endpoint) if now + there.safe_s >= deadline_at else None
 
 
-def look_at(now: float, deadline_at: float, there: There | None) -> float:
-    """When :func:`overrun` says something else at the earliest."""
-    chance_at = deadline_at + GRACE_S if there is None else deadline_at - there.safe_s
-    return chance_at if chance_at > now else deadline_at + GRACE_S
+def look_at(now: float, deadline_at: float, until: float, there: There | None) -> float:
+    """When :func:`overrun` says something else at the earliest: at the last moment that the cloud is safe, or when the
+    batch should have ended, ``until``, if that is later; at last behind the deadline."""
+    chances = () if there is None else (deadline_at - there.safe_s, until)
+    return min((at for at in chances if now <= at < deadline_at), default=deadline_at + GRACE_S)
 
 
 class Overrun:
@@ -44,11 +45,11 @@ class Overrun:
         self._clock = clock
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, batch: Iterable[Ticket], now: float) -> None:
+    def watch(self, place: Place, batch: Running, now: float) -> None:
         """Look when the first of them may be late."""
-        deadlines = [ticket.request.deadline_at for ticket in batch if ticket.request.deadline_at is not None]
+        deadlines = [ticket.request.deadline_at for ticket in batch.tickets if ticket.request.deadline_at is not None]
         if deadlines:
-            self._at(look_at(now, min(deadlines), self._judge.soonest(now)), now)
+            self._at(look_at(now, min(deadlines), _until(place, batch), self._judge.soonest(now)), now)
 
     def close(self) -> None:
         """Look no more."""
@@ -66,16 +67,26 @@ class Overrun:
     def _look(self) -> None:
         self._timer, now = None, self._clock()
         for place in self._places:
-            running_until = place.running.since + place.running.expected_s
-            # Of one that should have ended nobody knows when it will.
-            end_at = running_until + place.ahead.expected_s if now <= running_until else math.inf
-            for ticket in (*place.running.tickets, *place.ahead.tickets):
-                deadline_at = ticket.request.deadline_at
-                if deadline_at is None or not ticket.waits:
-                    continue
-                there = self._judge.there(ticket, now)
-                decision = overrun(now, deadline_at, end_at, there)
-                if decision is None:
-                    self._at(look_at(now, deadline_at, there), now)
-                else:
-                    ticket.resolve(decision)
+            running_until = _until(place, place.running)
+            for batch in (place.running, place.ahead):
+                # Of one that should have ended nobody knows when it will.
+                end_at = _until(place, batch) if now <= running_until else math.inf
+                for ticket in tuple(batch.tickets):
+                    self._decide(ticket, batch, end_at, now)
+
+    def _decide(self, ticket: Ticket, batch: Running, end_at: float, now: float) -> None:
+        deadline_at = ticket.request.deadline_at
+        if deadline_at is None or ticket.held_by is not batch or not ticket.waits:
+            return
+        there = self._judge.there(ticket, now)
+        decision = overrun(now, deadline_at, end_at, there)
+        if decision is None:
+            self._at(look_at(now, deadline_at, end_at, there), now)
+        else:
+            ticket.resolve(decision)
+
+
+def _until(place: Place, batch: Running) -> float:
+    """When it is expected to have run."""
+    running = place.running
+    return running.since + running.expected_s + (0.0 if batch is running else batch.expected_s)

@@ -45,6 +45,7 @@ class Ticket:
     on_answer: Callable[[Answer], None]
     reason: Reason = Reason.IDLE
     waits: bool = False
+    held_by: Running | None = None  # the batch that it waits in; an older one may still have it
     promised: bool = False  # it was let in because it was safe to be in time
     answered: bool = False  # or its client has gone
     asking: asyncio.Task[None] | None = None  # the cloud
@@ -73,7 +74,7 @@ class Ticket:
     def resolve(self, verdict: Verdict) -> None:
         """Tell whoever waits; of one that has gone nobody does."""
         if self.waits:
-            self.waits = False
+            self.waits, self.held_by = False, None
             self.on_verdict(self, verdict)
 
 

@@ -28,6 +28,12 @@ REPORT = ActivationReport(
 class Batches:
     """Of a stand-in for the handle of a worker: what :meth:`run` says of a batch is what becomes of it."""
 
+    ready: bool
+
+    @property
+    def takes(self) -> bool:
+        return self.ready
+
     async def run(self, requests: Sequence[InferenceRequest]) -> BatchResult:
         raise NotImplementedError
 

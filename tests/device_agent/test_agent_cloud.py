@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import pytest
 from swapping import client
 
 from aios_edge.broker import start_broker

@@ -6,13 +6,15 @@ import asyncio
 from collections import Counter
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from worker_by_hand import ByHand, Device, drive, until
+from worker_by_hand import ByHand, Device, drive, due, until
 
 from aios_edge.errors import WorkerLost
 from device_agent import crew
+from device_agent.answer import Answer
 from device_agent.memory_room import Room
 
 LONG_S = 0.05  # of a batch: too long for another to go ahead
@@ -381,3 +383,41 @@ def test_whatever_happens_each_is_answered_once_and_nobody_waits_beside_an_idle_
 
     device = drive(tiny_bundle, scenario, workers=workers, busy_s=busy_s)
     assert device.host.running == 0 and not device.host.queued
+
+
+def test_nobody_goes_ahead_to_a_worker_that_stands_still(tiny_bundle: Any) -> None:
+    async def scenario(device: Device) -> None:
+        well = device.workers[1]
+        for number in (1, 2):
+            device.ask(number)
+        assert batches(device) == [[[1]], [[2]]]
+        now = device.host._around.clock()
+        device.host.instance.places[0].running.since = now - 0.3  # of a batch of 1 ms
+        device.ask(3)
+        device.ask(4)
+        assert batches(device) == [[[1]], [[2], [3]]] and device.host.queued == 1
+        well.answer()
+        well.answer()
+        well.answer()
+        assert device.told == {2: 200, 3: 200, 4: 200} and batches(device) == [[[1]], []]
+
+    drive(tiny_bundle, scenario, workers=2)
+
+
+def test_whoever_was_promised_the_worker_that_is_free_first_is_not_judged_by_another(tiny_bundle: Any) -> None:
+    async def scenario(device: Device) -> None:
+        host = device.host
+        host._learning.service = msgspec.structs.replace(host.service, spread=0.05, overhead_s=0.01)
+        answers: list[Answer] = []
+        for number in (1, 2):
+            host.submit(due(number, 9.0), answers.append)
+        first, second = host.instance.places
+        now, alone_s = host._around.clock(), first.running.expected_s
+        first.running.since, second.running.since = now, now - alone_s + 0.002
+        in_s = 0.002 + alone_s + host.service.margin_s(alone_s + 0.002) + 0.004
+        host.submit(due(3, in_s), answers.append)
+        assert answers == [] and not first.ahead.tickets
+        device.workers[1].answer()
+        assert [ticket.request.request_id for ticket in second.running.tickets] == [3]
+
+    drive(tiny_bundle, scenario, workers=2, busy_s=0.08)

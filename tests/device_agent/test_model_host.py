@@ -44,10 +44,6 @@ class Worker(Batches):
         self.on_start: Callable[[str], None] = lambda check: None
         self.on_begin: Callable[[], None] = lambda: None
 
-    @property
-    def takes(self) -> bool:
-        return self.ready
-
     async def start(self, check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
         await asyncio.sleep(0)
         self.on_start(check)

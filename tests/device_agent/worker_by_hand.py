@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 from scripted_worker import REPORT
 
 from aios_edge.errors import WorkerLost
@@ -23,6 +24,12 @@ from device_agent.values import InferenceRequest
 from device_agent.worker_pool import BatchResult, WorkerSpec
 
 QUICK_S = 0.001  # of a batch: so short that the next one goes ahead
+
+
+def due(number: int, in_s: float, **changes: Any) -> InferenceRequest:
+    now = time.monotonic()
+    (made,) = rehearsal_batch("tiny", (4,), pair=False, now=now)
+    return msgspec.structs.replace(made, request_id=number, deadline_at=now + in_s, **changes)
 
 
 class ByHand:
