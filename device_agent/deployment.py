@@ -12,6 +12,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import msgspec
 
@@ -47,6 +48,7 @@ class Deployment:
         self._hosts: dict[str, ModelHost] = {}
         self._entries: dict[str, BundleEntry] = {}
         self._away: dict[BundleEntry, BundleStatus] = {}
+        self._followed: dict[Path, BundleEntry] = {}  # what other settings say, since the start
         self._rejected = RejectedBundles(settings.device.state_dir)
         self.builds = EngineBuilds(around, self._change_over)
         self._succession = Succession(
@@ -190,11 +192,12 @@ class Deployment:
     def follow(self, settings: Settings) -> None:
         """Of other settings the numbers of workers: where a model's is another one now, so many take over from those it
         has, in their turn and as in a swap."""
-        entries, self._settings = {one.path: one for one in settings.bundle}, settings
+        self._settings = settings
+        self._followed.update({one.path: one for one in settings.bundle})
         for model, entry in self._entries.items():
-            self._entries[model] = entries.get(entry.path, entry)
+            self._entries[model] = self._by_now(entry)
         for entry, status in list(self._away.items()):
-            self._away[entries.get(entry.path, entry)] = self._away.pop(entry, status)
+            self._away[self._by_now(entry)] = self._away.pop(entry, status)
         for model, host in self._hosts.items():
             if self._with_its_workers(model, host) is not None:
                 change = self._when_settled(model, partial(self._resize, model))
@@ -365,16 +368,16 @@ class Deployment:
         )
         self._away[entry] = status
         await self._succession.retire(host, limit_s=self._around.policy.drain_s)
-        self._away[entry] = msgspec.structs.replace(status, state="unloaded", detail="unloaded")
+        self._away[self._by_now(entry)] = msgspec.structs.replace(status, state="unloaded", detail="unloaded")
         self._around.emit("unloaded", model=model, version=manifest.version, bundle_id=bundle_id)
 
     async def _activate(self, entry: BundleEntry, *, asked: str | None = None) -> ModelHost:
         try:
             host = await self._activated(entry, asked)
         except AiosEdgeError as error:
-            self._away[entry] = self._tell.refused(entry, error)
+            self._away[self._by_now(entry)] = self._tell.refused(entry, error)
             raise
-        self._away.pop(entry, None)
+        self._away.pop(self._by_now(entry), None)
         if not host.never_leaves:  # else no endpoint hears as much as its name
             manifest = host.bundle.manifest
             self._around.cloud.add(ModelShape.of(manifest), only_mapped=is_raw(manifest))
@@ -389,6 +392,7 @@ class Deployment:
             raise other_name(bundle, str(asked))
         if name in self._hosts:
             raise same_name(name, entry.path)
+        entry = self._by_now(entry)
         host = self._host(entry, bundle, engines)
         self._hosts[name], self._entries[name] = host, entry
         if entry.never_leave_device:  # before its first request
@@ -420,6 +424,10 @@ class Deployment:
         return ModelHost(
             spec, bundle, self._around, never_leaves=stays, make_room=upkeep.make_room, has_room=upkeep.has_room
         )
+
+    def _by_now(self, entry: BundleEntry) -> BundleEntry:
+        """What the settings say of it at this moment: others may have come while it was loaded or unloaded."""
+        return self._followed.get(entry.path, entry)
 
     # Those that aren't here
 

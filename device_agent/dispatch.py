@@ -110,8 +110,20 @@ class Dispatch:
         return any(self._died(place) for place in self._places)
 
     def _died(self, place: Place) -> bool:
-        """Whether its worker has ended while idle, and nobody was told yet."""
-        return place.live and not place.worker.ready and not place.running.tickets and self._instance.state == "ready"
+        """Whether its worker has ended while idle, and nobody was told yet; the one before it may have its last batch
+        still."""
+        if not place.live or place.worker.ready or self._instance.state not in ("ready", "restarting"):
+            return False
+        return not place.running.tickets or place.running.worker is not place.worker
+
+    def died(self, place: Place) -> None:
+        """Its worker has ended: whoever was idle is told at once, also while :meth:`serve` is at a chore that takes
+        long; of one with a batch its batch tells."""
+        if self._died(place):
+            self._record.lost()
+            self._instance.lost_while_idle(place, queued=len(self._queue))
+            self._review.run()
+        self._wake.set()
 
     def _soonest(self) -> Place | None:
         """Of those at work the one that is expected to be free first: who goes ahead anywhere else waits longer."""
@@ -156,13 +168,11 @@ class Dispatch:
         self._wake.clear()
         instance = self._instance
         for place in self._places:
-            if self._died(place):
-                self._record.lost()
-                instance.lost_while_idle(place, queued=len(self._queue))
-                self._review.run()
+            if self._died(place):  # the one before it had a batch when it ended
+                self.died(place)
         if chore := instance.chore(len(self._queue)):
             await chore()
-        elif instance.ready or instance.held or instance.state == "resting":
+        elif instance.ready or instance.awaits_batch or instance.state == "resting":
             if instance.ready:  # else it rests, and nobody asks for it
                 self.next()
             await self._wake.wait()

@@ -21,7 +21,6 @@ from aios_edge.errors import AiosEdgeError, RequestError
 from aios_edge.oip.envelope import JSON_LENGTH_HEADER, LIVE, error_body, parse_json_length
 from aios_edge.oip.repository import Action
 from device_agent.compression import Inflater
-from device_agent.inbound import Coming
 from device_agent.values import Completion
 
 log = logging.getLogger("device_agent.http")
@@ -30,8 +29,8 @@ JSON = "application/json"
 _JSON_LENGTH = JSON_LENGTH_HEADER.lower().encode()
 #: Key of the ASGI scope: the set of those that the door calls when this client goes away.
 ON_GONE = "aios_edge.on_gone"
-#: Key of the ASGI scope: the :class:`device_agent.inbound.Coming` of this connection.
-COMING = "aios_edge.coming"
+#: Key of the ASGI scope: the :meth:`device_agent.inbound.Coming.unpacking` of this request's body.
+UNPACKING = "aios_edge.unpacking"
 #: True once the body of a request was read to its end.
 _WHOLE = "aios_edge.whole"
 
@@ -186,7 +185,7 @@ class HttpApp:
                 remedy="Send the body as it is, or as gzip",
             )
         inflater = Inflater(self.max_body_bytes) if encoding == b"gzip" else None
-        body = await self._body(headers, receive, inflater, scope.get(COMING))
+        body = await self._body(headers, receive, inflater, scope.get(UNPACKING))
         scope[_WHOLE] = True
         json_length = parse_json_length(headers.get(_JSON_LENGTH))
         return await _unless_gone(self._desk.infer(model, version, body, json_length), scope, receive)
@@ -196,7 +195,7 @@ class HttpApp:
         headers: Mapping[bytes, bytes],
         receive: Receive,
         inflater: Inflater | None = None,
-        coming: Coming | None = None,
+        unpacked: Callable[[int], None] | None = None,
     ) -> bytes:
         coding = headers.get(b"transfer-encoding", b"chunked").strip().lower()
         if coding != b"chunked":
@@ -223,9 +222,8 @@ class HttpApp:
                 inflater.feed(piece)
                 if not message.get("more_body"):
                     return inflater.finish()
-                if coming is not None:
-                    coming.grew(inflater.size_bytes - before)
-                    coming.settle()
+                if unpacked is not None:
+                    unpacked(inflater.size_bytes - before)
                 continue
             pieces.append(piece)
             if not message.get("more_body"):

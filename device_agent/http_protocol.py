@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from aios_edge.oip.envelope import error_body
 from device_agent.descriptors import connection_limit
 from device_agent.half_closed import INTERIM, HalfClosed
-from device_agent.http import COMING, ON_GONE, HttpApp, Scope
+from device_agent.http import ON_GONE, UNPACKING, HttpApp, Scope
 from device_agent.http_direct import DirectCycle, Headers
 from device_agent.inbound import UNBOUNDED, Coming
 from device_agent.seldom import Seldom
@@ -149,7 +149,7 @@ class DoorProtocol(HttpToolsProtocol):
         if self._on_gone is None:
             self._on_gone = set()
         cast(Scope, self.cycle.scope)[ON_GONE] = self._on_gone
-        cast(Scope, self.cycle.scope)[COMING] = self._coming
+        cast(Scope, self.cycle.scope)[UNPACKING] = self._coming.unpacking()
         if isinstance(self._answering, DirectCycle) and len(self.pipeline) == 1:
             self.flow.resume_reading()  # uvicorn stopped: nobody would see the client go. The next one stops it
 

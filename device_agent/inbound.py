@@ -45,6 +45,7 @@ class Coming:
         self.refuse = refuse
         self._inbound = inbound
         self._bytes = 0
+        self._body = 0  # how many were over before this one
 
     def counted(self) -> int:
         """Bytes of it that count."""
@@ -57,6 +58,18 @@ class Coming:
         if self._bytes > FREE_BYTES:
             self._inbound.changed(self, self.counted() - before)
 
+    def unpacking(self) -> Callable[[int], None]:
+        """To be told how many bytes more were unpacked of the body that comes now. Whoever unpacks may be behind: what
+        is told after its end counts no more, nor for the body after it."""
+        body = self._body
+
+        def unpacked(size_bytes: int) -> None:
+            if self._body == body:
+                self.grew(size_bytes)
+                self.settle()
+
+        return unpacked
+
     def settle(self) -> None:
         """See :meth:`Inbound.settle`."""
         if self._bytes > FREE_BYTES:
@@ -65,6 +78,7 @@ class Coming:
     def over(self) -> None:
         """It is whole, or nobody wants it any more."""
         counted, self._bytes = self.counted(), 0
+        self._body += 1
         if counted:
             self._inbound.changed(self, -counted)
 

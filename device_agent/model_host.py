@@ -78,6 +78,7 @@ class ModelHost:
             self.instance, queue, self._judge, self._review, learning, self.record, around, wake, room
         )
         instance.crew.on_joined, instance.crew.on_failed = self._dispatch.next, self._dispatch.not_back
+        instance.on_died = self._dispatch.died
         self._task: asyncio.Task[None] | None = None
         self._here = 0  # requests that aren't answered yet, wherever they wait
         self._nobody_here = asyncio.Event()

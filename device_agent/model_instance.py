@@ -37,7 +37,8 @@ class ModelInstance:
     serves, restarting, quarantined, resting, waking, refused, stopped. ``lead``: a place whose worker serves, while any
     does.
 
-    ``on_wake`` is called when there is something to do between two batches: a worker has ended, or a chore came.
+    ``on_wake`` is called when there is something to do between two batches; ``on_died`` when a worker has ended, or the
+    one before it in its last batch.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ModelInstance:
         self.quarantine = Quarantine()
         self.name = spec.model
         self._around = around
+        self.on_died: Callable[[Place], None] = lambda place: on_wake()
         self._on_wake = on_wake
         self.places = tuple(self._place(number, spec) for number in range(spec.workers))
         self.lead = self.places[0]
@@ -74,7 +76,7 @@ class ModelInstance:
     def told_lost(self, place: Place, description: str) -> None:
         """Its worker has ended, or the one before it in its last batch."""
         place.how_lost = description
-        self._on_wake()
+        self.on_died(place)
 
     # The lead, for whom it is all there is to see
 
@@ -118,6 +120,11 @@ class ModelInstance:
     def held(self) -> int:
         """Requests that workers have."""
         return sum(place.held for place in self.places)
+
+    @property
+    def awaits_batch(self) -> bool:
+        """Whether a worker has a batch, those left out that were sent away or replaced: they come back for no other."""
+        return any(place.running.tickets and place.running.worker is place.worker for place in self.places)
 
     @property
     def recycles(self) -> int:
@@ -366,6 +373,8 @@ class ModelInstance:
         return None
 
     def _started(self, place: Place, report: ActivationReport, began: float) -> None:
+        if not self.lead.worker.ready:  # it died meanwhile
+            self.lead = place
         if place is self.lead:
             self._reopened(report)
         place.plan, place.detail = place.plan.started(self._around.clock() - began), None

@@ -52,17 +52,18 @@ class _Round:
 
 
 def serve_runs(sock: socket.socket, activated: Activated, load: wire.Load) -> None:
-    """Answer what comes through the socket until it says stop or is closed. Raises :class:`OSError` when the peer has
-    gone, :class:`ConnectionError` when it speaks nonsense."""
+    """Answer what comes through the socket until it is closed or says stop; what came before that is answered first.
+    Raises :class:`OSError` when the peer has gone, :class:`ConnectionError` when it speaks nonsense."""
     natural = bool(activated.task.natural_names)
     most = 1 if load.slowdown > 1.0 else _MOST  # nothing runs on a weaker device while this one sleeps for it
     rounds: deque[_Round] = deque()
     ended_at = cpu_ended_s = 0.0
+    stopping = False
     incoming = select.poll()
     incoming.register(sock, select.POLLIN)
     with Runner(activated) as runner:
         while True:
-            if rounds and (len(rounds) == most or not _may_wait(rounds[0], runner, sock)):
+            if rounds and (stopping or len(rounds) == most or not _may_wait(rounds[0], runner, sock)):
                 first = rounds[0]
                 if first.answers is None:
                     first.go_on()
@@ -77,12 +78,13 @@ def serve_runs(sock: socket.socket, activated: Activated, load: wire.Load) -> No
                     ended_at, cpu_ended_s = time.monotonic(), time.process_time()
                     _send(sock, load, first.batch_id, first.answers, busy_s=busy_s, cpu_s=cpu_s)
                 continue
+            if stopping:
+                return
             beside = bool(rounds) or (natural and bool(incoming.poll(0)))
             if (received := wire.receive(sock)) is None:
                 return
             message, payload = received
-            if isinstance(message, wire.Stop):
-                return
+            stopping = isinstance(message, wire.Stop)
             if isinstance(message, wire.Ping):
                 wire.send(sock, wire.Pong(generation=load.generation))
             if isinstance(message, wire.Run) and message.generation == load.generation:

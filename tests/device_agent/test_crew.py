@@ -145,6 +145,67 @@ def test_one_that_dies_idle_is_replaced(tiny_bundle: Any) -> None:
     drive(tiny_bundle, scenario, workers=2)
 
 
+@pytest.mark.parametrize("workers", [2, 3])
+def test_one_that_dies_idle_while_another_is_replaced_is_told_at_once(tiny_bundle: Any, workers: int) -> None:
+    async def scenario(device: Device) -> None:
+        instance, held = device.host.instance, asyncio.Event()
+        for worker in device.workers:
+            worker.rss_bytes, worker.report = 200, worker.report.__class__(**{**fields(worker), "rss_bytes": 100})
+        device.before_start = held.wait  # type: ignore[assignment]
+        instance.places[0].recycling.due = "max_rss_bytes"
+        instance.wake()
+        await until(lambda: instance.places[0].starting)
+        device.workers[1].die()
+        assert device.events == ["worker_crashed"] and len(instance.quarantine.crashed_at) == 1
+        assert device.host.record.conduct.failures == 1, "a bundle on probation answers for it"
+        assert device.host.state == ("ready" if workers == 3 else "restarting")
+        if workers == 3:
+            await until(lambda: instance.places[1].starting)  # beside the other
+        held.set()
+        await until(lambda: instance.serving == workers)
+        assert instance.lead.worker.ready and device.host.state == "ready"
+        assert Counter(device.events) == {"worker_crashed": 1, "worker_recycled": 1, "worker_recovered": 1}
+
+    drive(tiny_bundle, scenario, workers=workers)
+
+
+def test_all_that_die_idle_at_once_are_told(tiny_bundle: Any) -> None:
+    async def scenario(device: Device) -> None:
+        for worker in device.workers:
+            worker.die()
+        await until(lambda: device.host.instance.serving == 3)
+        assert Counter(device.events)["worker_crashed"] == 3
+
+    drive(tiny_bundle, scenario, workers=3, quarantine_crashes=4)
+
+
+@pytest.mark.parametrize("how", ["sent away", "replaced"])
+def test_the_last_batch_of_one_that_leaves_holds_up_no_restart(tiny_bundle: Any, how: str) -> None:
+    async def scenario(device: Device) -> None:
+        instance = device.host.instance
+        device.ask(1)
+        if how == "sent away":
+            device.ask(2)
+            leaves = device.workers[1]
+            instance.crew.let_go("others need the room")
+        else:
+            leaves = device.workers[0]
+            device.hand_over().on_lost = leaves.on_lost
+        device.workers[0].die()
+        assert device.events == ["worker_crashed"] and device.host.state == "restarting"
+        await until(lambda: instance.serving == 1)
+        assert leaves.batches, "it is still at it"
+        leaves.answer()
+        await until(lambda: bool(device.workers[0].batches) or how == "replaced")
+        for worker in device.workers:
+            if worker.batches:
+                worker.answer()
+        assert device.told == ({1: 200, 2: 200} if how == "sent away" else {1: 200})
+        assert device.events == ["worker_crashed", "worker_recovered"]
+
+    drive(tiny_bundle, scenario, workers=2 if how == "sent away" else 1, busy_s=LONG_S)
+
+
 def test_the_one_on_its_way_takes_over_when_the_last_dies(tiny_bundle: Any) -> None:
     starts: list[int] = []
 

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,15 @@ class Worker(Batches):
     alive: set[Worker] = set()  # noqa: RUF012 - emptied by each device
     bad: set[str] = set()  # noqa: RUF012 - bundles whose live requests fail
     refused: set[str] = set()  # noqa: RUF012 - bundles that don't pass their activation
+    before: Callable[[str, WorkerSpec], None]  # told of each that starts or ends
 
     def __init__(self, spec: WorkerSpec, **_: Any) -> None:
+        self.generation = 0
         self.spec, self.ready, self.report, self.rss_bytes, self.pid = spec, False, None, None, None
 
     async def start(self, check: str = "full", timeout_s: float = 600.0) -> ActivationReport:
         await asyncio.sleep(0)
+        self.before("start", self.spec)
         bundle_id = open_bundle(self.spec.bundle_path, verify=False).bundle_id
         if bundle_id != self.spec.bundle_id:
             raise BundleRefused("replaced", "another bundle took its place")
@@ -73,12 +77,16 @@ class Worker(Batches):
         return BatchResult(done=done, payload=memoryview(payload))
 
     async def stop(self, grace_s: float = 5.0) -> None:
+        self.before("stop", self.spec)
         self.ready = False
         self.alive.discard(self)
 
     def kill(self) -> None:
         self.ready = False
         self.alive.discard(self)
+
+    def successor(self, spec: WorkerSpec | None = None, on_lost: Any = None) -> Worker:
+        return Worker(spec or self.spec)
 
 
 class Place:
@@ -99,12 +107,19 @@ class Place:
             emit=lambda kind, **detail: self.events.append(kind),
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
         )
+        self.settings = given_settings
         self.deployment = Deployment(given_settings, load_profile("x86-gateway"), around)
         self._numbers = iter(range(1, 10_000))
 
     def point_to(self, number: int) -> None:
         self.path.unlink(missing_ok=True)
         self.path.symlink_to(self.bundles[number].path)
+
+    def reload(self, **changes: Any) -> None:
+        """Its bundles are to be so from now on."""
+        entries = tuple(msgspec.structs.replace(entry, **changes) for entry in self.settings.bundle)
+        self.settings = msgspec.structs.replace(self.settings, bundle=entries)
+        self.deployment.follow(self.settings)
 
     @property
     def serving(self) -> str | None:
@@ -129,10 +144,19 @@ def bundles(make_bundle: Any) -> list[Any]:
     return [make_bundle(version=f"1.{number}.0") for number in range(3)]
 
 
-def drive(bundles: Sequence[Any], scenario: Scenario, *others: BundleEntry, policy: Policy | None = None) -> None:
+def drive(
+    bundles: Sequence[Any],
+    scenario: Scenario,
+    *others: BundleEntry,
+    policy: Policy | None = None,
+    before: Callable[[Place, str, WorkerSpec], None] = lambda device, what, spec: None,
+) -> None:
+    """``before``: what happens while a worker starts or stops."""
+
     async def main(folder: Path) -> None:
         Worker.alive.clear(), Worker.bad.clear(), Worker.refused.clear()
         device = Place(folder, bundles, *others, policy=policy or Policy())
+        Worker.before = staticmethod(partial(before, device))  # type: ignore[assignment]
         await device.deployment.activate_all()
         try:
             await asyncio.wait_for(scenario(device), 20)
@@ -299,6 +323,62 @@ def test_an_agent_that_stops_begins_no_change(bundles: list[Any]) -> None:
         assert device.serving == bundles[0].bundle_id and (await device.ask())[0] == 200
 
     drive(bundles, scenario)
+
+
+async def settled(device: Place) -> None:
+    """Once whatever was begun is over."""
+    while device.deployment._changes:
+        await asyncio.gather(*device.deployment._changes)
+
+
+@pytest.mark.parametrize("moment", ["start", "stop"])
+@pytest.mark.parametrize("serves", [True, False])
+def test_a_reload_while_a_bundle_comes_or_goes_leaves_it_in_one_place(
+    bundles: list[Any], moment: str, serves: bool
+) -> None:
+    reloads: list[int] = []
+
+    def before(device: Place, what: str, spec: WorkerSpec) -> None:
+        if reloads and what == moment:
+            device.reload(workers=reloads.pop())
+
+    async def scenario(device: Place) -> None:
+        if moment == "stop":
+            reloads.append(2)
+        await device.deployment.unload("tiny")
+        if moment == "start":
+            reloads.append(2)
+        if not serves:
+            Worker.refused.add(bundles[0].bundle_id)
+            with pytest.raises(BundleRefused):
+                await device.deployment.load("tiny")
+        else:
+            await device.deployment.load("tiny")
+        await settled(device)
+        assert not reloads
+        states = [status.state for status in (*device.deployment.refused, *device.deployment.unloaded)]
+        assert states == ([] if serves else ["refused"]) and device.deployment.degraded == (not serves)
+        assert [len(host.instance.places) for host in device.deployment.hosts.values()] == [2] * serves
+
+    drive(bundles, scenario, before=before)
+
+
+def test_a_reload_during_the_start_holds_for_the_bundles_that_are_still_to_come(
+    bundles: list[Any], others: list[Path]
+) -> None:
+    reloads = [2]
+
+    def before(device: Place, what: str, spec: WorkerSpec) -> None:
+        if reloads:
+            device.reload(workers=reloads.pop())
+
+    async def scenario(device: Place) -> None:
+        await settled(device)
+        sizes = {name: len(host.instance.places) for name, host in device.deployment.hosts.items()}
+        assert sizes == {"tiny": 2, "second": 2, "third": 2}
+        assert all(entry.workers == 2 for entry in device.deployment.entries.values())
+
+    drive(bundles, scenario, *[BundleEntry(path=path) for path in others], before=before)
 
 
 TURNS = st.lists(

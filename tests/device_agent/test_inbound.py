@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,6 +19,8 @@ from hypothesis import strategies as st
 from identity_model import write_identity
 from raw_http import Door, Heard, Wire, post
 
+from device_agent.http import HttpApp, Reply
+from device_agent.http_server import HttpServer
 from device_agent.inbound import FREE_BYTES, Coming, Inbound
 
 INFER = "/v2/models/id/infer"
@@ -50,9 +54,60 @@ def test_they_never_take_more_than_they_may_and_the_longest_goes_first(
         counted = [max(0, size - FREE_BYTES) for size in sizes]
         assert inbound.bytes == sum(counted)
         assert inbound.bytes <= limit or sum(map(bool, counted)) == 1, "a single one has room"
-    for body in bodies:
+    late = [body.unpacking() for body in bodies]
+    for body, unpacked in zip(bodies, late, strict=True):
         body.over()
+        unpacked(1_000_000)
     assert inbound.bytes == 0 and not inbound._long
+
+
+class Echo:
+    """A desk that answers everything with nothing."""
+
+    async def infer(self, *_: Any) -> Reply:
+        return Reply(body=b"{}")
+
+
+def test_what_is_unpacked_after_a_body_is_over_counts_no_more() -> None:
+    """As where each piece waits until a tenant's bytes of the day are written down."""
+    inbound, whole = Inbound(lambda: LIMIT), gzip.compress(bytes(LONG))
+    app = HttpApp(Echo(), max_body_bytes=4 * LIMIT, record=lambda completion: None)  # type: ignore[arg-type]
+    counted: list[int] = []
+
+    async def main() -> None:
+        began = asyncio.Event()
+
+        async def behind(scope: Any, receive: Any, send: Any) -> None:
+            """The application gets each piece when the next one has come."""
+            first = await receive()
+            assert first["more_body"]
+            began.set()
+            pieces = [await receive(), first]
+
+            async def later() -> Any:
+                return pieces.pop() if pieces else await receive()
+
+            await app(scope, later, send)
+            counted.append(inbound.bytes)
+
+        listening = socket.socket()
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        server = HttpServer(behind, inbound=inbound)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        for _ in range(3):  # the longest of several would be refused, idle as it is
+            began.clear()
+            reader, writer = await asyncio.open_connection(*listening.getsockname())
+            head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: {len(whole)}\r\n\r\n"
+            writer.write(head.encode() + whole[:-8])
+            await began.wait()
+            writer.write(whole[-8:])
+            assert (await reader.readline()).split()[1] == b"200"
+        server.close(drain_s=0)
+        await serving
+
+    asyncio.run(asyncio.wait_for(main(), 30))
+    assert counted == [0, 0, 0]
 
 
 @pytest.fixture(scope="module")

@@ -158,6 +158,20 @@ def test_it_says_that_it_lives_while_texts_run(tiny: Activated, watched: list[st
         assert isinstance(supervisor.hear()[0], wire.Done)
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+def test_what_is_under_way_is_answered_before_a_stop_ends_it(
+    tiny: Activated, watched: list[str], held: threading.Event, batches: int
+) -> None:
+    with ready(tiny, *[(texts("a good film"),), (texts("a bad film"),)][:batches]) as supervisor:
+        wire.send(supervisor.sock, wire.Stop())
+        until(watched, "encode ends", batches)
+        held.set()
+        told = [supervisor.hear()[0] for _ in range(batches)]
+        assert [done.batch_id for done in told if isinstance(done, wire.Done)] == [*range(1, batches + 1)]
+        supervisor._thread.join(WAIT_S)
+        assert not supervisor._thread.is_alive(), "it asks for no more"
+
+
 def test_a_weaker_device_does_not_prepare_while_it_is_thought_to_run(tiny: Activated, watched: list[str]) -> None:
     with ready(tiny, (texts("a good film"),), (texts("a bad film"),), slowdown=3.0) as supervisor:
         for _ in range(2):
