@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+from collections.abc import Callable
 
 import msgspec
 
@@ -53,6 +54,7 @@ class Dispatch:
         around: Surroundings,
         wake: asyncio.Event,
         room: Room,
+        ask_beside: Callable[[Ticket, Cloud], None],
     ) -> None:
         self._instance = instance
         self._places = instance.places
@@ -63,7 +65,7 @@ class Dispatch:
         self._record = record
         self._around = around
         self._room = room
-        self._overrun = Overrun(instance.places, judge, around.clock)
+        self._overrun = Overrun(instance.places, judge, around.clock, ask_beside)
         self._learnt_at = -math.inf
         self._wake = wake  # set when a worker may have died, or there is a chore
 

@@ -75,7 +75,7 @@ class ModelHost:
         self._review = Review(queue, self._judge, around.clock)
         self.record = TrackRecord(learning, around.slowed)
         self._dispatch = Dispatch(
-            self.instance, queue, self._judge, self._review, learning, self.record, around, wake, room
+            self.instance, queue, self._judge, self._review, learning, self.record, around, wake, room, self._beside
         )
         instance.crew.on_joined, instance.crew.on_failed = self._dispatch.next, self._dispatch.not_back
         instance.on_died = self._dispatch.died
@@ -209,8 +209,6 @@ class ModelHost:
         if not ticket.answered:
             ticket.waits = False
             self._queue.drop(ticket)
-            if ticket.asking is not None:
-                ticket.asking.cancel()
             self._gone(ticket)
 
     def _follow(self, ticket: Ticket, decision: Decision) -> None:
@@ -223,6 +221,8 @@ class ModelHost:
             if ticket.request.deadline_at is not None and ticket in self._queue:
                 self._review.plan()
         elif isinstance(decision, Cloud):
+            if ticket.asking is not None:
+                ticket.asking.cancel()
             ticket.asking = self._task_of(self._ask_cloud(ticket, decision), ticket)
         else:
             self._answer(ticket, shed_answer(decision))
@@ -233,6 +233,8 @@ class ModelHost:
             if not isinstance(verdict, Answer):
                 self._follow(ticket, verdict)
                 return
+            if ticket.asking is not None:  # a worker was quicker
+                ticket.asking.cancel()
             ticket.unsure = self._judge.second_opinion(ticket, verdict.confidence)
             if ticket.unsure is None:
                 self._answer(ticket, verdict)
@@ -254,6 +256,19 @@ class ModelHost:
             if not isinstance(after, Cloud):
                 after = for_want_of_cloud(after, answer.reason)
         self._follow(ticket, after)
+
+    def _beside(self, ticket: Ticket, decision: Cloud) -> None:
+        """Ask the cloud while a worker has it too: whoever answers first is heard."""
+        ticket.asking = self._task_of(self._ask_beside(ticket, decision), ticket)
+
+    async def _ask_beside(self, ticket: Ticket, decision: Cloud) -> None:
+        answer = await self._around.cloud.infer(decision, ticket.request, self.name, tried=ticket.failed_at)
+        if isinstance(answer, Answer):
+            ticket.waits, ticket.held_by = False, None
+            self._queue.drop(ticket)
+            self._answer(ticket, answer)
+        else:
+            ticket.failed_at, ticket.asking = (*ticket.failed_at, *answer.endpoints), None
 
     async def _ask_again(self, ticket: Ticket, ours: Answer, unsure: Cloud) -> None:
         now, cloud = self._around.clock(), self._around.cloud
@@ -307,6 +322,8 @@ class ModelHost:
 
     def _gone(self, ticket: Ticket) -> None:
         ticket.answered = True
+        if ticket.asking is not None and ticket.asking is not asyncio.current_task():
+            ticket.asking.cancel()
         self._here -= 1
         if not self._here:
             self._nobody_here.set()

@@ -1,4 +1,5 @@
-"""Requests that a worker has and doesn't answer in time: the cloud has them while it can, and nobody waits for ever.
+"""Requests that a worker has and doesn't answer in time: the cloud is asked as well while it can make it, and nobody
+waits for ever.
 
 A batch can't be taken back from a worker, and one that hangs is ended only when its watchdog says so. Its clients
 needn't wait for that: whoever has a deadline hears a little after it at the latest, whatever the worker does.
@@ -39,7 +40,14 @@ def look_at(now: float, deadline_at: float, until: float, there: There | None) -
 class Overrun:
     """One timer for all that the workers of a model have. Told of each batch that begins."""
 
-    def __init__(self, places: Sequence[Place], judge: Judge, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        places: Sequence[Place],
+        judge: Judge,
+        clock: Callable[[], float],
+        ask_beside: Callable[[Ticket, Cloud], None],
+    ) -> None:
+        self._ask_beside = ask_beside
         self._places = places
         self._judge = judge
         self._clock = clock
@@ -78,12 +86,15 @@ class Overrun:
         deadline_at = ticket.request.deadline_at
         if deadline_at is None or ticket.held_by is not batch or not ticket.waits:
             return
-        there = self._judge.there(ticket, now)
+        there = None if ticket.asking else self._judge.there(ticket, now)
         decision = overrun(now, deadline_at, end_at, there)
-        if decision is None:
-            self._at(look_at(now, deadline_at, end_at, there), now)
-        else:
+        if isinstance(decision, Shed):
             ticket.resolve(decision)
+            return
+        if decision is not None:
+            self._ask_beside(ticket, decision)
+            there = None
+        self._at(look_at(now, deadline_at, end_at, there), now)
 
 
 def _until(place: Place, batch: Running) -> float:

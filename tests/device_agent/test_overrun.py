@@ -177,16 +177,45 @@ def test_it_is_looked_at_when_the_batch_should_have_ended(
         ticket: Any = Ticket(
             request=request,
             pending=None,  # type: ignore[arg-type]
-            on_verdict=lambda ticket, verdict: told.append((time.monotonic() - now, verdict)),
+            on_verdict=lambda ticket, verdict: None,
             on_answer=lambda answer: None,
             waits=True,
         )
         place.running = ticket.held_by = Running([ticket], now, run_s)
         place.ahead = Running([], now, ahead_s)
         judge: Any = SimpleNamespace(there=lambda *_: there, soonest=lambda _: there)
-        Overrun([place], judge, time.monotonic).watch(place, place.running, now)
+        told_at = lambda ticket, decision: told.append((time.monotonic() - now, decision))  # noqa: E731
+        Overrun([place], judge, time.monotonic, told_at).watch(place, place.running, now)
         await until(lambda: bool(told))
 
     asyncio.run(main())
     ((at, verdict),) = told
     assert isinstance(verdict, Cloud) and at >= goes_at, told
+
+
+def test_a_worker_that_answers_after_all_is_heard_and_the_cloud_given_up(tiny_bundle: Any) -> None:
+    given_up = asyncio.Event()
+
+    class Silent(Cloudy):
+        async def infer(self, decision: Cloud, *_: Any, **__: Any) -> Answer | Unanswered:
+            self.asked.append(decision.reason)
+            try:
+                await asyncio.sleep(60)
+            finally:
+                given_up.set()
+            raise AssertionError
+
+    cloud = Silent()
+
+    async def scenario(device: Device) -> None:
+        asked = asyncio.create_task(infer(device.host, due(1, 0.3, local_only=False)))
+        await until(lambda: bool(cloud.asked))
+        device.worker.answer()
+        answer = await asked
+        assert (answer.status, answer.route) == (200, "local")
+        await given_up.wait()
+        late = asyncio.create_task(infer(device.host, due(2, 0.1, local_only=False)))
+        await until(lambda: len(cloud.asked) == 2)
+        assert (await late).status == 504, "neither answers"
+
+    drive(tiny_bundle, scenario, cloud=cloud)

@@ -58,7 +58,7 @@ def flood(worker: Worker, policy: Policy, factor: float, seconds: float) -> tupl
 @pytest.mark.parametrize(
     "worker",
     [
-        Worker(base_s=0.2, row_s=0.1),
+        pytest.param(Worker(base_s=0.2, row_s=0.1), marks=pytest.mark.long),
         pytest.param(Worker(base_s=0.02, row_s=0.1, spread=0.2), marks=pytest.mark.long),
     ],
 )

@@ -265,6 +265,7 @@ def test_a_jetson_gets_a_pruned_network_in_each_of_its_precisions(workshop: Path
     assert report.profiles["jetson-orin-nano"].chosen == "l2-h2-f64-v98+fp16"
 
 
+@pytest.mark.long
 def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path, tmp_path: Path) -> None:
     report = export(workshop, tmp_path / "ladder", cache)
     names = [candidate.name for candidate in report.profiles["arm64-gateway"].candidates]
