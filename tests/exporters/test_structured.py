@@ -254,6 +254,7 @@ def test_settings_that_were_found_and_lead_nowhere_name_who_found_them(
     assert len(rates) == 4 and rates[3] == rates[2]
 
 
+@pytest.mark.long
 def test_a_jetson_gets_a_pruned_network_in_each_of_its_precisions(workshop: Path, cache: Path, tmp_path: Path) -> None:
     path = workshop / "jetson.toml"
     path.write_text(RECIPE.format(vocabulary=98, more="heads = 2\nffn = 64\n"), encoding="utf-8")
