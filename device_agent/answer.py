@@ -78,6 +78,8 @@ def energy_share(reading: PowerReading | None, compute_s: float, batch_size: int
     if reading.active_w is None:
         why = reading.active_reason or reading.reason or "no power source"
         return Energy(energy_j=None, method=f"unknown: {why}")
+    if reading.active_w <= 0.0:  # no inference is free: the sample was over before this one began
+        return Energy(energy_j=None, method="unknown: the device was idle in the last power sample")
     # The reading is of the last second, not of this batch: however good the sensor, the share is an estimate.
     return Energy(energy_j=reading.active_w * compute_s / max(batch_size, 1), method="estimated")
 

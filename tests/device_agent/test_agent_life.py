@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 SLOW = "[emulate]\nslowdown = 250.0"  # a batch takes a tenth of a second or more
@@ -363,6 +364,9 @@ def test_a_requests_share_of_the_power_is_an_estimate_whatever_the_sensor(
     )
     energy = agent._energy(0.5, 2)
     assert energy.energy_j == 1.0 and energy.method == "estimated"
+    agent._reporter.last_reading = msgspec.structs.replace(agent._reporter.last_reading, active_w=0.0)
+    energy = agent._energy(0.5, 2)
+    assert energy.energy_j is None and "idle in the last power sample" in energy.method
 
 
 def test_a_second_agent_on_the_same_folder_is_refused_and_the_first_goes_on(start_agent: Any) -> None:
