@@ -11,6 +11,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 
 from aios_edge.errors import RemoteError
+from device_agent.background import ended, kept_up
 from device_agent.cloud_fit import misfit, takes_natural, versions_of
 from device_agent.cloud_health import Emit, Health
 from device_agent.cloud_model import CloudModel
@@ -55,7 +56,8 @@ class CloudWatch:
         """Check in the background, from now on."""
         loop = asyncio.get_running_loop()
         self._tasks = [
-            loop.create_task(task, name=f"cloud-{self._name}") for task in (self._watch(), self._look_again())
+            loop.create_task(kept_up(step, f"cloud {self._name} could not be checked"), name=f"cloud-{self._name}")
+            for step in (self._watch, self._look_again)
         ]
 
     async def stop(self) -> None:
@@ -63,10 +65,7 @@ class CloudWatch:
         for task in self._rechecks.values():
             task.cancel()
         await asyncio.gather(*self._rechecks.values(), return_exceptions=True)
-        while left := [task for task in self._tasks if not task.done()]:
-            for task in left:  # wait_for before Python 3.12 may swallow a cancellation
-                task.cancel()
-            await asyncio.wait(left, timeout=1.0)
+        await ended(*self._tasks)
 
     def doubt(self) -> None:
         """Find out whether requests are answered: nobody is sent there until somebody was."""
@@ -150,18 +149,17 @@ class CloudWatch:
 
     async def _look_again(self) -> None:
         """Nobody was sent to a half-open one since it was checked, maybe because it was slow then: and now?"""
-        while True:
-            await asyncio.sleep(HALF_OPEN_S)
-            breaker = self._health.breaker
-            if breaker.state != "half_open" or breaker.probing:
-                continue
-            try:
-                for model in [model for model in self._models.values() if model.usable]:
-                    await self._check(model)
-            except (RemoteError, asyncio.TimeoutError):
-                if self._health.breaker.state == "half_open":
-                    self._health.check_failed()
-                    self.wake.set()
+        await asyncio.sleep(HALF_OPEN_S)
+        breaker = self._health.breaker
+        if breaker.state != "half_open" or breaker.probing:
+            return
+        try:
+            for model in [model for model in self._models.values() if model.usable]:
+                await self._check(model)
+        except (RemoteError, asyncio.TimeoutError):
+            if self._health.breaker.state == "half_open":
+                self._health.check_failed()
+                self.wake.set()
 
     async def _check(self, model: CloudModel) -> None:
         """Fetch the remote model's metadata and compare; raises RemoteError or TimeoutError if there is none."""

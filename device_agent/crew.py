@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from device_agent import recycle
+from device_agent.background import ended, kept_up
 from device_agent.place import Place
 from device_agent.quarantine import Quarantine
 from device_agent.surroundings import Surroundings
@@ -28,7 +29,6 @@ log = logging.getLogger("device_agent.model")
 
 NO_ROOM_PAUSE_S = 10.0  # until it is looked again whether there is room for one
 MADE_ROOM_PAUSE_S = 60.0  # after one had to go: whoever needed its room is still loading
-FAULT_PAUSE_S = 1.0
 
 SpareRoom = Callable[[int], bool]  # whether so many bytes are left of what all models may take
 
@@ -63,7 +63,8 @@ class Crew:
             if not self._ended and self._instance.ready and _is_empty(place):
                 await self._start(place)
         if not self._ended and self._keeper is None:
-            self._keeper = asyncio.get_running_loop().create_task(self._keep(), name=f"crew-{self._instance.name}")
+            keep = kept_up(self._step, f"the workers of {self._instance.name} could not be looked after")
+            self._keeper = asyncio.get_running_loop().create_task(keep, name=f"crew-{self._instance.name}")
 
     def look(self) -> None:
         """Something has changed: one was lost, or the model serves again."""
@@ -83,14 +84,13 @@ class Crew:
 
     async def rest(self) -> None:
         """Give up a start that goes on: the model ends its workers."""
-        await _cancelled(self._starting)
+        await ended(self._starting)
 
     async def end(self) -> None:
         """Start nobody any more, and wait for those that were sent away."""
         self._ended = True
         keeper, self._keeper = self._keeper, None
-        for task in (keeper, self._starting, *self._retiring):
-            await _cancelled(task)
+        await ended(keeper, self._starting, *self._retiring)
 
     # Memory
 
@@ -127,14 +127,6 @@ class Crew:
 
     # Starting
 
-    async def _keep(self) -> None:
-        while True:
-            try:
-                await self._step()
-            except Exception:  # without this task no worker ever comes back
-                log.exception("the workers of %s could not be looked after; tried again", self._instance.name)
-                await asyncio.sleep(FAULT_PAUSE_S)
-
     async def _step(self) -> None:
         self._changed.clear()
         empty = [place for place in self._instance.places if _is_empty(place)] if self._instance.ready else []
@@ -160,7 +152,7 @@ class Crew:
         try:
             await asyncio.wait((task,))
         finally:
-            await _cancelled(task)
+            await ended(task)
             self._starting = None
 
     async def _started(self, place: Place) -> None:
@@ -193,9 +185,3 @@ async def _retire(old: WorkerHandle) -> None:
         await old.retire()
     finally:  # the model may be stopped while its last batch runs
         await old.stop(grace_s=0.0)
-
-
-async def _cancelled(task: asyncio.Task[None] | None) -> None:
-    while task is not None and not task.done():  # wait_for before Python 3.12 may swallow a cancellation
-        task.cancel()
-        await asyncio.wait((task,), timeout=1.0)

@@ -16,6 +16,7 @@ import msgspec
 
 from aios_edge.errors import WorkerLost
 from device_agent.answer import local_answer
+from device_agent.background import kept_up
 from device_agent.judge import Judge
 from device_agent.learning import Learning
 from device_agent.model_instance import ModelInstance
@@ -33,7 +34,6 @@ from device_agent.worker_pool import BatchResult
 
 log = logging.getLogger("device_agent.model")
 
-FAULT_PAUSE_S = 1.0
 STANDS_STILL = 2.0  # times what a batch and the way to its worker were expected to take: then nothing goes behind it
 LEARN_EVERY_S = 0.002  # of batches that take less, some teach as much as all; learning would be a part of their cost
 
@@ -155,12 +155,7 @@ class Dispatch:
     async def serve(self) -> None:
         """Bring the workers back whenever none is left, and do what is to be done between two batches."""
         try:
-            while True:
-                try:
-                    await self._step()
-                except Exception:  # without this task no worker ever comes back
-                    log.exception("the worker of %s could not be looked after; tried again", self._instance.name)
-                    await asyncio.sleep(FAULT_PAUSE_S)
+            await kept_up(self._step, f"the workers of {self._instance.name} could not be looked after")
         finally:
             self._overrun.close()
             for place in self._places:

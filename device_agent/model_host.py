@@ -20,6 +20,7 @@ import msgspec
 from aios_edge.bundle.read import Bundle
 from aios_edge.errors import WorkerLost
 from device_agent.answer import Answer, shed_answer
+from device_agent.background import ended
 from device_agent.crew import SpareRoom, no_limit
 from device_agent.dispatch import Dispatch
 from device_agent.judge import Judge
@@ -159,9 +160,7 @@ class ModelHost:
         running = [ticket for place in places for ticket in (*place.running.tickets, *place.ahead.tickets)]
         waiting = [*self._queue.tickets(), *running]
         self._review.cancel()
-        while self._task and not self._task.done():  # wait_for before Python 3.12 may swallow a cancellation
-            self._task.cancel()
-            await asyncio.wait((self._task,), timeout=1.0)
+        await ended(self._task)
         for ticket in waiting:
             ticket.resolve(Shed(Reason.DRAINING, 5.0))
         self._queue.clear()
