@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 
-import msgspec
-
 from device_agent.cloud_fit import ModelShape
+from device_agent.made_up_request import made_up_request, text_tensors
 from device_agent.values import InferenceRequest
 
 MAX_ELEMENTS = 65_536  # of all tensors: more is too much to send for a look
@@ -23,13 +22,13 @@ def sample_request(ours: ModelShape, now: float, *, natural: bool) -> InferenceR
     """Of one row: a text where the endpoint takes the task's ``natural`` input, else ones, which are also a mask that
     masks nothing. None where it would be very large, or can't be put in JSON."""
     if natural and ours.natural_inputs:
-        inputs = [{"name": name, "datatype": "BYTES", "shape": [1], "data": [_TEXT]} for name in ours.natural_inputs]
+        tensors = text_tensors(ours.natural_inputs, _TEXT)
     else:
         shapes = [[max(size, 1) for size in spec.shape] for spec in ours.inputs]
         counts = [math.prod(shape) for shape in shapes]
         if sum(counts) > MAX_ELEMENTS or any(spec.datatype in _NOT_IN_JSON for spec in ours.inputs):
             return None
-        inputs = [
+        tensors = [
             {
                 "name": spec.name,
                 "datatype": spec.datatype,
@@ -38,17 +37,4 @@ def sample_request(ours: ModelShape, now: float, *, natural: bool) -> InferenceR
             }
             for spec, shape, count in zip(ours.inputs, shapes, counts, strict=True)
         ]
-    body = msgspec.json.encode({"inputs": inputs})
-    return InferenceRequest(
-        request_id=0,  # clients' numbers are positive
-        model=ours.name,
-        body=body,
-        json_length=None,
-        client_id=None,
-        priority=0,
-        deadline_at=None,
-        local_only=False,
-        arrived_at=now,
-        cost_hint_bytes=len(body),
-        natural=natural,
-    )
+    return made_up_request(ours.name, tensors, number=0, now=now, natural=natural)

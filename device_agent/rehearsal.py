@@ -7,10 +7,9 @@ well.
 
 from __future__ import annotations
 
-import msgspec
-
 from aios_edge.manifest import Manifest
 from device_agent.learning import Learning
+from device_agent.made_up_request import made_up_request, text_tensors
 from device_agent.raw_model import is_raw
 from device_agent.surroundings import Surroundings
 from device_agent.values import InferenceRequest
@@ -43,25 +42,9 @@ async def rehearse(worker: WorkerHandle, manifest: Manifest, learning: Learning,
 
 def rehearsal_batch(model: str, words: tuple[int, ...], *, pair: bool, now: float) -> list[InferenceRequest]:
     """One batch of requests with the text task's natural input."""
-    requests: list[InferenceRequest] = []
-    for count in words:
-        text = " ".join(["a", "good", "film", "with", "story"][index % 5] for index in range(count))
-        names = ("text", "text_pair") if pair else ("text",)
-        inputs = [{"name": name, "datatype": "BYTES", "shape": [1], "data": [text]} for name in names]
-        body = msgspec.json.encode({"inputs": inputs})
-        requests.append(
-            InferenceRequest(
-                request_id=0 - len(requests) - 1,  # clients' numbers are positive
-                model=model,
-                body=body,
-                json_length=None,
-                client_id=None,
-                priority=0,
-                deadline_at=None,
-                local_only=True,
-                arrived_at=now,
-                cost_hint_bytes=len(names) * len(msgspec.json.encode([text])),
-                natural=True,
-            )
-        )
-    return requests
+    names = ("text", "text_pair") if pair else ("text",)
+    texts = [" ".join(["a", "good", "film", "with", "story"][index % 5] for index in range(count)) for count in words]
+    return [
+        made_up_request(model, text_tensors(names, text), number=-number, now=now, natural=True)
+        for number, text in enumerate(texts, 1)
+    ]
