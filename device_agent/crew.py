@@ -77,6 +77,13 @@ class Crew:
             place.not_before = float("-inf")
         self.look()
 
+    def room_was_made(self) -> None:
+        """Another model has gone: those that there was no room for are tried at once."""
+        for place in self._instance.places:
+            if place.wants_room:
+                place.not_before = float("-inf")
+                self.look()
+
     async def settled(self) -> None:
         """Wait for the end of a start that goes on, if any does."""
         if self._starting is not None:
@@ -146,7 +153,9 @@ class Crew:
     async def _start(self, place: Place) -> None:
         if (why := self._want_of_room()) is not None:
             place.detail, place.not_before = why, self._around.clock() + NO_ROOM_PAUSE_S
+            place.wants_room = True
             return
+        place.wants_room = False
         task = asyncio.get_running_loop().create_task(self._started(place), name=f"crew-start-{self._instance.name}")
         self._starting = task
         try:

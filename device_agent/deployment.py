@@ -368,6 +368,7 @@ class Deployment:
         )
         self._away[entry] = status
         await self._succession.retire(host, limit_s=self._around.policy.drain_s)
+        self._upkeep.room_was_made()
         self._away[self._by_now(entry)] = msgspec.structs.replace(status, state="unloaded", detail="unloaded")
         self._around.emit("unloaded", model=model, version=manifest.version, bundle_id=bundle_id)
 

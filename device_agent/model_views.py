@@ -68,6 +68,7 @@ def model_status(
         service_base_s=host.service.base_s,
         service_per_unit_s=host.service.per_unit_s,
         spread=host.service.spread,
+        caution=round(host.service.caution_at(now), 3),
         activation=host.instance.report,
         engine_build=build,
         probation=None if probation is None else _probation_status(host, probation, now),

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class Place:
     """``ahead``: the batch that the worker has already, and takes next. ``live``: there is a worker, or was until a
     moment ago and nobody was told yet. ``starting``: one is being started. ``detail``: why there is none.
-    ``not_before``: of a worker that the model can do without, when the next is tried."""
+    ``not_before``: of a worker that the model can do without, when the next is tried; ``wants_room``: none was started
+    for want of memory."""
 
     __slots__ = (
         "ahead",
@@ -30,6 +31,7 @@ class Place:
         "recycling",
         "running",
         "starting",
+        "wants_room",
         "watchdog",
         "worker",
     )
@@ -48,6 +50,7 @@ class Place:
         self.how_lost = "ended"  # as the handle said it; of a batch's worker its WorkerLost says it too
         self.lost_at = 0.0
         self.not_before = float("-inf")
+        self.wants_room = False
 
     @property
     def held(self) -> int:

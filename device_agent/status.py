@@ -63,7 +63,8 @@ class WorkerStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     """One model. A batch is predicted to take ``service_base_s + service_per_unit_s * padded tokens``, off by
-    ``spread`` of it (one standard deviation). ``waiting_limit``: how many without a deadline may wait at the moment,
+    ``spread`` of it (one standard deviation); ``caution``: by how much the margin of a promise is wider than that asks
+    for, because promises were broken. ``waiting_limit``: how many without a deadline may wait at the moment,
     None before the first of them, or when ``queue_delay_s`` is off. ``contract`` ``none`` is a raw model's, which has
     no ``bundle_id``. ``engine_build``: TensorRT's engine, while it is built beside. ``worker_pid`` and
     ``worker_rss_bytes`` are those of one of its ``workers``."""
@@ -91,6 +92,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     service_base_s: float
     service_per_unit_s: float
     spread: float
+    caution: float
     activation: ActivationReport | None
     engine_build: EngineBuild | None
     probation: ProbationStatus | None

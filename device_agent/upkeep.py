@@ -109,6 +109,11 @@ class Upkeep:
         budget = self._around.policy.memory_budget_bytes
         return budget is None or sum(each.held_bytes for each in self._residents(None)) + need_bytes <= budget
 
+    def room_was_made(self) -> None:
+        """A model has gone, and nobody asked it to for another."""
+        for host in self._hosts.values():
+            host.instance.crew.room_was_made()
+
     async def _unload(self, budget: int, asking: str | None) -> None:
         while (model := to_thin_out(self._residents(asking), budget)) is not None:
             await self._hosts[model].instance.crew.let_go("others need the room")

@@ -17,6 +17,12 @@ def test_overload_is_shared_with_the_cloud_and_little_is_late(start_agent: Any, 
     cloud = start_agent(bundle=bundle)
     device = start_agent(f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n[emulate]\nslowdown = 60.0\n', bundle=bundle)
     device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
+    # Whoever else has the cores for a moment takes them from the device, whose share it is then: three tries.
+    assert any(shared_and_in_time(device) for _ in range(3))
+
+
+def shared_and_in_time(device: Any) -> bool:
+    """Overload it once."""
     unloaded = []
     for _ in range(30):
         started = time.monotonic()
@@ -52,5 +58,5 @@ def test_overload_is_shared_with_the_cloud_and_little_is_late(start_agent: Any, 
         f" (late {sum(latency > deadline_s for latency in local)}) cloud {len(there)}"
         f" (late {sum(latency > deadline_s for latency in there)}) hits {hits / len(outcomes):.3f}"
     )
-    assert len(local) > 0.02 * len(outcomes) and len(there) > 0.2 * len(outcomes), "a busy machine takes less itself"
-    assert hits / len(outcomes) > 0.6, "0.97 and more on a quiet machine"
+    shared = len(local) > 0.1 * len(outcomes) and len(there) > 0.2 * len(outcomes)
+    return shared and hits / len(outcomes) > 0.85  # 0.97 and more on a quiet machine

@@ -20,7 +20,6 @@ from device_agent.model_host import ModelHost
 from device_agent.policy_in_force import PolicyInForce
 from device_agent.rehearsal import rehearsal_batch
 from device_agent.router import There
-from device_agent.service_time import CAUTION_STEP
 from device_agent.settings import Policy
 from device_agent.surroundings import Surroundings
 from device_agent.values import ActivationReport, Cloud, InferenceRequest, Reason
@@ -494,43 +493,3 @@ def test_when_the_host_stops_the_batch_that_went_ahead_is_told_too(tiny_bundle: 
         assert [answer.reason.value for answer in await asyncio.gather(*asked)] == ["draining", "draining"]
 
     drive(tiny_bundle, scenario, busy_s=0.001)
-
-
-def test_promises_to_be_in_time_are_learnt_from(tiny_bundle: Any) -> None:
-    def due(number: int, in_s: float) -> InferenceRequest:
-        now = time.monotonic()
-        return msgspec.structs.replace(request(number), arrived_at=now, deadline_at=now + in_s)
-
-    async def scenario(host: ModelHost, worker: Worker, events: list[Any]) -> None:
-        assert (await infer(host, due(1, 5.0))).status == 200
-        assert host.service.caution == 1.0
-        _, go_on = worker.held()
-        late = asyncio.create_task(infer(host, due(2, 0.1)))  # runs and runs
-        await asyncio.sleep(0)
-        waits = asyncio.create_task(infer(host, due(3, 0.15)))  # behind it
-        assert (await waits).reason is Reason.DEADLINE_PASSED
-        assert (await late).reason is Reason.DEADLINE_PASSED
-        go_on.set()
-        await until(lambda: not host.running)
-        raised = host.service.caution
-        assert raised == pytest.approx(CAUTION_STEP**2, rel=0.01)
-        assert (await infer(host, request(4))).status == 200
-        assert host.service.caution == raised, "without a deadline nothing was promised"
-        assert (await infer(host, due(5, 5.0))).status == 200
-        assert 1.0 < host.service.caution < raised
-        began = asyncio.Event()
-
-        async def hangs(requests: Sequence[InferenceRequest]) -> BatchResult:
-            began.set()
-            return await worker.hangs(requests)
-
-        worker.on_run = hangs
-        dying = asyncio.create_task(infer(host, due(6, 0.3)))
-        before = host.service.caution
-        await began.wait()
-        worker.on_run = worker.answered
-        worker.kill()
-        await dying
-        assert host.service.caution == before, "a death is no misjudgement"
-
-    drive(tiny_bundle, scenario)

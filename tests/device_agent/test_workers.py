@@ -237,9 +237,15 @@ def test_a_crash_too_many_starts_nobody_and_ends_nobody(start_agent: Any) -> Non
         kill_one(agent, number)
     agent.until(lambda _: len(agent.events("quarantined")) == 2)
     agent.post("/v2/repository/models/tiny/load")  # as does an operator
+    both(agent)
+    assert agent.stop() == 0
+
+
+def test_a_quarantined_models_last_worker_takes_it_along_until_it_is_loaded(start_agent: Any) -> None:
+    agent = start_agent("[policy]\nquarantine_crashes = 3\nquarantine_pause_s = 600.0", device=TWO)
     for number in (1, 0, 1):
         kill_one(agent, number)
-    agent.until(lambda _: len(agent.events("quarantined")) == 3)
+    agent.until(lambda _: agent.events("quarantined"))
     (last,) = pids(agent.status())
     os.kill(last, signal.SIGKILL)
     agent.until(lambda status: tiny(status)["state"] == "quarantined")
@@ -260,7 +266,6 @@ def test_each_has_cpus_of_its_own_where_the_profile_pins_them(start_agent: Any, 
     assert agent.stop() == 0
 
 
-@pytest.mark.long
 def test_within_a_budget_further_workers_give_way_to_models(start_agent: Any, make_bundle: Any, tmp_path: Path) -> None:
     paths = [make_bundle(tmp_path / name, name=name).path for name in ("tiny", "second")]
     more = f'[[bundle]]\npath = "{paths[1]}"\nworkers = 1\n'
