@@ -68,8 +68,9 @@ class CloudWatch:
         await ended(*self._tasks)
 
     def doubt(self) -> None:
-        """Find out whether requests are answered: nobody is sent there until somebody was."""
-        if not self._doubted:
+        """Find out whether requests are answered: nobody is sent there until somebody was. An endpoint whose breaker
+        isn't closed is checked anyway."""
+        if not self._doubted and self._health.breaker.state == "closed":
             self._doubted = True
             self.wake.set()
 
@@ -103,11 +104,13 @@ class CloudWatch:
             self.wake.clear()
             unchecked = [model for model in self._models.values() if not model.usable]
             breaker = self._health.breaker
+            if breaker.state != "closed":
+                self._doubted = False  # or the next doubt would wake nobody
             if breaker.state == "open" and breaker.check_at is not None:
                 await asyncio.sleep(max(breaker.check_at - self._clock(), 0.0))
                 await self._probe()
                 continue
-            if self._doubted and breaker.state == "closed":
+            if self._doubted:
                 if not await self._answers():
                     self._health.failed("a sample of ours got no answer, or a late one")
                 await asyncio.sleep(DOUBT_S)

@@ -51,13 +51,30 @@ class _Round:
             self.answers = end.value
 
 
+class _Took:
+    """What each batch took. No moment counts twice: what was prepared beside another one took no time of its own."""
+
+    def __init__(self) -> None:
+        self._ended_at = self._cpu_ended_s = 0.0
+
+    def by(self, ended: _Round, slowdown: float) -> tuple[float, float]:
+        """Seconds, and those of a processor, that a batch took which ends now. A weaker device is asleep first, so that
+        the rest of this machine stays as strong as it is."""
+        began_at, cpu_s = max(ended.began_at, self._ended_at), time.process_time()
+        if slowdown > 1.0:
+            time.sleep((time.monotonic() - began_at) * (slowdown - 1.0))
+        cpu_began_s = max(ended.cpu_began_s, self._cpu_ended_s)
+        self._ended_at, self._cpu_ended_s = time.monotonic(), cpu_s
+        return self._ended_at - began_at, cpu_s - cpu_began_s
+
+
 def serve_runs(sock: socket.socket, activated: Activated, load: wire.Load) -> None:
     """Answer what comes through the socket until it is closed or says stop; what came before that is answered first.
     Raises :class:`OSError` when the peer has gone, :class:`ConnectionError` when it speaks nonsense."""
     natural = bool(activated.task.natural_names)
     most = 1 if load.slowdown > 1.0 else _MOST  # nothing runs on a weaker device while this one sleeps for it
     rounds: deque[_Round] = deque()
-    ended_at = cpu_ended_s = 0.0
+    took = _Took()
     stopping = False
     incoming = select.poll()
     incoming.register(sock, select.POLLIN)
@@ -69,13 +86,7 @@ def serve_runs(sock: socket.socket, activated: Activated, load: wire.Load) -> No
                     first.go_on()
                 if first.answers is not None:
                     rounds.popleft()
-                    # What was prepared beside another batch took no time of its own.
-                    compute_s = time.monotonic() - max(first.began_at, ended_at)
-                    cpu_s = time.process_time() - max(first.cpu_began_s, cpu_ended_s)
-                    if load.slowdown > 1.0:  # asleep, so that the rest of this machine stays as strong as it is
-                        time.sleep(compute_s * (load.slowdown - 1.0))
-                    busy_s = time.monotonic() - max(first.began_at, ended_at)
-                    ended_at, cpu_ended_s = time.monotonic(), time.process_time()
+                    busy_s, cpu_s = took.by(first, load.slowdown)
                     _send(sock, load, first.batch_id, first.answers, busy_s=busy_s, cpu_s=cpu_s)
                 continue
             if stopping:

@@ -129,6 +129,27 @@ def test_a_rule_that_forgives_less_opens_nothing_and_keeps_nobody_away() -> None
     asyncio.run(asyncio.wait_for(main(), 20))
 
 
+def test_a_doubt_while_the_breaker_is_half_open_does_not_hide_the_next_one() -> None:
+    async def main() -> None:
+        async with asking(server := Server(), timeout_s=60.0) as (pool, _):
+            endpoint = pool.endpoints["a"]
+            await pool.infer(GO_A, request(), "m")
+            endpoint.health.breaker = endpoint.breaker._with(state="half_open")
+            endpoint.watch.doubt()
+            await until(lambda: not endpoint.watch.wake.is_set())
+            assert isinstance(await pool.infer(GO_A, request(), "m"), Answer) and endpoint.breaker.state == "closed"
+            await fails_twice(server, pool)
+            server.reply = lambda: None
+            asked = asyncio.ensure_future(pool.infer(GO_A, request(None), "m"))
+            await asyncio.sleep(0)
+            posts = server.posts
+            assert not may_ask(pool)
+            await until(lambda: server.posts >= posts + 2)  # that one, and a sample
+            asked.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 @pytest.mark.parametrize("opens", [False, True])
 def test_old_requests_that_hang_keep_nobody_from_one_that_answers_again(opens: bool) -> None:
     async def main() -> None:
