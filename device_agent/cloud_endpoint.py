@@ -265,15 +265,15 @@ class Endpoint:
             return Reason.CLOUD_FAILED
         return answer
 
-    async def _answers(self) -> bool:
+    async def _answers(self) -> bool | None:
         """Whether it answers a request of our own about the model that failed last, and about as soon as it used to. It
-        is paid for as any other; where that can't be, or nothing can be told by it, a client's has to find out."""
+        is paid for as any other; None where that can't be, or none can be made: then a client's has to find out."""
         known = self._failed
         if known is None or not known.usable:
-            return True
+            return None
         sample = sample_request(known.shape, self._clock(), natural=known.natural)
         if sample is None or (posting := await self.account.pay(len(sample.body))) is None:
-            return True
+            return None
         headers = {"Content-Type": "application/json", **self._headers}
         started = self._clock()
         _, safe_s = known.round_trip.predict(known.round_trip.seen_at)  # what was learnt, however long ago

@@ -37,7 +37,7 @@ class CloudWatch:
         health: Health,
         emit: Emit,
         clock: Callable[[], float],
-        answers: Callable[[], Awaitable[bool]],
+        answers: Callable[[], Awaitable[bool | None]],
     ) -> None:
         self.wake = asyncio.Event()  # set when there is something to check
         self._name = name
@@ -47,7 +47,7 @@ class CloudWatch:
         self._health = health
         self._emit = emit
         self._clock = clock
-        self._answers = answers  # whether requests are answered there, too
+        self._answers = answers  # whether requests are answered there, too; None: unknown
         self._doubted = False
         self._tasks: list[asyncio.Task[None]] = []
         self._rechecks: dict[str, asyncio.Task[None]] = {}
@@ -111,7 +111,10 @@ class CloudWatch:
                 await self._probe()
                 continue
             if self._doubted:
-                if not await self._answers():
+                there = await self._answers()
+                if there:
+                    self._health.succeeded()  # else the failures before it would keep everybody away
+                elif there is not None:
                     self._health.failed("a sample of ours got no answer, or a late one")
                 await asyncio.sleep(DOUBT_S)
                 self._doubted = False
@@ -142,7 +145,7 @@ class CloudWatch:
         try:
             for model in [model for model in self._models.values() if model.usable]:  # the others wait their turn
                 await self._check(model)
-            there = await self._answers()
+            there = await self._answers() is not False
         except (RemoteError, asyncio.TimeoutError):
             there = False
         if there:

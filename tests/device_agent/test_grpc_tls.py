@@ -75,7 +75,6 @@ def test_a_renewed_certificate_is_shown_and_open_channels_stay(agent: Any, folde
         assert call(opened, "ServerReady").ready, "who was connected stays so"
 
 
-@pytest.mark.long
 def test_a_broken_pair_changes_nothing_and_the_next_good_one_does(agent: Any, folder: Path, tmp_path: Path) -> None:
     first = ssl.PEM_cert_to_DER_cert((folder / "door.pem").read_text())
     assert shown(agent) == first

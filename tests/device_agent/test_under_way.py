@@ -45,9 +45,11 @@ def test_it_is_silent_while_one_is_overdue_that_nothing_later_overtook(
         assert len(under_way) == len(sent)
 
 
-def test_no_more_than_the_breaker_forgives_are_sent_to_one_that_fell_silent() -> None:
+def test_no_more_than_the_breaker_forgives_are_sent_to_one_that_fell_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("device_agent.cloud_endpoint.CHECK_TIMEOUT_S", 0.2)
+
     async def main() -> None:
-        async with asking(server := Server()) as (pool, _):
+        async with asking(server := Server(), timeout_s=60.0) as (pool, _):
             for _ in range(20):
                 await pool.infer(GO_A, request(), "m")
             good, server.reply = server.reply, lambda: None
@@ -99,6 +101,24 @@ async def fails_twice(server: Server, pool: Any) -> None:
     server.reply = lambda: http(500, {})
     for _ in range(2):
         await pool.infer(GO_A, request(), "m")
+
+
+def test_without_a_budget_for_a_sample_a_doubt_forgives_no_failure() -> None:
+    async def main() -> None:
+        async with asking(server := Server(), requests_per_day=4, timeout_s=60.0) as (pool, _):
+            await pool.infer(GO_A, request(), "m")
+            await fails_twice(server, pool)
+            server.reply = lambda: None
+            asked = asyncio.ensure_future(pool.infer(GO_A, request(None), "m"))
+            await until(lambda: server.posts == 4)
+            endpoint = pool.endpoints["a"]
+            endpoint.watch.doubt()
+            await until(lambda: not endpoint.watch.wake.is_set())
+            await asyncio.sleep(0)
+            assert (server.posts, endpoint.breaker.failures) == (4, 2)
+            asked.cancel()
+
+    asyncio.run(asyncio.wait_for(main(), 20))
 
 
 def test_those_that_are_decided_in_one_turn_are_counted_as_well() -> None:

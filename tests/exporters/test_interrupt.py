@@ -25,7 +25,6 @@ AE = (sys.executable, "-m", "aios_edge.cli.main")
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.long
 def test_ctrl_c_in_the_middle_of_an_export_leaves_no_bundle_and_the_same_command_goes_on(
     workshop: Path, tmp_path: Path
 ) -> None:
