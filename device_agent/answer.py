@@ -98,7 +98,7 @@ def local_answer(
         route="local" if ok else "error",
         reason=reason,
         outputs=bytes(item.outputs.of(payload)) if ok else b"",
-        binary=bytes(item.binary.of(payload)) if ok else b"",
+        binary=bytes(item.binary.of(payload)) if ok and item.binary.length else b"",
         error=None if ok else item.error or "the worker could not answer",
         queue_s=queue_s,
         compute_s=item.compute_s,

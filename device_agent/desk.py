@@ -209,14 +209,16 @@ class FrontDesk:
         timeout_s = envelope.timeout_s if envelope.timeout_s is not None else self._rules.policy.default_deadline_s
         if within_s is not None:
             timeout_s = within_s if timeout_s is None else min(timeout_s, within_s)
-        rows = max((tensor.shape[0] for tensor in envelope.inputs if tensor.shape), default=1)
-        # The first dimension of a raw model's tensor may be anything: the samples of a sound, say.
-        if rows > self._rules.policy.max_rows and not is_raw(host.bundle.manifest):
-            raise RequestError(
-                f"has {rows} rows, at most {self._rules.policy.max_rows} are taken at once",
-                status=413,
-                remedy="Send smaller batches, or raise policy.max_rows",
-            )
+        natural, max_rows = False, self._rules.policy.max_rows
+        for tensor in envelope.inputs:
+            natural = natural or tensor.name not in host.tensors
+            # The first dimension of a raw model's tensor may be anything: the samples of a sound, say.
+            if tensor.shape and tensor.shape[0] > max_rows and not is_raw(host.bundle.manifest):
+                raise RequestError(
+                    f"has {tensor.shape[0]} rows, at most {max_rows} are taken at once",
+                    status=413,
+                    remedy="Send smaller batches, or raise policy.max_rows",
+                )
         priority = envelope.priority if tenant is None else tenant.priority(envelope.priority)
         return InferenceRequest(
             request_id=next(self._numbers),
@@ -229,7 +231,7 @@ class FrontDesk:
             local_only=envelope.local_only,
             arrived_at=arrived_at,
             cost_hint_bytes=envelope.cost_hint_bytes,
-            natural=any(tensor.name not in host.tensors for tensor in envelope.inputs),
+            natural=natural,
             tenant="" if tenant is None else tenant.id,
             lowered=priority != envelope.priority,
         )
@@ -269,7 +271,7 @@ class FrontDesk:
                 outputs=answer.outputs,
                 binary=answer.binary,
                 id=request.client_id,
-                parameters=_parameters(answer) | request.changed_parameters,
+                parameters=_parameters(answer, completion.reason) | request.changed_parameters,
             )
         if json_length is None:
             return Reply(body=body, completion=completion)
@@ -285,11 +287,11 @@ def _stay() -> None:
     """There is nothing to leave."""
 
 
-def _parameters(answer: Answer) -> dict[str, Any]:
+def _parameters(answer: Answer, reason: str) -> dict[str, Any]:
     """What happened, beside a local answer. A cloud answer carries its own, with route and reason laid over."""
     return {
         "route": answer.route,
-        "reason": answer.reason.value,
+        "reason": reason,
         "queue_us": _us(answer.queue_s),
         "compute_us": _us(answer.compute_s),
         "batch_size": answer.batch_size,

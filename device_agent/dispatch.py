@@ -251,11 +251,12 @@ class Dispatch:
 
     def _next_runs(self, place: Place, now: float) -> None:
         """The batch that went ahead is the one that runs now, if there is one."""
-        ahead = place.ahead
-        for ticket in ahead.tickets:
-            ticket.taken_at = now
-        ahead.since = now
-        place.running, place.ahead = ahead, Running()
+        place.running = ahead = place.ahead
+        if ahead.tickets:
+            for ticket in ahead.tickets:
+                ticket.taken_at = now
+            ahead.since = now
+            place.ahead = Running()
 
     def _untouched(self, place: Place, batch: Running) -> None:
         """The worker died before it came to this batch: it waits again, as before, for this one or another."""

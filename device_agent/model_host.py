@@ -82,8 +82,7 @@ class ModelHost:
         instance.on_died = self._dispatch.died
         self._task: asyncio.Task[None] | None = None
         self._here = 0  # requests that aren't answered yet, wherever they wait
-        self._nobody_here = asyncio.Event()
-        self._nobody_here.set()
+        self._nobody_here: asyncio.Event | None = None  # while somebody waits for that
 
     @property
     def state(self) -> str:
@@ -147,6 +146,9 @@ class ModelHost:
 
         Without a limit it ends as well: each batch has a watchdog, and nobody waits for a worker that stays away.
         """
+        if not self._here:
+            return
+        self._nobody_here = self._nobody_here or asyncio.Event()
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._nobody_here.wait(), limit_s)
 
@@ -199,7 +201,6 @@ class ModelHost:
         if not isinstance(decision, Local) and self.state == "resting":
             self.instance.resting.want()
         self._here += 1
-        self._nobody_here.clear()
         self._told(ticket, decision)
         return ticket
 
@@ -324,5 +325,6 @@ class ModelHost:
         if ticket.asking is not None and ticket.asking is not asyncio.current_task():
             ticket.asking.cancel()
         self._here -= 1
-        if not self._here:
+        if not self._here and self._nobody_here is not None:
             self._nobody_here.set()
+            self._nobody_here = None

@@ -178,8 +178,8 @@ def runtime_note() -> str:
 
 def check_inputs(specs: tuple[TensorSpec, ...], inputs: Mapping[str, NDArray[Any]]) -> None:
     """Names, datatypes, ranks and fixed dimensions against the model's inputs; raises :class:`RequestError` (400)."""
-    if len(specs) != len(inputs) or any(spec.name not in inputs for spec in specs):
-        names = [spec.name for spec in specs]
+    names = [spec.name for spec in specs]
+    if inputs.keys() != set(names):
         wants = f"The model's inputs are {', '.join(names)}"
         if missing := [name for name in names if name not in inputs]:
             raise RequestError(f"missing input {', '.join(missing)}", remedy=wants)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
@@ -16,6 +17,8 @@ from device_agent.worker_pool import BatchResult
 
 Slowed = Callable[[], tuple[bool, float | None]]  # too hot to run as it can, and when that was seen
 
+
+_status, _tenant, _ALL_WELL = operator.attrgetter("status"), operator.attrgetter("tenant"), frozenset((200,))
 
 Follow = Callable[[Sequence[InferenceRequest], BatchResult], None]
 
@@ -125,9 +128,9 @@ def _failed(
     requests: Sequence[InferenceRequest], items: Sequence[DoneItem], *, strict: bool
 ) -> Sequence[InferenceRequest]:
     """Those where it was the model: it failed (500), or what it made of input that we prepared is no number (422)."""
-    bad = {item.request_id: item.status for item in items if item.status != 200}
-    if not bad:
+    if _ALL_WELL.issuperset(map(_status, items)):
         return ()
+    bad = {item.request_id: item.status for item in items if item.status != 200}
     return [
         request
         for request in requests
@@ -137,7 +140,7 @@ def _failed(
 
 
 def _parts(requests: Sequence[InferenceRequest], failed: Sequence[InferenceRequest]) -> tuple[Part, ...]:
-    if not any(request.tenant for request in requests):
+    if not any(map(_tenant, requests)):
         return ()
     answers = Counter(request.tenant for request in requests)
     failures = Counter(request.tenant for request in failed)

@@ -91,7 +91,9 @@ class Watchdog:
             return WorkerLost(what, where=_where(requests))
         try:
             for item in end.done.items:
-                item.outputs.of(end.payload), item.binary.of(end.payload)
+                item.outputs.of(end.payload)
+                if item.binary.length:
+                    item.binary.of(end.payload)
         except Exception as error:
             return _failed(error, worker, requests)
         return end

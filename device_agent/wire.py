@@ -27,6 +27,8 @@ PROTOCOL_VERSION = 3
 INLINE_LIMIT_BYTES = 64 * 1024  # far below Linux's default SO_SNDBUF, the limit of one datagram
 _HEADER = struct.Struct("<I")
 _DATAGRAM_LIMIT_BYTES = _HEADER.size + INLINE_LIMIT_BYTES
+# As a plain number: Python's flags are objects, and making two of them takes as long as the rest of a short message.
+_CUT_SHORT = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _ONE_DESCRIPTOR = socket.CMSG_LEN(array.array("i").itemsize)  # more arrive as MSG_CTRUNC
 # A sealed memfd can't shrink under the receiver's mapping, so a dying peer never becomes a SIGBUS on this side.
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
@@ -222,7 +224,7 @@ def receive(sock: socket.socket) -> tuple[Message, memoryview] | None:
     try:
         if not data:
             return None
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(data) < _HEADER.size:
+        if flags & _CUT_SHORT or len(data) < _HEADER.size:
             raise ConnectionError("a truncated message between supervisor and worker")
         (header_length,) = _HEADER.unpack_from(data)
         content = _mapped(fds[0]) if fds else memoryview(data)[_HEADER.size :]

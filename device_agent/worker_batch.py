@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import sys
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -30,6 +32,7 @@ from device_agent.worker_natural import Asked, Chunk, Runner, in_chunks
 Tensors = Mapping[str, NDArray[np.generic]]
 
 MAX_ERROR_CHARS = 500
+_size = operator.attrgetter("size")
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,8 +123,9 @@ def answering(
             alone = activated.raw or len(jobs) == 1
             grouped.setdefault(object() if alone else _signature(work.tensors), []).append(work)
 
+    run_tensors = partial(_run_tensors, activated, classes=classes)
     runs: list[tuple[list[_Work], Callable[[list[_Work]], Answering]]] = [
-        (group, lambda works: _run_tensors(activated, works, classes))
+        (group, run_tensors)
         for members in grouped.values()
         for group in _within(members, activated.bundle.manifest.max_batch_size)
     ]
@@ -165,14 +169,15 @@ def _decoded(activated: Activated, job: Job) -> _Work:
         return _Work(request_id=job.request_id, request=request, raw=raw)
     tensors = {name: tensor.array for name, tensor in request.inputs.items()}
     datatypes, declared_empty = activated.runtime.datatypes, activated.runtime.declared_empty
-    if unknown := [name for name in request.inputs if name not in datatypes]:
+    if not request.inputs.keys() <= datatypes.keys():
+        unknown = [name for name in request.inputs if name not in datatypes]
         natural = f"{' and '.join(task.natural_names)}, or " if task.natural_names else ""
         raise RequestError(
             f"the model has no input {', '.join(map(repr, unknown))[:200]}",
             remedy=f"Send {natural}the model's own tensors: {', '.join(datatypes)}",
         )
     outputs = None
-    if not (activated.raw or all(array.size for array in tensors.values())):
+    if not (activated.raw or all(map(_size, tensors.values()))):
         outputs = outputs_without_rows(tensors, specs, activated.runtime.outputs)
     for name, tensor in request.inputs.items():  # arrays don't tell BF16 from UINT16
         if datatypes.get(name, tensor.datatype) != tensor.datatype:
@@ -193,19 +198,20 @@ def _signature(tensors: Tensors) -> object:
     return tuple(sorted((name, array.dtype.str, array.shape[1:]) for name, array in tensors.items()))
 
 
-def _within(works: list[_Work], max_batch_size: int) -> Iterable[list[_Work]]:
+def _within(works: list[_Work], max_batch_size: int) -> list[list[_Work]]:
     """Groups of at most ``max_batch_size`` rows; a single request that is larger than that stays alone."""
-    group: list[_Work] = []
+    if len(works) == 1:
+        return [works]
+    groups: list[list[_Work]] = []
     rows = 0
     for work in works:
         size = _rows(work)
-        if group and rows + size > max_batch_size:
-            yield group
-            group, rows = [], 0
-        group.append(work)
+        if not groups or rows + size > max_batch_size:
+            groups.append([])
+            rows = 0
+        groups[-1].append(work)
         rows += size
-    if group:
-        yield group
+    return groups
 
 
 def _rows(work: _Work) -> int:
@@ -213,7 +219,7 @@ def _rows(work: _Work) -> int:
     return 1 if array is None or not array.ndim else array.shape[0]
 
 
-def _run_tensors(activated: Activated, works: list[_Work], classes: bool) -> Answering:
+def _run_tensors(activated: Activated, works: list[_Work], *, classes: bool) -> Answering:
     yield None
     started_at = time.perf_counter()
     tensors = [work.tensors or {} for work in works]

@@ -24,8 +24,8 @@ NOT_ACCEPTABLE = 422
 #: an answer would depend on how long the JSON before the data was.
 _ALIGNMENT = 16
 
-_LIMITS = {name: np.iinfo(DTYPES[name]) for name in INTEGERS}
-_LARGE = 256  # elements; from here on numpy's least and largest are found sooner than Python's
+_LIMITS = {name: (int(np.iinfo(DTYPES[name]).min), int(np.iinfo(DTYPES[name]).max)) for name in INTEGERS}
+_LARGE = 256  # elements; up to here Python looks at each of them sooner than numpy
 _LENGTH = struct.Struct("<I")
 _encoder = msgspec.json.Encoder()
 _any_decoder = msgspec.json.Decoder()
@@ -102,10 +102,14 @@ def to_json(tensor: Tensor, where: str, *, status: int = NOT_ACCEPTABLE) -> byte
             raise RequestError(what, status=status, where=where, remedy=remedy) from None
     if tensor.datatype == "BF16":
         array = widen_bf16(array)
-    if tensor.datatype in FLOATS and not np.isfinite(array).all():
+    values = array.tolist()
+    finite = tensor.datatype not in FLOATS or (
+        np.isfinite(array).all() if len(values) > _LARGE else all(map(math.isfinite, values))
+    )
+    if not finite:
         what, remedy = "has NaN or infinite values, which JSON can't carry", "Ask for it as binary data (binary_data)"
         raise RequestError(what, status=status, where=where, remedy=remedy)
-    return _encoder.encode(array.tolist())
+    return _encoder.encode(values)
 
 
 def _shaped(array: NDArray[Any], shape: tuple[int, ...], where: str) -> NDArray[Any]:
@@ -178,9 +182,9 @@ def _integers(flat: list[Any], kinds: set[type], datatype: str, where: str) -> N
     dtype = dtype_of(datatype, where)
     wide = _int64(flat) if len(flat) > _LARGE else None
     if flat:
-        limits = _LIMITS[datatype]
+        lowest, highest = _LIMITS[datatype]
         least, most = (min(flat), max(flat)) if wide is None else (int(wide.min()), int(wide.max()))
-        if (worst := least) < limits.min or (worst := most) > limits.max:
+        if (worst := least) < lowest or (worst := most) > highest:
             raise RequestError(f"{str(worst)[:24]} is out of the range of {datatype}", where=where)
     return np.array(flat, dtype=dtype) if wide is None else wide.astype(dtype, copy=False)
 

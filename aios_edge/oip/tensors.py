@@ -200,10 +200,12 @@ def _decode_tensors(envelopes: Sequence[TensorEnvelope], tail: memoryview, kind:
         where = f"{kind} {envelope.name[:80]!r}"
         if envelope.name in tensors:
             raise RequestError("is there twice", where=where)
-        parameters = envelope.parameters or {}
-        if shared := next((name for name in parameters if name.startswith("shared_memory")), None):
-            raise RequestError(f"has {shared!r}; shared memory isn't supported", where=where, remedy="Send binary data")
-        size = parameters.get("binary_data_size")
+        size = None
+        if parameters := envelope.parameters:
+            if shared := next((name for name in parameters if name.startswith("shared_memory")), None):
+                what, remedy = f"has {shared!r}; shared memory isn't supported", "Send binary data"
+                raise RequestError(what, where=where, remedy=remedy)
+            size = parameters.get("binary_data_size")
         if size is None:
             if not envelope.has_json_data():
                 raise RequestError("has neither 'data' nor 'binary_data_size'", where=where)

@@ -45,7 +45,7 @@ class TextClassification:
 
     def raw_tensors(self, inputs: Mapping[str, Tensor]) -> tuple[RawInput, ...] | None:
         """Texts of a request: BYTES [N] or [N, 1] in UTF-8 named ``text``, for pairs also ``text_pair``."""
-        if not any(name in inputs for name in (TEXT, TEXT_PAIR)):
+        if TEXT not in inputs and TEXT_PAIR not in inputs:
             return None
         if set(inputs) != set(self.natural_names):
             raise RequestError(
