@@ -7,7 +7,9 @@ is off by at most ``RELATIVE_ERROR`` inside that range, by 10 µs below it, and 
 
 from __future__ import annotations
 
+import bisect
 import math
+from collections import Counter
 from collections.abc import Iterable
 
 import msgspec
@@ -21,14 +23,15 @@ RELATIVE_ERROR = 10 ** (0.5 / BUCKETS_PER_DECADE) - 1
 
 def bucket_of(value_s: float) -> int:
     """The index of the bucket that holds a duration: 0 below ``LOWEST_S``, ``BUCKETS + 1`` from 1000 s on."""
-    if value_s < LOWEST_S:
-        return 0
-    return min(BUCKETS, math.floor(math.log10(value_s / LOWEST_S) * BUCKETS_PER_DECADE)) + 1
+    return bisect.bisect_right(_BOUNDS_S, value_s)
 
 
 def upper_bound_s(index: int) -> float:
     """The bound that bucket ``index`` ends before; infinite for the last."""
     return math.inf if index > BUCKETS else LOWEST_S * 10 ** (index / BUCKETS_PER_DECADE)
+
+
+_BOUNDS_S = tuple(map(upper_bound_s, range(BUCKETS + 1)))
 
 
 class Histogram(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,22 +54,19 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
     @staticmethod
     def of(values_s: Iterable[float]) -> Histogram:
         """The histogram of these durations. ValueError for a negative or non-finite one: it is nobody's latency."""
-        counts: dict[int, int] = {}
-        total, low, high, count = 0.0, math.inf, 0.0, 0
-        for value in values_s:
+        values = tuple(values_s)
+        if not values:
+            return Histogram()
+        for value in values:
             if not 0.0 <= value < math.inf:
                 raise ValueError(f"{value} is not a duration in seconds")
-            index = bucket_of(value)
-            counts[index] = counts.get(index, 0) + 1
-            total, low, high, count = total + value, min(low, value), max(high, value), count + 1
-        if not count:
-            return Histogram()
+        counts = Counter(map(bucket_of, values))
         return Histogram(
             counts=tuple(sorted(counts.items())),
-            count=count,
-            sum_s=total,
-            min_s=low,
-            max_s=high,
+            count=len(values),
+            sum_s=sum(values),
+            min_s=min(values),
+            max_s=max(values),
             range_reason=None,
         )
 

@@ -122,7 +122,7 @@ class Deployment:
 
     def answering(self, model: str, version: str | None) -> ModelHost:
         """Who answers a request: :meth:`host`, or where no version is named a bundle that is on trial for its place."""
-        host, trial = self.host(model, version), self.trials.get(model)
+        host, trial = self.host(model, version), self._succession.trials.get(model)
         return host if trial is None or version is not None else trial.takes()
 
     def no_model(self, model: str, known: Iterable[str]) -> RequestError:

@@ -102,7 +102,8 @@ class DirectCycle:
         self._pieces.clear()  # the connection keeps this until there is another request
         self._submitting = True
         try:
-            json_length = parse_json_length(self._headers.get(_JSON_LENGTH))
+            header = self._headers.get(_JSON_LENGTH)
+            json_length = None if header is None else parse_json_length(header)
             model, version = self._asked
             self._leave = self._desk.submit(model, version, body, json_length, self._reply)
         except AiosEdgeError as error:

@@ -82,7 +82,7 @@ class DoorProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the client; closes the connection when they can't become a request."""
-        if self.lingers:
+        if self._cut_off is not None:
             self._left_bytes -= len(data)
             if self._left_bytes < 0:
                 self.transport.close()

@@ -53,10 +53,9 @@ class Coming:
 
     def grew(self, size_bytes: int) -> None:
         """A piece has come, or was unpacked; whoever calls settles, when it may be refused."""
-        before = self.counted()
-        self._bytes += size_bytes
+        before, self._bytes = self._bytes, self._bytes + size_bytes
         if self._bytes > FREE_BYTES:
-            self._inbound.changed(self, self.counted() - before)
+            self._inbound.changed(self, self._bytes - max(before, FREE_BYTES))
 
     def unpacking(self) -> Callable[[int], None]:
         """To be told how many bytes more were unpacked of the body that comes now. Whoever unpacks may be behind: what
@@ -77,10 +76,10 @@ class Coming:
 
     def over(self) -> None:
         """It is whole, or nobody wants it any more."""
-        counted, self._bytes = self.counted(), 0
+        before, self._bytes = self._bytes, 0
         self._body += 1
-        if counted:
-            self._inbound.changed(self, -counted)
+        if before > FREE_BYTES:
+            self._inbound.changed(self, FREE_BYTES - before)
 
 
 #: Of doors that are nobody's in particular.

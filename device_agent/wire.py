@@ -23,7 +23,7 @@ import msgspec
 
 from device_agent.values import ActivationReport, Engines
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 INLINE_LIMIT_BYTES = 64 * 1024  # far below Linux's default SO_SNDBUF, the limit of one datagram
 _HEADER = struct.Struct("<I")
 _DATAGRAM_LIMIT_BYTES = _HEADER.size + INLINE_LIMIT_BYTES
@@ -156,14 +156,13 @@ class DoneItem(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True):
     """Worker to supervisor: a whole batch is answered.
 
-    ``busy_s`` is how long the worker was occupied with it (emulated slowness included), ``cpu_s`` the processor
-    time it took, ``rss_bytes`` the worker process's resident set afterwards.
+    ``busy_s`` is how long the worker was occupied with it (emulated slowness included), ``rss_bytes`` the worker
+    process's resident set afterwards.
     """
 
     batch_id: int
     generation: int
     busy_s: float
-    cpu_s: float
     rss_bytes: int
     items: tuple[DoneItem, ...]
 

@@ -280,7 +280,7 @@ def _split(outputs: Tensors, rows: Sequence[int]) -> list[dict[str, NDArray[np.g
 
 def _length(tensors: Tensors) -> int:
     """The cost of a tensor request in tokens: columns of the widest 2-D input."""
-    return max((array.shape[1] for array in tensors.values() if array.ndim == 2), default=0)
+    return max([array.shape[1] for array in tensors.values() if array.ndim == 2], default=0)
 
 
 def _run_natural(

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+READ_EVERY_S = 0.002
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_bytes(proc_root: Path = Path("/proc")) -> int:
     """This process's resident set (proc(5), second field of ``statm``, in pages)."""
     return int(os.pread(_statm(proc_root), 128, 0).split()[1]) * _PAGE_BYTES
+
+
+class Resident:
+    """:func:`resident_bytes`, read no more often than every :data:`READ_EVERY_S`: of a quick model's batch reading it
+    would be a part of what it costs."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, read: Callable[[], int] = resident_bytes) -> None:
+        self._clock = clock
+        self._read = read
+        self._read_at = -math.inf
+        self._bytes = 0
+
+    def bytes(self) -> int:
+        """Now, or a moment ago."""
+        now = self._clock()
+        if now - self._read_at >= READ_EVERY_S:
+            self._read_at, self._bytes = now, self._read()
+        return self._bytes
 
 
 def proportional_bytes(pid: int, proc_root: Path = Path("/proc")) -> int | None:
@@ -36,8 +58,8 @@ def _rolled_up(pid: int, field: str, proc_root: Path) -> int | None:
 
 @functools.cache
 def _statm(proc_root: Path) -> int:
-    """The open file. It is read after every batch, and opening it would cost a tenth of a small one; what it says is of
-    the process that opened it, so a fork opens its own."""
+    """The open file. It is read after most batches, and opening it would cost a tenth of a small one; what it says is
+    of the process that opened it, so a fork opens its own."""
     return os.open(proc_root / "self" / "statm", os.O_RDONLY | os.O_CLOEXEC)
 
 

@@ -194,10 +194,12 @@ def _batch(
 ) -> tuple[wire.Run, bytes]:
     """The message and payload of a batch: the bodies one behind the other."""
     items: list[wire.RunItem] = []
+    bodies: list[bytes] = []
     start = 0
     for request in requests:
         body = wire.Region(start, len(request.body))
         start += len(request.body)
+        bodies.append(request.body)
         items.append(
             wire.RunItem(
                 request_id=request.request_id,
@@ -207,7 +209,7 @@ def _batch(
             )
         )
     run = wire.Run(batch_id=batch_id, generation=generation, items=tuple(items), classes=classes)
-    return run, b"".join(request.body for request in requests)
+    return run, b"".join(bodies)
 
 
 def _refusal(refused: wire.Refused, spec: WorkerSpec) -> AiosEdgeError:

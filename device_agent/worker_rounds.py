@@ -14,7 +14,7 @@ from collections import deque
 from device_agent import wire
 from device_agent.activation import Activated
 from device_agent.worker_batch import Answer, Job, answering
-from device_agent.worker_memory import resident_bytes
+from device_agent.worker_memory import Resident
 from device_agent.worker_natural import Asked, Runner
 
 _MOST = 2  # under way: one that runs, and one that is prepared
@@ -27,7 +27,7 @@ class _Round:
         self, run: wire.Run, payload: memoryview, activated: Activated, runner: Runner, *, beside: bool
     ) -> None:
         self.batch_id = run.batch_id
-        self.began_at, self.cpu_began_s = time.monotonic(), time.process_time()
+        self.began_at = time.monotonic()
         self.answers: list[Answer] | None = None
         self.waits_for: Asked | None = None
         jobs = [
@@ -55,17 +55,16 @@ class _Took:
     """What each batch took. No moment counts twice: what was prepared beside another one took no time of its own."""
 
     def __init__(self) -> None:
-        self._ended_at = self._cpu_ended_s = 0.0
+        self._ended_at = 0.0
 
-    def by(self, ended: _Round, slowdown: float) -> tuple[float, float]:
-        """Seconds, and those of a processor, that a batch took which ends now. A weaker device is asleep first, so that
-        the rest of this machine stays as strong as it is."""
-        began_at, cpu_s = max(ended.began_at, self._ended_at), time.process_time()
+    def by(self, ended: _Round, slowdown: float) -> float:
+        """Seconds that a batch took which ends now. A weaker device is asleep first, so that the rest of this machine
+        stays as strong as it is."""
+        began_at = max(ended.began_at, self._ended_at)
         if slowdown > 1.0:
             time.sleep((time.monotonic() - began_at) * (slowdown - 1.0))
-        cpu_began_s = max(ended.cpu_began_s, self._cpu_ended_s)
-        self._ended_at, self._cpu_ended_s = time.monotonic(), cpu_s
-        return self._ended_at - began_at, cpu_s - cpu_began_s
+        self._ended_at = time.monotonic()
+        return self._ended_at - began_at
 
 
 def serve_runs(sock: socket.socket, activated: Activated, load: wire.Load) -> None:
@@ -74,7 +73,7 @@ def serve_runs(sock: socket.socket, activated: Activated, load: wire.Load) -> No
     natural = bool(activated.task.natural_names)
     most = 1 if load.slowdown > 1.0 else _MOST  # nothing runs on a weaker device while this one sleeps for it
     rounds: deque[_Round] = deque()
-    took = _Took()
+    took, resident = _Took(), Resident()
     stopping = False
     incoming = select.poll()
     incoming.register(sock, select.POLLIN)
@@ -86,8 +85,8 @@ def serve_runs(sock: socket.socket, activated: Activated, load: wire.Load) -> No
                     first.go_on()
                 if first.answers is not None:
                     rounds.popleft()
-                    busy_s, cpu_s = took.by(first, load.slowdown)
-                    _send(sock, load, first.batch_id, first.answers, busy_s=busy_s, cpu_s=cpu_s)
+                    busy_s = took.by(first, load.slowdown)
+                    _send(sock, load, first.batch_id, first.answers, busy_s=busy_s, rss_bytes=resident.bytes())
                 continue
             if stopping:
                 return
@@ -109,7 +108,7 @@ def _may_wait(first: _Round, runner: Runner, sock: socket.socket) -> bool:
 
 
 def _send(
-    sock: socket.socket, load: wire.Load, batch_id: int, answers: list[Answer], *, busy_s: float, cpu_s: float
+    sock: socket.socket, load: wire.Load, batch_id: int, answers: list[Answer], *, busy_s: float, rss_bytes: int
 ) -> None:
     content = bytearray()
     items: list[wire.DoneItem] = []
@@ -136,8 +135,7 @@ def _send(
         batch_id=batch_id,
         generation=load.generation,
         busy_s=busy_s,
-        cpu_s=cpu_s,
-        rss_bytes=resident_bytes(),
+        rss_bytes=rss_bytes,
         items=tuple(items),
     )
     wire.send(sock, done, content)

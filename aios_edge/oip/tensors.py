@@ -113,8 +113,13 @@ def encode_outputs(tensors: Mapping[str, Tensor], request: DecodedRequest) -> tu
     """
     envelopes: list[TensorEnvelope] = []
     tail: list[bytes] = []
+    if request.outputs is None:
+        for name, each in tensors.items():
+            where = f"output {name[:80]!r}"
+            envelopes.append(_enveloped(name, each, tail, where, binary=request.binary_output, status=422))
+        return _encoder.encode(envelopes), b"".join(tail)
     seen: set[str] = set()
-    for output in request.wanted(tensors):
+    for output in request.outputs:
         where = f"output {output.name[:80]!r}"
         if (tensor := tensors.get(output.name)) is None:
             raise RequestError("there is no such output", where=where, remedy=f"Outputs: {', '.join(tensors)}")

@@ -73,7 +73,7 @@ class Worker(Batches):
             )
             for each in requests
         )
-        done = wire.Done(batch_id=1, generation=1, busy_s=0.01, cpu_s=0.0, rss_bytes=1, items=items)
+        done = wire.Done(batch_id=1, generation=1, busy_s=0.01, rss_bytes=1, items=items)
         return BatchResult(done=done, payload=memoryview(payload))
 
     async def stop(self, grace_s: float = 5.0) -> None:

@@ -78,7 +78,7 @@ class Worker(Batches):
             )
             for each in requests
         )
-        done = wire.Done(batch_id=1, generation=1, busy_s=self.busy_s, cpu_s=0.0, rss_bytes=1, items=items)
+        done = wire.Done(batch_id=1, generation=1, busy_s=self.busy_s, rss_bytes=1, items=items)
         return BatchResult(done=done, payload=memoryview(b"[]"))
 
     def held(self) -> tuple[asyncio.Event, asyncio.Event]:

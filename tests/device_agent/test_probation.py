@@ -191,7 +191,7 @@ def test_without_the_worst_tenant_nobody_is_worse(batches: list[Batch]) -> None:
 def answered(requests: list[InferenceRequest], status: int, busy_s: float = 0.01) -> BatchResult:
     items = tuple(DoneItem(request_id=request.request_id, status=status) for request in requests)
     return BatchResult(
-        done=Done(batch_id=1, generation=1, busy_s=busy_s, cpu_s=0.0, rss_bytes=0, items=items), payload=memoryview(b"")
+        done=Done(batch_id=1, generation=1, busy_s=busy_s, rss_bytes=0, items=items), payload=memoryview(b"")
     )
 
 

@@ -43,7 +43,7 @@ def host(name: str) -> Any:
 
 def result(requests: Any, status: int = 200, label: int = 0, busy_s: float = 0.001) -> BatchResult:
     items = tuple(DoneItem(request_id=one.request_id, status=status, classes=(label,)) for one in requests)
-    done = Done(batch_id=1, generation=1, busy_s=busy_s, cpu_s=0.0, rss_bytes=0, items=items)
+    done = Done(batch_id=1, generation=1, busy_s=busy_s, rss_bytes=0, items=items)
     return BatchResult(done=done, payload=memoryview(b""))
 
 

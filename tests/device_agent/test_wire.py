@@ -85,7 +85,6 @@ _messages = st.one_of(
         batch_id=_counts,
         generation=_counts,
         busy_s=_seconds,
-        cpu_s=_seconds,
         rss_bytes=_counts,
         items=st.lists(_done_items, max_size=4).map(tuple),
     ),

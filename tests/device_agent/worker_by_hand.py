@@ -56,7 +56,7 @@ class ByHand:
             wire.DoneItem(request_id=each.request_id, status=200, outputs=wire.Region(0, 2), length=5)
             for each in requests
         )
-        done = wire.Done(batch_id=1, generation=1, busy_s=QUICK_S, cpu_s=0.0, rss_bytes=1, items=items)
+        done = wire.Done(batch_id=1, generation=1, busy_s=QUICK_S, rss_bytes=1, items=items)
         on_end(BatchResult(done=done, payload=memoryview(b"[]")))
 
     def die(self) -> None:
