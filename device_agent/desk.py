@@ -265,13 +265,16 @@ class FrontDesk:
         if answer.remote_body is not None:
             body, json_length = answer.remote_body, answer.remote_json_length
         else:
+            parameters = _parameters(answer, completion.reason)
+            if request.lowered:
+                parameters |= request.changed_parameters
             body, json_length = encode_response(
                 model_name=host.name,
                 model_version=host.bundle.manifest.version,
                 outputs=answer.outputs,
                 binary=answer.binary,
                 id=request.client_id,
-                parameters=_parameters(answer, completion.reason) | request.changed_parameters,
+                parameters=parameters,
             )
         if json_length is None:
             return Reply(body=body, completion=completion)

@@ -75,7 +75,7 @@ class Dispatch:
             for place in self._places:
                 if self._free(place):
                     now = ticket.taken_at = self._around.clock()
-                    self._room.taken([(ticket.pending, ticket.request.arrived_at)], now)
+                    self._room.taken([ticket], now)
                     self._begin(place, [ticket], now, self._learning.alone_s(ticket.pending))
                     return
         self._queue.put(ticket)
@@ -190,7 +190,7 @@ class Dispatch:
                 self._queue.drop(ticket)
                 ticket.resolve(decision)
             else:
-                self._room.taken([(ticket.pending, ticket.request.arrived_at) for ticket in batch], now)
+                self._room.taken(batch, now)
                 for ticket in batch:
                     self._queue.take(ticket)
                     ticket.taken_at = now

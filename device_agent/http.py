@@ -255,11 +255,16 @@ def inference(url: bytes) -> Inference | None:
 
 def reply_headers(reply: Reply, *, whole: bool) -> list[tuple[bytes, bytes]]:
     """The headers of a response. ``whole``: the request's body was read to its end."""
-    headers = [
+    return [
         (b"content-type", reply.content_type.encode()),
         (b"content-length", b"%d" % len(reply.body)),
-        *reply.headers,
+        *more_headers(reply, whole=whole),
     ]
+
+
+def more_headers(reply: Reply, *, whole: bool) -> list[tuple[bytes, bytes]]:
+    """Those of them that most replies don't have."""
+    headers = [*reply.headers]
     if reply.status == 413 and not whole:
         headers.append((b"connection", b"close"))  # the rest of the body is only thrown away
     if reply.status == 415:

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from aios_edge.errors import AiosEdgeError
 from aios_edge.oip.envelope import JSON_LENGTH_HEADER, error_body, parse_json_length
-from device_agent.http import DirectDesk, Inference, Reply, inference, internal_error, reply_headers
+from device_agent.http import DirectDesk, Inference, Reply, inference, internal_error, more_headers
 from device_agent.values import Completion
 
 log = logging.getLogger("device_agent.http")
@@ -137,15 +137,14 @@ class DirectCycle:
                 self._record(reply.completion)
 
     def _write(self, reply: Reply) -> None:
-        headers = reply_headers(reply, whole=True)
+        headers = more_headers(reply, whole=True)
         if _CLOSE in headers:
             self.keep_alive = False
         elif not self.keep_alive:
             headers.append(_CLOSE)
-        head = _head(reply.status, *self._door.common_headers())
-        for name, value in headers:
-            head += b"%b: %b\r\n" % (name, value)
-        self._door.transport.write(b"%b\r\n%b" % (head, reply.body))
+        head = _head(reply.status, reply.content_type, *self._door.common_headers())
+        more = b"".join([b"\r\n%b: %b" % header for header in headers]) if headers else b""
+        self._door.transport.write(b"%b%d%b\r\n\r\n%b" % (head, len(reply.body), more, reply.body))
         self.response_complete = True
         if not self.keep_alive:
             self._door.hang_up()
@@ -153,8 +152,10 @@ class DirectCycle:
 
 
 @functools.lru_cache(maxsize=16)  # the common ones change once a second
-def _head(status: int, *common: tuple[bytes, bytes]) -> bytes:
-    return STATUS_LINE[status] + b"".join([b"%b: %b\r\n" % header for header in common])
+def _head(status: int, content_type: str, *common: tuple[bytes, bytes]) -> bytes:
+    """Up to the length of the body."""
+    headers = (*common, (b"content-type", content_type.encode()))
+    return STATUS_LINE[status] + b"".join([b"%b: %b\r\n" % header for header in headers]) + b"content-length: "
 
 
 _COMMON_URL_BYTES = 256

@@ -10,6 +10,7 @@ from device_agent.learning import Learning
 from device_agent.policy_in_force import PolicyInForce
 from device_agent.queue_limit import QueueLimit
 from device_agent.scheduler import Pending
+from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
 
 _NOBODY = "-"  # whoever asks where there are no tenants; no tenant has this name
@@ -69,10 +70,10 @@ class Room:
             alone_s /= max(self._workers(), 1)
         return fairness.reserve(who, self._demands, self._parts, waiting_s, cost_s=alone_s, now=now)
 
-    def taken(self, batch: Sequence[tuple[Pending, float]], now: float) -> None:
-        """These, each with its arrival, leave the queue for the worker; called before they do."""
+    def taken(self, batch: Sequence[Ticket], now: float) -> None:
+        """These leave the queue for the worker; called before they do."""
         if self._limit is not None:
-            arrived_at = [arrived_at for pending, arrived_at in batch if pending.deadline_at is None]
+            arrived_at = [ticket.request.arrived_at for ticket in batch if ticket.pending.deadline_at is None]
             if arrived_at:
                 waited_s = now - min(arrived_at)
                 self._limit = self._limit.taken(waited_s, len(arrived_at), self._queue.patient, now)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import msgspec
 
 from device_agent.answer import Answer
 from device_agent.cloud_choice import Wanted
@@ -31,8 +33,7 @@ class Arrival:
 Verdict = Answer | Cloud | Shed
 
 
-@dataclass(eq=False)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False):
     """A request in the host's hands.
 
     ``on_verdict`` is called with what becomes of it here: its answer, or a decision that replaces the one it waits
@@ -78,11 +79,10 @@ class Ticket:
             self.on_verdict(self, verdict)
 
 
-@dataclass
-class Running:
+class Running(msgspec.Struct, eq=False):
     """The batch that a worker has, since when, how long it was predicted to take, and whose it is."""
 
-    tickets: list[Ticket] = field(default_factory=list)
+    tickets: list[Ticket] = []
     since: float = 0.0
     expected_s: float = 0.0
     worker: WorkerHandle | None = None

@@ -27,6 +27,7 @@ class Watchdog:
         self._ends_by = 0.0  # of the one that runs
         self._overran = False
         self._timer: asyncio.TimerHandle | None = None
+        self._looks_at = 0.0
 
     def run(
         self,
@@ -60,9 +61,12 @@ class Watchdog:
     def _time_runs(self) -> None:
         loop = asyncio.get_running_loop()
         self._ends_by = loop.time() + self._limits[0][0]
-        if self._timer is None or self._timer.when() > self._ends_by:
+        if self._timer is None or self._looks_at > self._ends_by:
             self.close()
-            self._timer = loop.call_at(self._ends_by, self._look)
+            self._look_at_end(loop)
+
+    def _look_at_end(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._looks_at, self._timer = self._ends_by, loop.call_at(self._ends_by, self._look)
 
     def close(self) -> None:
         """Look no more."""
@@ -75,7 +79,7 @@ class Watchdog:
         if not self._limits:
             return
         if loop.time() < self._ends_by:
-            self._timer = loop.call_at(self._ends_by, self._look)
+            self._look_at_end(loop)
             return
         self._overran = True
         self._limits[0][1].kill()

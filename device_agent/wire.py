@@ -216,10 +216,7 @@ def receive(sock: socket.socket) -> tuple[Message, memoryview] | None:
         data, ancillary, flags, _ = sock.recvmsg(_DATAGRAM_LIMIT_BYTES, _ONE_DESCRIPTOR, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:  # the peer died with messages of ours unread
         return None
-    fds = array.array("i")
-    for level, kind, control in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(control[: len(control) - len(control) % fds.itemsize])
+    fds = _descriptors(ancillary) if ancillary else ()
     try:
         if not data:
             return None
@@ -236,6 +233,15 @@ def receive(sock: socket.socket) -> tuple[Message, memoryview] | None:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+def _descriptors(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    """Those that came with a datagram."""
+    fds = array.array("i")
+    for level, kind, control in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(control[: len(control) - len(control) % fds.itemsize])
+    return tuple(fds)
 
 
 def _mapped(fd: int) -> memoryview:

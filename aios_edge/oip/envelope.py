@@ -143,7 +143,7 @@ _encoder = msgspec.json.Encoder()
 
 def sent(raw: msgspec.Raw) -> bool:
     """Whether there is anything but null."""
-    return bytes(memoryview(raw)[:5]) not in (b"", b"null")
+    return raw is not ABSENT and bytes(memoryview(raw)[:5]) not in (b"", b"null")
 
 
 def error_body(text: str, parameters: dict[str, Any] | None = None) -> bytes:
