@@ -11,6 +11,7 @@ import bisect
 import math
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 
 import msgspec
 
@@ -23,7 +24,7 @@ RELATIVE_ERROR = 10 ** (0.5 / BUCKETS_PER_DECADE) - 1
 
 def bucket_of(value_s: float) -> int:
     """The index of the bucket that holds a duration: 0 below ``LOWEST_S``, ``BUCKETS + 1`` from 1000 s on."""
-    return bisect.bisect_right(_BOUNDS_S, value_s)
+    return _bucket_of(value_s)
 
 
 def upper_bound_s(index: int) -> float:
@@ -32,6 +33,7 @@ def upper_bound_s(index: int) -> float:
 
 
 _BOUNDS_S = tuple(map(upper_bound_s, range(BUCKETS + 1)))
+_bucket_of = partial(bisect.bisect_right, _BOUNDS_S)
 
 
 class Histogram(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +62,7 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
         for value in values:
             if not 0.0 <= value < math.inf:
                 raise ValueError(f"{value} is not a duration in seconds")
-        counts = Counter(map(bucket_of, values))
+        counts = Counter(map(_bucket_of, values))
         return Histogram(
             counts=tuple(sorted(counts.items())),
             count=len(values),

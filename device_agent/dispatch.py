@@ -79,7 +79,10 @@ class Dispatch:
                     self._begin(place, [ticket], now, self._learning.alone_s(ticket.pending))
                     return
         self._queue.put(ticket)
-        self.next()
+        for place in self._places:
+            if not place.ahead.tickets:  # else it has all that it may have
+                self.next()
+                return
 
     def next(self) -> None:
         """Give each worker that is free its next batch, while somebody waits; where batches are short, one ahead."""

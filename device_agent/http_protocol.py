@@ -221,7 +221,8 @@ class DoorProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """A request is answered, and the next one of the pipeline begins."""
         was_last = not self.pipeline
-        self.flush()
+        if self._answer_head:
+            self.flush()
         self._go_on()
         if was_last and self._owed is not None:
             self._send_refusal(*self._owed)

@@ -56,13 +56,13 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def rank(self) -> int:
         """Who has a lower one goes first."""
-        return self.priority if self.priority > 0 else _DEFAULT_RANK
+        return self.priority or _DEFAULT_RANK
 
     @property
     def order(self) -> tuple[int, float, float, int]:
         """The queue's sort key: request ids rise with arrival."""
         return (
-            self.rank,
+            self.priority or _DEFAULT_RANK,
             math.inf if self.deadline_at is None else self.deadline_at,
             self.turn or 0.0,
             self.request_id,

@@ -129,7 +129,7 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
         bytes_per_unit = self.bytes_per_unit
         counted = [(cost, length) for cost, length in zip(costs_bytes, lengths, strict=True) if length > 0]
         if counted:
-            ratio = max(sum(cost for cost, _ in counted) / sum(length for _, length in counted), 0.1)
+            ratio = max(sum([cost for cost, _ in counted]) / sum([length for _, length in counted]), 0.1)
             bytes_per_unit += 0.1 * (ratio - bytes_per_unit)
         # Predictions are made from bytes, so the error is judged against the estimate, not against the truth.
         predicted = self.batch_s(costs_bytes)
@@ -139,7 +139,7 @@ class ServiceTime(msgspec.Struct, frozen=True, kw_only=True):
             known = [length or self.units(cost) for cost, length in zip(costs_bytes, lengths, strict=True)]
             units, busy_s = sum(known) / len(known), busy_s / len(known)
         else:
-            longest = max((length for _, length in counted), default=0) or self.units(max(costs_bytes))
+            longest = max([length for _, length in counted], default=0) or self.units(max(costs_bytes))
             units = len(costs_bytes) * float(longest)
         w, x, y = MEMORY * self.w + 1, MEMORY * self.x + units, MEMORY * self.y + busy_s
         xx, xy = MEMORY * self.xx + units * units, MEMORY * self.xy + units * busy_s

@@ -195,7 +195,7 @@ def _signature(tensors: Tensors) -> object:
     rows = {array.shape[0] if array.ndim else None for array in tensors.values()}
     if len(rows) != 1 or None in rows:
         return object()
-    return tuple(sorted((name, array.dtype.str, array.shape[1:]) for name, array in tensors.items()))
+    return tuple(sorted([(name, array.dtype.char, array.shape[1:]) for name, array in tensors.items()]))
 
 
 def _within(works: list[_Work], max_batch_size: int) -> list[list[_Work]]:

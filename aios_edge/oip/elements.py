@@ -87,7 +87,7 @@ def from_json(datatype: str, shape: tuple[int, ...], data: msgspec.Raw, where: s
         _require(flat, kinds, (float, int), datatype, where)
         array = _floats(flat, datatype, where)
     else:
-        array = _integers(flat, kinds, datatype, where)
+        array = _integers(flat, kinds, datatype, dtype, where)
     return _shaped(array, shape, where)
 
 
@@ -172,14 +172,13 @@ def _require(flat: list[Any], kinds: set[type], wanted: tuple[type, ...], dataty
         raise RequestError(f"element {index} is {found}, which is no {datatype}", where=where)
 
 
-def _integers(flat: list[Any], kinds: set[type], datatype: str, where: str) -> NDArray[Any]:
+def _integers(flat: list[Any], kinds: set[type], datatype: str, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
     _require(flat, kinds, (int, float), datatype, where)
     if float in kinds:
         index = next((i for i, v in enumerate(flat) if type(v) is float and not v.is_integer()), None)
         if index is not None:
             raise RequestError(f"element {index} is a fraction, which is no {datatype}", where=where)
         flat = [int(v) for v in flat]  # 2.0 is an integer to JSON
-    dtype = dtype_of(datatype, where)
     wide = _int64(flat) if len(flat) > _LARGE else None
     if flat:
         lowest, highest = _LIMITS[datatype]
