@@ -177,7 +177,8 @@ class Device:
                     self._end(pending.request_id, now, decision)
                     break
             else:
-                self.room.taken([(pending, self._arrivals[pending.request_id].at_s) for pending in batch], now)
+                patient = [self._arrivals[pending.request_id].at_s for pending in batch if pending.deadline_at is None]
+                self.room.taken(patient, now)
                 for pending in batch:
                     self._queue.take(self._queue.ticket(pending))
                 self._running = (now, busy_s)

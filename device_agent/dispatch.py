@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -75,7 +75,7 @@ class Dispatch:
             for place in self._places:
                 if self._free(place):
                     now = ticket.taken_at = self._around.clock()
-                    self._room.taken([ticket], now)
+                    self._room.taken(_patient([ticket]), now)
                     self._begin(place, [ticket], now, self._learning.alone_s(ticket.pending))
                     return
         self._queue.put(ticket)
@@ -193,7 +193,7 @@ class Dispatch:
                 self._queue.drop(ticket)
                 ticket.resolve(decision)
             else:
-                self._room.taken(batch, now)
+                self._room.taken(_patient(batch), now)
                 for ticket in batch:
                     self._queue.take(ticket)
                     ticket.taken_at = now
@@ -333,3 +333,8 @@ class Dispatch:
     def _all_elsewhere(self) -> None:
         for ticket in self._queue.tickets():  # no deadline is no wish to wait for ever
             self._elsewhere(ticket, self._instance.lead.lost_at)
+
+
+def _patient(batch: Sequence[Ticket]) -> list[float]:
+    """When those came that have no deadline."""
+    return [ticket.request.arrived_at for ticket in batch if ticket.request.deadline_at is None]

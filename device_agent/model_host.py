@@ -189,7 +189,7 @@ class ModelHost:
             on_verdict=self._told,
             on_answer=on_answer,
         )
-        self.room.arrives(ticket.pending, self._around.clock())
+        self.room.arrives(ticket.pending, request.arrived_at)
         if self._around.trace is None:
             decision = self._judge.decide(ticket)
         else:

@@ -10,7 +10,6 @@ from device_agent.learning import Learning
 from device_agent.policy_in_force import PolicyInForce
 from device_agent.queue_limit import QueueLimit
 from device_agent.scheduler import Pending
-from device_agent.ticket import Ticket
 from device_agent.ticket_queue import TicketQueue
 
 _NOBODY = "-"  # whoever asks where there are no tenants; no tenant has this name
@@ -70,13 +69,11 @@ class Room:
             alone_s /= max(self._workers(), 1)
         return fairness.reserve(who, self._demands, self._parts, waiting_s, cost_s=alone_s, now=now)
 
-    def taken(self, batch: Sequence[Ticket], now: float) -> None:
-        """These leave the queue for the worker; called before they do."""
-        if self._limit is not None:
-            arrived_at = [ticket.request.arrived_at for ticket in batch if ticket.pending.deadline_at is None]
-            if arrived_at:
-                waited_s = now - min(arrived_at)
-                self._limit = self._limit.taken(waited_s, len(arrived_at), self._queue.patient, now)
+    def taken(self, arrived_at: Sequence[float], now: float) -> None:
+        """Those without a deadline that came then leave the queue for the worker; called before they do."""
+        if self._limit is not None and arrived_at:
+            waited_s = now - min(arrived_at)
+            self._limit = self._limit.taken(waited_s, len(arrived_at), self._queue.patient, now)
 
     def _begun(self, pending: Pending) -> QueueLimit:
         policy, limit = self._rules.policy, self._limit

@@ -68,6 +68,7 @@ class _Work(msgspec.Struct, frozen=True, kw_only=True):
     raw: tuple[RawInput, ...] = ()
     tensors: Tensors | None = None
     outputs: Tensors | None = None
+    rows: int = 1
 
 
 #: Yields what it waits for: inputs that the runner has, or None where the model is run by who asks for more.
@@ -187,11 +188,16 @@ def _decoded(activated: Activated, job: Job) -> _Work:
             raise RequestError("the tensor is empty", where=f"input {name!r}", remedy="Send at least one element")
     if outputs is not None:
         check_inputs(specs, tensors)
-    return _Work(request_id=job.request_id, request=request, tensors=tensors, outputs=outputs)
+    first = next(iter(tensors.values()), None)
+    rows = 1 if first is None or not first.ndim else first.shape[0]
+    return _Work(request_id=job.request_id, request=request, tensors=tensors, outputs=outputs, rows=rows)
 
 
 def _signature(tensors: Tensors) -> object:
     """Equal for tensors that can be concatenated along axis 0; scalars and unequal row counts stay alone."""
+    if len(tensors) == 1:
+        ((name, array),) = tensors.items()
+        return (name, array.dtype.char, array.shape[1:]) if array.ndim else object()
     rows = {array.shape[0] if array.ndim else None for array in tensors.values()}
     if len(rows) != 1 or None in rows:
         return object()
@@ -205,18 +211,12 @@ def _within(works: list[_Work], max_batch_size: int) -> list[list[_Work]]:
     groups: list[list[_Work]] = []
     rows = 0
     for work in works:
-        size = _rows(work)
-        if not groups or rows + size > max_batch_size:
+        if not groups or rows + work.rows > max_batch_size:
             groups.append([])
             rows = 0
         groups[-1].append(work)
-        rows += size
+        rows += work.rows
     return groups
-
-
-def _rows(work: _Work) -> int:
-    array = next(iter((work.tensors or {}).values()), None)
-    return 1 if array is None or not array.ndim else array.shape[0]
 
 
 def _run_tensors(activated: Activated, works: list[_Work], *, classes: bool) -> Answering:
@@ -227,7 +227,7 @@ def _run_tensors(activated: Activated, works: list[_Work], *, classes: bool) -> 
         outputs = [_run_rows(activated, tensors[0])]
     else:
         joined = {name: np.concatenate([each[name] for each in tensors]) for name in tensors[0]}
-        outputs = _split(activated.runtime.run(joined), [_rows(work) for work in works])
+        outputs = _split(activated.runtime.run(joined), [work.rows for work in works])
     compute_s = time.perf_counter() - started_at
     return [
         _answered(activated, work, output, batch_size=len(works), compute_s=compute_s, classes=classes)
