@@ -185,8 +185,8 @@ class Dispatch:
             now = self._around.clock()
             batch, busy, forecast = self._judge.next_batch(now, place.free_at(now))
             if place.running.tickets:
-                overhead_s = self._learning.service.overhead_s
-                if not goes_ahead(busy, place.running.expected_s, overhead_s):
+                service, running_s = self._learning.service, place.running.expected_s
+                if not goes_ahead(busy, running_s, service.overhead_s, grows=not service.one_by_one):
                     return None
             if leaves := self._first_to_leave(batch, forecast):  # one at a time: without it the others may be in time
                 ticket, decision = leaves

@@ -167,14 +167,16 @@ def _in_a_row(queue: Sequence[Pending], start_at: float, model: ServiceTime) -> 
     return list(range(len(queue)))
 
 
-def goes_ahead(busy_s: float, running_s: float, overhead_s: float) -> bool:
+def goes_ahead(busy_s: float, running_s: float, overhead_s: float, *, grows: bool = True) -> bool:
     """Whether the worker is given its next batch, of ``busy_s``, while it still has one of ``running_s``, where the way
     to the worker and back takes ``overhead_s``.
 
     The gap between two short batches is worth avoiding; whoever comes during a long one should still be able to join
-    or overtake, and a batch much smaller than the one that runs gains more by growing.
+    or overtake. Where a batch ``grows`` cheaply, one much smaller than that which runs gains more by that; where
+    requests run one by one, it gains nothing.
     """
-    return running_s <= max(AHEAD_S, AHEAD_GAPS * overhead_s) and 2.0 * busy_s >= running_s
+    short = running_s <= max(AHEAD_S, AHEAD_GAPS * overhead_s)
+    return short and (not grows or 2.0 * busy_s >= running_s)
 
 
 def forecast(

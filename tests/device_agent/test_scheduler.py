@@ -211,6 +211,7 @@ def test_a_joiner_costs_hardly_more_than_it_would_alone(
 def test_the_next_batch_goes_ahead_where_both_are_short_and_it_is_no_remainder() -> None:
     assert goes_ahead(0.002, 0.003, 0.0003) and goes_ahead(0.02, 0.003, 0.0003)
     assert not goes_ahead(0.001, 0.003, 0.0003)
+    assert goes_ahead(0.001, 0.003, 0.0003, grows=False)  # one by one, waiting for company is waiting for nothing
     assert not goes_ahead(0.02, 0.02, 0.0003)
     assert goes_ahead(0.02, 0.02, 0.01)  # on this machine it would stand still half as long again
 
