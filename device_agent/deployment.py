@@ -54,7 +54,7 @@ class Deployment:
         self._succession = Succession(
             self._hosts, settings, around, self._rejected, self._in_background, on_taken=self.builds.consider
         )
-        self._upkeep = Upkeep(self._hosts, self._entries, around)
+        self._upkeep = Upkeep(self._hosts, self._entries, around, self._succession.trials)
         self._started = False
         self._closing = False
         self._turn = asyncio.Lock()

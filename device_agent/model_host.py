@@ -262,7 +262,12 @@ class ModelHost:
         ticket.asking = self._task_of(self._ask_beside(ticket, decision), ticket)
 
     async def _ask_beside(self, ticket: Ticket, decision: Cloud) -> None:
-        answer = await self._around.cloud.infer(decision, ticket.request, self.name, tried=ticket.failed_at)
+        try:
+            answer = await self._around.cloud.infer(decision, ticket.request, self.name, tried=ticket.failed_at)
+        except Exception:  # no reason for it not to hear what the worker says
+            log.exception("the cloud could not be asked for a request for %s that its worker has too", self.name)
+            ticket.failed_at, ticket.asking = (*ticket.failed_at, decision.endpoint), None
+            return
         if isinstance(answer, Answer):
             ticket.waits, ticket.held_by = False, None
             self._queue.drop(ticket)

@@ -117,7 +117,8 @@ class Reload:
         self._rules.replace(settings.policy)
         self._on_changed(settings)
         changed = tuple(map(str, found))
-        log.info("policy %s -> %s: %s", before, self._rules.digest, "; ".join(changed))
+        policy = before if before == self._rules.digest else f"{before} -> {self._rules.digest}"
+        log.info("the configuration was read again: %s (policy %s)", "; ".join(changed), policy)
         self._emit("policy_changed", digest=self._rules.digest, before=before, changed="; ".join(changed))
         return self._reloaded("changed", changed=changed)
 

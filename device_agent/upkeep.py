@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 
 from device_agent import recycle
 from device_agent.model_host import ModelHost
 from device_agent.residency import Resident, to_thin_out, to_unload
 from device_agent.settings import BundleEntry
 from device_agent.surroundings import Surroundings
+from device_agent.trial_run import TrialRun
 
 log = logging.getLogger("device_agent")
 
@@ -20,11 +22,17 @@ PAUSE_S = 30.0  # between two replacements for want of memory: the kernel needs 
 
 
 class Upkeep:
-    """Works from :meth:`start` to :meth:`stop`; ``hosts`` and ``entries`` are what is deployed at any moment."""
+    """Works from :meth:`start` to :meth:`stop`; ``hosts`` and ``entries`` are what is deployed at any moment.
+    ``trials``: who stands beside them to be tried takes memory too, and goes for nobody."""
 
     def __init__(
-        self, hosts: Mapping[str, ModelHost], entries: Mapping[str, BundleEntry], around: Surroundings
+        self,
+        hosts: Mapping[str, ModelHost],
+        entries: Mapping[str, BundleEntry],
+        around: Surroundings,
+        trials: Mapping[str, TrialRun] = MappingProxyType({}),
     ) -> None:
+        self._trials = trials
         self._hosts = hosts
         self._entries = entries
         self._around = around
@@ -80,7 +88,8 @@ class Upkeep:
         """Unload what doesn't fit beside the others, ``asking`` last of all; tell when that isn't enough."""
         budget = self._around.policy.memory_budget_bytes
         # A resident set is never less than the proportional one, and costs nothing to know.
-        if budget is None or sum(host.instance.rss_bytes or 0 for host in self._hosts.values()) <= budget:
+        hosts = [*self._hosts.values(), *(trial.successor for trial in self._trials.values())]
+        if budget is None or sum(host.instance.rss_bytes or 0 for host in hosts) <= budget:
             self._exceeded = False
             return
         async with self._turn:
@@ -122,7 +131,16 @@ class Upkeep:
                 await host.instance.resting.leave()
 
     def _residents(self, asking: str | None) -> list[Resident]:
-        return [
+        tried = [
+            Resident(
+                model=f"{name} on trial",
+                held_bytes=trial.successor.instance.resting.held_bytes,
+                used_at=float("inf"),
+                stays=True,
+            )
+            for name, trial in self._trials.items()
+        ]
+        return tried + [
             Resident(
                 model=name,
                 held_bytes=host.instance.resting.held_bytes,

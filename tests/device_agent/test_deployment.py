@@ -417,6 +417,28 @@ def test_models_that_do_not_all_fit_come_and_go_within_the_budget_and_everyone_i
     drive(bundles, scenario, *entries, policy=Policy(memory_budget_bytes=2 * HELD_BYTES))
 
 
+def test_a_bundle_on_trial_counts_in_the_memory_budget(bundles: list[Any], others: list[Path]) -> None:
+    async def scenario(device: Place) -> None:
+        deployment = device.deployment
+        await deployment._upkeep.keep_budget()
+        assert [host.state for host in deployment.hosts.values()] == ["ready"] * 3, "three fit"
+        device.point_to(1)
+        await deployment.load("tiny")
+        assert deployment.trials, "a fourth is here"
+        for model in ("tiny", "second"):
+            await device.ask(model)
+        await deployment._upkeep.keep_budget()
+        assert {name: host.state for name, host in deployment.hosts.items()} == {
+            "tiny": "ready",
+            "second": "ready",
+            "third": "resting",
+        }
+        assert deployment.trials["tiny"].successor.instance.ready
+
+    policy = Policy(memory_budget_bytes=3 * HELD_BYTES, canary_share=0.01, trial_s=600.0)
+    drive(bundles, scenario, *[BundleEntry(path=path) for path in others], policy=policy)
+
+
 @pytest.fixture(scope="module")
 def others(make_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("others")

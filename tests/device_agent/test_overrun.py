@@ -219,3 +219,21 @@ def test_a_worker_that_answers_after_all_is_heard_and_the_cloud_given_up(tiny_bu
         assert (await late).status == 504, "neither answers"
 
     drive(tiny_bundle, scenario, cloud=cloud)
+
+
+def test_a_cloud_that_can_not_be_asked_costs_nobody_the_workers_answer(tiny_bundle: Any) -> None:
+    class Broken(Cloudy):
+        async def infer(self, decision: Cloud, *_: Any, **__: Any) -> Answer | Unanswered:
+            self.asked.append(decision.reason)
+            raise RuntimeError("nobody thought of this")
+
+    cloud = Broken()
+
+    async def scenario(device: Device) -> None:
+        asked = asyncio.create_task(infer(device.host, due(1, 0.3, local_only=False)))
+        await until(lambda: bool(cloud.asked))
+        device.worker.answer()
+        answer = await asked
+        assert (answer.status, answer.route) == (200, "local")
+
+    drive(tiny_bundle, scenario, cloud=cloud)
