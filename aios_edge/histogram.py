@@ -18,6 +18,7 @@ import msgspec
 LOWEST_S = 1e-5
 BUCKETS_PER_DECADE = 20
 BUCKETS = 8 * BUCKETS_PER_DECADE
+_BELOW_1_S = 5 * BUCKETS_PER_DECADE  # counted from 1 s, the bounds of whole decades are exact
 #: sqrt of the ratio between a bucket's bounds, minus one.
 RELATIVE_ERROR = 10 ** (0.5 / BUCKETS_PER_DECADE) - 1
 
@@ -29,7 +30,7 @@ def bucket_of(value_s: float) -> int:
 
 def upper_bound_s(index: int) -> float:
     """The bound that bucket ``index`` ends before; infinite for the last."""
-    return math.inf if index > BUCKETS else LOWEST_S * 10 ** (index / BUCKETS_PER_DECADE)
+    return math.inf if index > BUCKETS else 10.0 ** ((index - _BELOW_1_S) / BUCKETS_PER_DECADE)
 
 
 _BOUNDS_S = tuple(map(upper_bound_s, range(BUCKETS + 1)))
@@ -66,7 +67,7 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
         return Histogram(
             counts=tuple(sorted(counts.items())),
             count=len(values),
-            sum_s=sum(values),
+            sum_s=math.fsum(values),
             min_s=min(values),
             max_s=max(values),
             range_reason=None,

@@ -217,6 +217,7 @@ class FrontDesk:
                 raise RequestError(
                     f"has {tensor.shape[0]} rows, at most {max_rows} are taken at once",
                     status=413,
+                    where=f"input {tensor.name[:80]!r}",
                     remedy="Send smaller batches, or raise policy.max_rows",
                 )
         priority = envelope.priority if tenant is None else tenant.priority(envelope.priority)

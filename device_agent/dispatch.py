@@ -253,7 +253,8 @@ class Dispatch:
         place.watchdog.run(place.worker, requests, ended, timeout_s=timeout_s, predicted_s=expected_s)
 
     def _next_runs(self, place: Place, now: float) -> None:
-        """The batch that went ahead is the one that runs now, if there is one."""
+        """The batch that went ahead is the one that runs now, if there is one. An empty one never changes, and may
+        stand for both."""
         place.running = ahead = place.ahead
         if ahead.tickets:
             for ticket in ahead.tickets:

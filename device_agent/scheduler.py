@@ -43,7 +43,8 @@ QUICK_S = 0.003  # no request waits longer than that, or than one way, for one t
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True):
-    """What scheduling needs to know of a waiting request. ``alone``: it already died with a worker once."""
+    """What scheduling needs to know of a waiting request. ``priority`` is never negative. ``alone``: it already died
+    with a worker once."""
 
     request_id: int
     priority: int

@@ -17,10 +17,10 @@ from device_agent.worker_pool import BatchResult
 
 Slowed = Callable[[], tuple[bool, float | None]]  # too hot to run as it can, and when that was seen
 
-
-_status, _tenant, _ALL_WELL = operator.attrgetter("status"), operator.attrgetter("tenant"), frozenset((200,))
-
 Follow = Callable[[Sequence[InferenceRequest], BatchResult], None]
+
+_ALL_WELL = frozenset((200,))
+_status, _tenant = operator.attrgetter("status"), operator.attrgetter("tenant")
 
 
 class TrackRecord:

@@ -147,9 +147,9 @@ class TrialRun:
     # Copies
 
     def _copy(self, requests: Sequence[InferenceRequest], result: BatchResult) -> None:
-        answers = {item.request_id: item for item in result.done.items if item.status == 200}
+        now, answers = self._around.clock(), {item.request_id: item for item in result.done.items if item.status == 200}
         due = [
-            msgspec.structs.replace(request, deadline_at=None, local_only=True)
+            msgspec.structs.replace(request, deadline_at=None, local_only=True, arrived_at=now)
             for request in requests
             if request.request_id in answers and self._draw() < self.rules.shadow_share
         ]

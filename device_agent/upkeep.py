@@ -23,7 +23,7 @@ PAUSE_S = 30.0  # between two replacements for want of memory: the kernel needs 
 
 class Upkeep:
     """Works from :meth:`start` to :meth:`stop`; ``hosts`` and ``entries`` are what is deployed at any moment.
-    ``trials``: who stands beside them to be tried takes memory too, and goes for nobody."""
+    ``trials``: who stands beside them to be tried takes memory too, and neither of the two goes for anybody."""
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class Upkeep:
                 held_bytes=host.instance.resting.held_bytes,
                 spare_bytes=host.instance.crew.spare_bytes,
                 used_at=float("inf") if host.running or host.queued else host.instance.resting.used_at,
-                stays=host.state != "ready" or self._pinned(name),
+                stays=host.state != "ready" or self._pinned(name) or name in self._trials,
             )
             for name, host in self._hosts.items()
             if host.state != "resting" or name == asking

@@ -95,6 +95,8 @@ class Watchdog:
             return WorkerLost(what, where=_where(requests))
         try:
             for item in end.done.items:
+                if not 200 <= item.status <= 599:
+                    return _failed(ValueError(f"a status of {item.status}"), worker, requests)
                 item.outputs.of(end.payload)
                 if item.binary.length:
                     item.binary.of(end.payload)

@@ -157,7 +157,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True, array_like=True)
     """Worker to supervisor: a whole batch is answered.
 
     ``busy_s`` is how long the worker was occupied with it (emulated slowness included), ``rss_bytes`` the worker
-    process's resident set afterwards.
+    process's resident set then, or some milliseconds before.
     """
 
     batch_id: int

@@ -18,7 +18,7 @@ def resident_bytes(proc_root: Path = Path("/proc")) -> int:
     return int(os.pread(_statm(proc_root), 128, 0).split()[1]) * _PAGE_BYTES
 
 
-class Resident:
+class ResidentSet:
     """:func:`resident_bytes`, read no more often than every :data:`READ_EVERY_S`: of a quick model's batch reading it
     would be a part of what it costs."""
 

@@ -43,7 +43,7 @@ class WorkerHandle:
     ) -> None:
         self.spec = spec
         self.generation = 0
-        self.rss_bytes: int | None = None  # after the latest batch; None before the first, and in a thread
+        self.rss_bytes: int | None = None  # at about the latest batch; None before the first, and in a thread
         self.tells_classes = False  # whether batches come back with each row's class
         self.ready_at = 0.0  # in the loop's time
         self.report: ActivationReport | None = None  # of the latest activation, refused ones included

@@ -14,7 +14,7 @@ from collections import deque
 from device_agent import wire
 from device_agent.activation import Activated
 from device_agent.worker_batch import Answer, Job, answering
-from device_agent.worker_memory import Resident
+from device_agent.worker_memory import ResidentSet
 from device_agent.worker_natural import Asked, Runner
 
 _MOST = 2  # under way: one that runs, and one that is prepared
@@ -73,7 +73,7 @@ def serve_runs(sock: socket.socket, activated: Activated, load: wire.Load) -> No
     natural = bool(activated.task.natural_names)
     most = 1 if load.slowdown > 1.0 else _MOST  # nothing runs on a weaker device while this one sleeps for it
     rounds: deque[_Round] = deque()
-    took, resident = _Took(), Resident()
+    took, resident = _Took(), ResidentSet()
     stopping = False
     incoming = select.poll()
     incoming.register(sock, select.POLLIN)

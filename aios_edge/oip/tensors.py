@@ -113,7 +113,7 @@ def encode_outputs(tensors: Mapping[str, Tensor], request: DecodedRequest) -> tu
     """
     envelopes: list[TensorEnvelope] = []
     tail: list[bytes] = []
-    if request.outputs is None:
+    if not request.outputs:
         for name, each in tensors.items():
             where = f"output {name[:80]!r}"
             envelopes.append(_enveloped(name, each, tail, where, binary=request.binary_output, status=422))

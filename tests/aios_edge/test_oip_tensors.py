@@ -276,8 +276,9 @@ def test_each_output_comes_the_way_it_was_asked_for() -> None:
 
 @pytest.mark.parametrize("datatype", sorted(FLOATS))
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_json_refuses_what_it_cannot_carry_and_binary_carries_it(datatype: str, value: float) -> None:
-    array = np.array([value], dtype=np.float32)
+@pytest.mark.parametrize("size", [1, 256, 257])  # long ones are looked at by numpy
+def test_json_refuses_what_it_cannot_carry_and_binary_carries_it(datatype: str, value: float, size: int) -> None:
+    array = np.array([1.0] * (size - 1) + [value], dtype=np.float32)
     array = narrow_bf16(array) if datatype == "BF16" else array.astype(DTYPES[datatype])
     have = {"y": Tensor(datatype, array)}
     with pytest.raises(RequestError, match="binary") as caught:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aios_edge.errors import SettingsError
-from aios_edge.histogram import BUCKETS, LOWEST_S, RELATIVE_ERROR, bucket_of, upper_bound_s
+from aios_edge.histogram import BUCKETS, BUCKETS_PER_DECADE, LOWEST_S, RELATIVE_ERROR, bucket_of, upper_bound_s
 from aios_edge.telemetry import Event, Histogram, Status, Telemetry, rfc3339
 from aios_edge.topics import Topics
 
@@ -41,6 +41,12 @@ def test_every_duration_has_a_bucket_whose_bounds_hold_it(value: float) -> None:
     assert 0 <= index <= BUCKETS + 1
     assert value <= upper_bound_s(index) * (1 + 1e-9)
     assert index == 0 or value >= upper_bound_s(index - 1) * (1 - 1e-9)
+
+
+def test_a_whole_decade_begins_a_bucket() -> None:
+    for decade in range(-5, 4):
+        first = (decade + 5) * BUCKETS_PER_DECADE + 1
+        assert bucket_of(10.0**decade) == first and bucket_of(math.nextafter(10.0**decade, 0.0)) == first - 1
 
 
 @given(durations)

@@ -68,6 +68,35 @@ def test_a_batch_that_went_ahead_teaches_nothing_of_the_way_to_the_worker(
     drive(tiny_bundle, scenario)
 
 
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_a_short_request_goes_ahead_of_its_turn_only_where_nobody_could_join_it(
+    tiny_bundle: Any, one_by_one: bool
+) -> None:
+    async def scenario(device: Device) -> None:
+        device.host._learning._one_by_one = one_by_one
+        device.host._learning.begin(0.0001, 4)
+        device.ask(1, tokens=120)
+        device.ask(2, tokens=2)
+        assert len(device.worker.batches) == (2 if one_by_one else 1)
+        while device.worker.batches:
+            device.worker.answer()
+
+    assert drive(tiny_bundle, scenario).told == {1: 200, 2: 200}
+
+
+@pytest.mark.parametrize("status", [-1, 0, 199, 600, 999])
+def test_a_worker_that_answers_with_no_status_is_ended(tiny_bundle: Any, status: int) -> None:
+    async def scenario(device: Device) -> None:
+        device.worker.dies_when_killed = True
+        device.ask(1)
+        device.worker.answer(status)
+        assert not device.worker.ready
+        await until(lambda: device.worker.ready and bool(device.worker.batches))
+        device.worker.answer()
+
+    assert drive(tiny_bundle, scenario).told == {1: 200}, "from the next one, or nobody would hear"
+
+
 @pytest.mark.parametrize("fault", ["between the batches", "in an answer's way out"])
 def test_a_fault_costs_no_other_request_its_answer(
     tiny_bundle: Any, fault: str, monkeypatch: pytest.MonkeyPatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from device_agent.worker_memory import READ_EVERY_S, Resident, resident_bytes
+from device_agent.worker_memory import READ_EVERY_S, ResidentSet, resident_bytes
 
 BLOCK_BYTES = 64_000_000
 NEAR_BYTES = 2_000_000
@@ -28,7 +28,7 @@ def test_it_is_read_anew_and_is_a_forks_own() -> None:
 
 def test_between_quick_batches_it_is_not_read_again() -> None:
     now, readings = 0.0, iter((100, 200, 300))
-    resident = Resident(clock=lambda: now, read=lambda: next(readings))
+    resident = ResidentSet(clock=lambda: now, read=lambda: next(readings))
     assert [resident.bytes(), resident.bytes()] == [100, 100]
     now = READ_EVERY_S / 2
     assert resident.bytes() == 100

@@ -50,10 +50,10 @@ class ByHand:
     def begin(self, requests: Sequence[InferenceRequest], on_end: Callable[[Any], None]) -> None:
         self.batches.append((requests, on_end))
 
-    def answer(self) -> None:
+    def answer(self, status: int = 200) -> None:
         requests, on_end = self.batches.pop(0)
         items = tuple(
-            wire.DoneItem(request_id=each.request_id, status=200, outputs=wire.Region(0, 2), length=5)
+            wire.DoneItem(request_id=each.request_id, status=status, outputs=wire.Region(0, 2), length=5)
             for each in requests
         )
         done = wire.Done(batch_id=1, generation=1, busy_s=QUICK_S, rss_bytes=1, items=items)
@@ -127,8 +127,8 @@ class Device:
     async def at_once(self) -> None:
         """Nothing to wait for."""
 
-    def ask(self, number: int, on_answer: Callable[[Answer], None] | None = None) -> None:
-        (made,) = rehearsal_batch("tiny", (4,), pair=False, now=time.monotonic())
+    def ask(self, number: int, on_answer: Callable[[Answer], None] | None = None, *, tokens: int = 4) -> None:
+        (made,) = rehearsal_batch("tiny", (tokens,), pair=False, now=time.monotonic())
         request = SimpleNamespace(**{name: getattr(made, name) for name in made.__struct_fields__})
         request.request_id = number
         self.host.submit(
