@@ -21,6 +21,8 @@ from device_agent.listen import BACKLOG
 from device_agent.seldom import Seldom
 from device_agent.slow_clients import SlowClients
 
+TICK_S = 0.1  # uvicorn counts in them: it renews the date every ten
+
 
 class HttpServer(uvicorn.Server):
     """Serves the application on sockets that are already open; :meth:`close` ends it.
@@ -54,6 +56,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(config)
         self._tls = tls
         self._slow_clients = SlowClients(receive_timeout_s)
+        self._closing = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept."""
@@ -68,6 +71,14 @@ class HttpServer(uvicorn.Server):
             servers += self.servers
         self.servers = servers
 
+    async def main_loop(self) -> None:
+        """Ticks until it is to end; uvicorn's own would notice that at its next tick."""
+        counter = 0
+        while not await self.on_tick(counter):
+            counter += 1
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), TICK_S)
+
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
         self._slow_clients.look(cast("Iterable[DoorProtocol]", self.server_state.connections), time.monotonic())
@@ -77,6 +88,7 @@ class HttpServer(uvicorn.Server):
         """Accept no more. Requests in flight have ``drain_s``; two seconds are added to tell those who still wait."""
         self.config.timeout_graceful_shutdown = round(drain_s) + 2
         self.should_exit = True
+        self._closing.set()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
