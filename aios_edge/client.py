@@ -41,8 +41,8 @@ class HttpError(RemoteError):
 
 
 class Overloaded(HttpError):
-    """503 or 429 with Retry-After: the request was shed, or more than was agreed, but not broken; it may be sent again
-    after ``retry_after_s``."""
+    """503, 504 or 429 with Retry-After: the request was shed, given up at its deadline, or more than was agreed, but
+    not broken; it may be sent again after ``retry_after_s``."""
 
     def __init__(self, text: str, *, where: str, retry_after_s: float, status: int = 503) -> None:
         super().__init__(status, text, where=where, remedy=f"Try again in {retry_after_s:g} s")
@@ -288,7 +288,7 @@ class Client:
         except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
             text = content[:200].decode("utf-8", "replace") or answer.reason
         retry_after_s = _seconds(answer.getheader("Retry-After"))
-        if answer.status in (429, 503) and retry_after_s is not None:
+        if answer.status in (429, 503, 504) and retry_after_s is not None:
             return Overloaded(text, where=self.url, retry_after_s=retry_after_s, status=answer.status)
         return HttpError(answer.status, text, where=self.url)
 

@@ -76,6 +76,10 @@ class Handler(BaseHTTPRequestHandler):
         self.server.envelope = parse_request(body, json_length)
         if self.path.startswith("/v2/models/shed/"):
             return self.reply(503, b'{"error": "busy"}', Retry_After="0.25")
+        if self.path.startswith("/v2/models/late/"):
+            return self.reply(504, b'{"error": "too late"}', Retry_After="1")
+        if self.path.startswith("/v2/models/gateway/"):
+            return self.reply(504, b"nobody answered")
         if self.path.startswith("/v2/models/stopping/"):
             return self.reply(503, b'{"error": "stopping"}')
         request = decode_inputs(body, json_length)
@@ -214,6 +218,12 @@ def test_errors_carry_status_and_the_servers_words(served: tuple[Client, Any]) -
     with pytest.raises(Overloaded, match="busy") as shed:
         client.classify("shed", ["a"])
     assert (shed.value.status, shed.value.retry_after_s, shed.value.text) == (503, 0.25, "busy")
+    with pytest.raises(Overloaded, match="too late") as late:
+        client.classify("late", ["a"])
+    assert (late.value.status, late.value.retry_after_s) == (504, 1.0)
+    with pytest.raises(HttpError, match="nobody answered") as gateway:
+        client.classify("gateway", ["a"])
+    assert not isinstance(gateway.value, Overloaded), "no agent's"
     with pytest.raises(HttpError, match="stopping") as stopping:
         client.classify("stopping", ["a"])
     assert not isinstance(stopping.value, Overloaded) and stopping.value.status == 503

@@ -20,7 +20,7 @@ CLIENT_THREADS = 96  # more than can be in flight within a few deadlines, so tha
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one offered request. ``status``: ``answered``, ``shed`` (503) or ``failed``."""
+    """What became of one offered request. ``status``: ``answered``, ``shed`` (503, 504) or ``failed``."""
 
     text: int  # index into the sentences
     status: str
