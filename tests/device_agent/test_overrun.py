@@ -193,6 +193,15 @@ def test_it_is_looked_at_when_the_batch_should_have_ended(
     assert isinstance(verdict, Cloud) and at >= goes_at, told
 
 
+async def heard_from_the_worker(device: Device, cloud: Cloudy) -> None:
+    """One whose worker is late, and answers when the cloud has been asked as well."""
+    asked = asyncio.create_task(infer(device.host, due(1, 0.3, local_only=False)))
+    await until(lambda: bool(cloud.asked))
+    device.worker.answer()
+    answer = await asked
+    assert (answer.status, answer.route) == (200, "local")
+
+
 def test_a_worker_that_answers_after_all_is_heard_and_the_cloud_given_up(tiny_bundle: Any) -> None:
     given_up = asyncio.Event()
 
@@ -208,11 +217,7 @@ def test_a_worker_that_answers_after_all_is_heard_and_the_cloud_given_up(tiny_bu
     cloud = Silent()
 
     async def scenario(device: Device) -> None:
-        asked = asyncio.create_task(infer(device.host, due(1, 0.3, local_only=False)))
-        await until(lambda: bool(cloud.asked))
-        device.worker.answer()
-        answer = await asked
-        assert (answer.status, answer.route) == (200, "local")
+        await heard_from_the_worker(device, cloud)
         await given_up.wait()
         late = asyncio.create_task(infer(device.host, due(2, 0.1, local_only=False)))
         await until(lambda: len(cloud.asked) == 2)
@@ -230,10 +235,6 @@ def test_a_cloud_that_can_not_be_asked_costs_nobody_the_workers_answer(tiny_bund
     cloud = Broken()
 
     async def scenario(device: Device) -> None:
-        asked = asyncio.create_task(infer(device.host, due(1, 0.3, local_only=False)))
-        await until(lambda: bool(cloud.asked))
-        device.worker.answer()
-        answer = await asked
-        assert (answer.status, answer.route) == (200, "local")
+        await heard_from_the_worker(device, cloud)
 
     drive(tiny_bundle, scenario, cloud=cloud)

@@ -55,16 +55,18 @@ def flood(worker: Worker, policy: Policy, factor: float, seconds: float) -> tupl
     return waits, device, used / seconds / worker.capacity_per_s()
 
 
-@pytest.mark.parametrize(
-    "worker",
-    [
-        pytest.param(Worker(base_s=0.2, row_s=0.1), marks=pytest.mark.long),
-        pytest.param(Worker(base_s=0.02, row_s=0.1, spread=0.2), marks=pytest.mark.long),
-    ],
-)
+WORKERS = [Worker(base_s=0.2, row_s=0.1), Worker(base_s=0.02, row_s=0.1, spread=0.2)]
+
+
+@pytest.mark.parametrize("worker", WORKERS)
 def test_in_a_flood_nobody_waits_much_longer_than_the_target(worker: Worker) -> None:
     waits, _, used = flood(worker, Policy(queue_delay_s=2.0), 3.0, 60.0)
     assert waits[len(waits) * 95 // 100] <= 2.0 * 1.5 and used >= 0.95
+
+
+@pytest.mark.long  # a queue of hundreds is looked at for each who comes
+@pytest.mark.parametrize("worker", WORKERS)
+def test_without_a_target_they_wait_and_wait(worker: Worker) -> None:
     unlimited, device, _ = flood(worker, Policy(queue_delay_s=0.0), 3.0, 60.0)
     assert unlimited[len(unlimited) // 2] > 10.0 and device.room.limit is None
 
