@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Hundreds of processes begin in these tests: each would compile the whole program again where an image forbids to keep
+# what was compiled.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 POSITIVE = ["good", "great", "fine", "lovely", "superb", "bright", "warm", "clever", "moving", "funny"]
 NEGATIVE = ["bad", "awful", "dull", "dreary", "poor", "cold", "weak", "boring", "clumsy", "flat"]
