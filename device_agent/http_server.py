@@ -22,6 +22,9 @@ from device_agent.seldom import Seldom
 from device_agent.slow_clients import SlowClients
 
 TICK_S = 0.1  # uvicorn counts in them: it renews the date every ten
+LOOK_S = 0.01  # between looks, at the end, whether the last client has gone
+
+log = logging.getLogger("device_agent.http")
 
 
 class HttpServer(uvicorn.Server):
@@ -62,7 +65,7 @@ class HttpServer(uvicorn.Server):
         """Begin to accept."""
         raise_limit()
         loop = asyncio.get_running_loop()
-        seldom = Seldom(logging.getLogger("device_agent.http"))
+        seldom = Seldom(log)
         loop.set_exception_handler(accept_errors(seldom, loop.get_exception_handler()))
         servers = []
         for sock in sockets or ():
@@ -83,6 +86,28 @@ class HttpServer(uvicorn.Server):
         """Ten times a second."""
         self._slow_clients.look(cast("Iterable[DoorProtocol]", self.server_state.connections), time.monotonic())
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and end when everyone was answered; uvicorn's own sleeps first, also when nobody is here."""
+        for server in self.servers:
+            server.close()
+        for sock in sockets or ():
+            sock.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        try:
+            await asyncio.wait_for(self._everyone_gone(), self.config.timeout_graceful_shutdown)
+        except asyncio.TimeoutError:
+            log.warning("stopping: %d requests were not answered in time", len(self.server_state.tasks))
+            for task in self.server_state.tasks:
+                task.cancel()
+
+    async def _everyone_gone(self) -> None:
+        state = self.server_state
+        while state.connections or state.tasks:  # noqa: ASYNC110  uvicorn's sets, and they tell nobody
+            await asyncio.sleep(LOOK_S)
+        for server in self.servers:
+            await server.wait_closed()
 
     def close(self, *, drain_s: float) -> None:
         """Accept no more. Requests in flight have ``drain_s``; two seconds are added to tell those who still wait."""
