@@ -178,7 +178,7 @@ import sys, threading
 from aios_edge.mqtt import MqttLink, MqttOptions, Publication
 up = threading.Event()
 will = Publication(topic="d/status", payload=b'{"status": "offline"}', retain=True)
-link = MqttLink(MqttOptions(url=sys.argv[1], keepalive_s=5), call=lambda f: f(), will=will,
+link = MqttLink(MqttOptions(url=sys.argv[1], keepalive_s=2), call=lambda f: f(), will=will,
                 on_state=lambda state: up.set() if state.connected else None)
 link.start()
 up.wait()

@@ -94,6 +94,19 @@ class AgentProcess:
 
 StartAgent = Callable[..., AgentProcess]
 
+#: ``aios-edge`` with other constants than its own, which no setting changes.
+OTHERWISE = """
+import importlib, json, sys
+from aios_edge.cli.main import main
+
+for path, value in json.loads(sys.argv.pop(1)).items():
+    module, _, name = path.rpartition(".")
+    owner = importlib.import_module(module)
+    assert isinstance(getattr(owner, name), type(value)), path
+    setattr(owner, name, value)
+main()
+"""
+
 
 @pytest.fixture(scope="session")
 def agent_toml(tiny_bundle: Any) -> Callable[..., str]:
@@ -134,17 +147,20 @@ def start_agent(tmp_path_factory: pytest.TempPathFactory, agent_toml: Callable[.
         wait: bool = True,
         limit_s: float = 40.0,
         again: AgentProcess | None = None,
+        constants: dict[str, float] | None = None,
         **options: Any,
     ) -> AgentProcess:
-        """``again``: an agent that ended; another one goes on with its file and state."""
+        """``again``: an agent that ended; another one goes on with its file and state. ``constants``: other values for
+        those of the agent's modules (``quick_constants.py`` has some)."""
         folder = tmp_path_factory.mktemp("agent") if again is None else again.config.parent
         config = folder / "agent.toml"
         if again is None:
             config.write_text(agent_toml(more, **options))
         log_path = folder / "log"
+        program = ["-m", "aios_edge.cli.main"] if constants is None else ["-c", OTHERWISE, json.dumps(constants)]
         with log_path.open("wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "aios_edge.cli.main", "agent", "run", "--config", str(config)],
+                [sys.executable, *program, "agent", "run", "--config", str(config)],
                 stdout=log,
                 stderr=log,
                 cwd=Path(__file__).parents[2],

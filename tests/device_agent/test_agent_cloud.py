@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quick_constants import UNREHEARSED
 from swapping import client
 
 from aios_edge.broker import start_broker
@@ -23,7 +24,9 @@ SLOWER = "[emulate]\nslowdown = 1000.0"  # four tenths: what is too short for it
 def test_overflow_goes_to_the_cloud_until_the_breaker_opens(start_agent: Any, small_batches: Path) -> None:
     cloud = start_agent(bundle=small_batches)
     device = start_agent(
-        f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n[policy]\nbreaker_backoff_s = 0.2\n{SLOW}', bundle=small_batches
+        f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n[policy]\nbreaker_backoff_s = 0.2\n{SLOW}',
+        bundle=small_batches,
+        constants=UNREHEARSED,
     )
     device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
     unhurried = device.infer()[1]
@@ -51,6 +54,7 @@ def test_a_spent_budget_keeps_requests_here_and_says_so(start_agent: Any, small_
     device = start_agent(
         f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nrequests_per_day = 2\ncost_per_request = 0.5\n{SLOWER}',
         bundle=small_batches,
+        constants=UNREHEARSED,
     )
     device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
     end = time.monotonic() + 15  # on a busy machine the cloud is late too
@@ -82,6 +86,7 @@ def test_the_broker_hears_what_the_cloud_was_sent_and_how_a_trial_goes(
             f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nrequests_per_day = 5\ncost_per_request = 0.5\n'
             f'[mqtt]\nurl = "{broker.url}"\ninterval_s = 0.1\n[policy]\nshadow_share = 0.5\n{SLOWER}',
             bundle=place,
+            constants=UNREHEARSED,
         )
         device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
         make_bundle(place, version="1.1.0", max_batch_size=1)
@@ -108,7 +113,8 @@ def test_a_cloud_that_swaps_its_bundle_is_not_believed_under_the_old_ones_name(
 ) -> None:
     place = make_bundle(tmp_path / "bundle", max_batch_size=1).path
     cloud = start_agent(bundle=place)
-    device = start_agent(f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n{SLOWER}', bundle=small_batches)
+    endpoint = f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n'
+    device = start_agent(endpoint + SLOWER, bundle=small_batches, constants=UNREHEARSED)
     device.until(lambda status: status["cloud"]["c"]["models"]["tiny"]["usable"])
 
     def label() -> str | None:
@@ -133,7 +139,9 @@ def test_a_cloud_that_swaps_its_bundle_is_not_believed_under_the_old_ones_name(
 def test_kills_in_a_row_do_not_fill_a_budget(start_agent: Any, small_batches: Path) -> None:
     cloud = start_agent(bundle=small_batches)
     device = start_agent(
-        f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nrequests_per_day = 3\n{SLOWER}', bundle=small_batches
+        f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nrequests_per_day = 3\n{SLOWER}',
+        bundle=small_batches,
+        constants=UNREHEARSED,
     )
     asked = []
     for _ in range(2):
@@ -146,7 +154,7 @@ def test_kills_in_a_row_do_not_fill_a_budget(start_agent: Any, small_batches: Pa
         asked.append(device.status()["cloud"]["c"]["spent"]["requests"])
         device.process.kill()
         device.process.wait()
-        device = start_agent(again=device)
+        device = start_agent(again=device, constants=UNREHEARSED)
     assert asked == [2, 1] and device.status()["cloud"]["c"]["budgets"]["requests"]["left"] == 0
     assert sum(cloud.status()["totals"].values()) <= 3
     assert device.stop() == 0

@@ -19,8 +19,9 @@ from typing import Any
 
 import msgspec
 import pytest
+from quick_constants import UNREHEARSED
 
-SLOW = "[emulate]\nslowdown = 250.0"  # a batch takes a tenth of a second or more
+SLOW = "[emulate]\nslowdown = 150.0"  # a batch takes a tenth of a second or more
 
 
 def in_flight(status: Any) -> int:
@@ -30,7 +31,7 @@ def in_flight(status: Any) -> int:
 
 
 def test_a_killed_worker_costs_no_request_and_comes_back(start_agent: Any, small_batches: Path) -> None:
-    agent = start_agent(SLOW, bundle=small_batches)
+    agent = start_agent(SLOW, bundle=small_batches, constants=UNREHEARSED)
     with ThreadPoolExecutor(12) as pool:
         futures = [pool.submit(agent.infer, "a good film") for _ in range(12)]
         status = agent.until(lambda status: status if in_flight(status) >= 8 else None)
@@ -62,7 +63,7 @@ def test_a_worker_killed_while_idle_comes_back_by_itself(start_agent: Any) -> No
 
 
 def test_sigterm_answers_what_waits_and_exits_0(start_agent: Any, small_batches: Path) -> None:
-    agent = start_agent(SLOW, bundle=small_batches)
+    agent = start_agent(SLOW, bundle=small_batches, constants=UNREHEARSED)
     with ThreadPoolExecutor(10) as pool:
         futures = [pool.submit(agent.infer, "a bad film") for _ in range(10)]
         agent.until(lambda status: in_flight(status) >= 8)
@@ -90,7 +91,7 @@ def test_late_requests_are_refused_with_retry_after(start_agent: Any, small_batc
 
 
 def test_a_client_that_goes_away_frees_its_place(start_agent: Any, small_batches: Path) -> None:
-    agent = start_agent("[emulate]\nslowdown = 4000.0", bundle=small_batches)
+    agent = start_agent("[emulate]\nslowdown = 1000.0", bundle=small_batches, constants=UNREHEARSED)
     host, port = agent.url.removeprefix("http://").split(":")
     body = json.dumps({"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["x"]}]}).encode()
     head = f"POST /v2/models/tiny/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
@@ -106,7 +107,7 @@ def test_a_client_that_goes_away_frees_its_place(start_agent: Any, small_batches
 
 
 def test_a_flood_without_deadlines_is_bounded_by_the_queue(start_agent: Any, small_batches: Path) -> None:
-    agent = start_agent(f"[policy]\nqueue_limit = 4\n{SLOW}", bundle=small_batches)
+    agent = start_agent(f"[policy]\nqueue_limit = 4\n{SLOW}", bundle=small_batches, constants=UNREHEARSED)
     codes: list[int] = []
     threads = [threading.Thread(target=lambda: codes.append(agent.infer()[0])) for _ in range(12)]
     for thread in threads:
@@ -320,7 +321,8 @@ def test_a_misspelt_key_is_exit_2(tmp_path: Path, agent_toml: Callable[..., str]
 
 
 def test_who_still_waits_when_the_drain_ends_is_told_so(start_agent: Any, small_batches: Path) -> None:
-    agent = start_agent("[emulate]\nslowdown = 1500.0\n[policy]\ndrain_s = 1.0", bundle=small_batches)
+    more = "[emulate]\nslowdown = 1000.0\n[policy]\ndrain_s = 0.5"
+    agent = start_agent(more, bundle=small_batches, constants=UNREHEARSED)
     with ThreadPoolExecutor(10) as pool:
         futures = [pool.submit(agent.infer, "a bad film") for _ in range(10)]
         agent.until(lambda status: in_flight(status) >= 9)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from identity_model import write_identity
+from quick_constants import DISK_TRIED_AGAIN
 from raw_http import Door
 from steady_load import SteadyLoad
 
@@ -69,7 +70,7 @@ def start(start_agent: Any, agent_toml: Callable[..., str], disk: SmallDisk, tmp
     config.write_text(text.replace('state_dir = "state"', f'state_dir = "{disk.path / "state"}"'))
 
     def begin() -> Any:
-        agent = start_agent(again=SimpleNamespace(config=config))
+        agent = start_agent(again=SimpleNamespace(config=config), constants=DISK_TRIED_AGAIN)
         agent.door = Door(unix=socket_path)
         return agent
 

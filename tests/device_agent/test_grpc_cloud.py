@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 import numpy as np
 from grpc_clients import call, refused, told
+from quick_constants import UNREHEARSED
 
 from device_agent.grpc_door.messages import ModelInferRequest
 
@@ -32,7 +33,7 @@ def usable(status: Any) -> Any:
 def test_the_cloud_answers_as_this_device_would(start_agent: Any, small_batches: Path) -> None:
     cloud = start_agent(bundle=small_batches)
     endpoint = f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\n'
-    device = start_agent(endpoint + SLOW, bundle=small_batches, http=GRPC, limit_s=120.0)
+    device = start_agent(endpoint + SLOW, bundle=small_batches, http=GRPC, constants=UNREHEARSED)
     device.until(usable)
     with grpc.insecure_channel(device.grpc) as channel:
         here, there = call(channel, "ModelInfer", request()), call(channel, "ModelInfer", request(timeout=HURRY))
@@ -53,7 +54,7 @@ def test_a_cloud_may_answer_in_json_whatever_was_asked(
         f'[[cloud]]\nname = "c"\nurl = "{recording_cloud.url}"\n[policy]\nbreaker_failures = 1000\n{SLOW}',
         bundle=small_batches,
         http=GRPC,
-        limit_s=120.0,  # what it rehearses is slow as well
+        constants=UNREHEARSED,
     )
     device.until(usable)
     score = {"name": "score", "datatype": "FP32", "shape": [1], "data": [0.25]}

@@ -19,6 +19,7 @@ import grpc
 import numpy as np
 import pytest
 from grpc_clients import call, refused, told, triton, triton_aio
+from quick_constants import UNREHEARSED
 
 from aios_edge.client import Client
 from device_agent.grpc_door.messages import METHODS, SERVICE, ModelInferRequest
@@ -388,9 +389,8 @@ def test_the_status_has_the_door(agent: Any, channel: Any) -> None:
 @pytest.fixture(scope="module")
 def slow(start_agent: Any, small_batches: Path) -> Iterator[Any]:
     """One request at a time, held for long: what waits can be seen."""
-    agent = start_agent(
-        "[policy]\nqueue_limit = 2\ndrain_s = 1.0\n[emulate]\nslowdown = 600.0\n", bundle=small_batches, http=GRPC
-    )
+    more = "[policy]\nqueue_limit = 2\ndrain_s = 1.0\n[emulate]\nslowdown = 600.0\n"
+    agent = start_agent(more, bundle=small_batches, http=GRPC, constants=UNREHEARSED)
     yield agent
     agent.process.kill()
 

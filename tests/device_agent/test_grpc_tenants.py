@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from certificates import self_signed
 from grpc_clients import call, refused, told, triton
+from quick_constants import UNREHEARSED
 
 from device_agent.grpc_door.messages import METHODS, SERVICE, ModelInferRequest
 from device_agent.tenants import key_sha256, new_key
@@ -236,6 +237,7 @@ def test_who_goes_away_is_written_down_as_such(start_agent: Any, small_batches: 
         tenant("shop") + tenant("root", "admin = true") + "[emulate]\nslowdown = 600.0",
         bundle=small_batches,
         http=GRPC,
+        constants=UNREHEARSED,
     )
     with grpc.insecure_channel(agent.grpc) as channel:
         stub = channel.unary_unary(f"/{SERVICE}/ModelInfer")

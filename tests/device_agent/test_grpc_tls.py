@@ -12,6 +12,7 @@ import grpc
 import pytest
 from certificates import self_signed
 from grpc_clients import call
+from quick_constants import CERTIFICATE_WATCHED
 
 from aios_edge.client import Client
 
@@ -31,7 +32,8 @@ def agent(start_agent: Any, folder: Path, tmp_path: Path) -> Iterator[Any]:
         shutil.copy(folder / name, tmp_path / name)
     agent = start_agent(
         http=f'grpc_bind = "127.0.0.1:0"\nunix_socket = "{tmp_path}/sock"\n'
-        f'tls_cert = "{tmp_path}/door.pem"\ntls_key = "{tmp_path}/door.key"'
+        f'tls_cert = "{tmp_path}/door.pem"\ntls_key = "{tmp_path}/door.key"',
+        constants=CERTIFICATE_WATCHED,
     )
 
     def status() -> Any:

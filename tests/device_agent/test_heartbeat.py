@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quick_constants import WORKERS_WATCHED
 from scripted_worker import run
 
 from aios_edge.errors import WorkerLost
@@ -198,7 +199,7 @@ def test_a_process_that_does_not_even_die_is_not_waited_for(monkeypatch: pytest.
 
 
 def test_an_agent_replaces_a_worker_that_stands_still_idle_and_busy(start_agent: Any) -> None:
-    agent = start_agent()
+    agent = start_agent(constants=WORKERS_WATCHED)
     for restarts in (1, 2):
         pid = agent.status()["models"]["tiny"]["worker_pid"]
         os.kill(pid, signal.SIGSTOP)

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from identity_model import write_identity
+from quick_constants import CUT_OFF_SOON
 from raw_http import Door, Heard, Wire, post
 
 from device_agent.http import HttpApp, Reply
@@ -194,7 +195,7 @@ def test_a_connection_does_not_keep_its_last_body(doors: Any, way: str) -> None:
 
 @pytest.mark.parametrize("way", ["length", "chunks", "gzip"])
 def test_a_body_that_is_still_coming_does_not_hold_up_the_end(start_agent: Any, way: str) -> None:
-    agent = start_agent("[policy]\ndrain_s = 30.0")
+    agent = start_agent("[policy]\ndrain_s = 30.0", constants=CUT_OFF_SOON)
     with Door.of(agent.url).connect() as wire, Door.of(agent.url).connect() as whole:
         wire.say(beginning(way)[:200].replace(b"/id/", b"/tiny/"))
         whole.say(b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n")

@@ -11,10 +11,11 @@ from typing import Any
 
 import msgspec
 import pytest
+from quick_constants import UNREHEARSED
 from swapping import CLIENTS, client, failing_model, ids, memory_mapped, post, slow_model, traffic
 from tritonclient.utils import InferenceServerException
 
-SLOW = "[emulate]\nslowdown = 250.0"  # a batch takes a tenth of a second or more
+SLOW = "[emulate]\nslowdown = 150.0"  # a batch takes a tenth of a second or more
 NEW_LABELS = ("bad", "good")
 
 
@@ -33,7 +34,7 @@ def index(agent: Any) -> list[tuple[str, str, str, str]]:
 def test_unload_answers_who_is_here_ends_the_worker_and_load_brings_it_back(
     start_agent: Any, tmp_path: Path, make_bundle: Any
 ) -> None:
-    agent = start_agent(SLOW, bundle=make_bundle(tmp_path / "bundle", max_batch_size=1).path)
+    agent = start_agent(SLOW, bundle=make_bundle(tmp_path / "bundle", max_batch_size=1).path, constants=UNREHEARSED)
     door = client(agent)
     bundle_id, pid = ids(agent)
     assert memory_mapped(pid)
@@ -102,7 +103,7 @@ def test_a_swap_loses_no_request(start_agent: Any, place: Path, make_bundle: Any
 
 def test_a_swap_answers_who_waits_for_the_old_worker(start_agent: Any, tmp_path: Path, make_bundle: Any) -> None:
     place = make_bundle(tmp_path / "bundle", max_batch_size=1).path
-    agent = start_agent(SLOW, bundle=place)
+    agent = start_agent(SLOW, bundle=place, constants=UNREHEARSED)
     make_bundle(place, version="1.1.0", max_batch_size=1)
     pid = ids(agent)[1]
     with ThreadPoolExecutor(24) as pool:

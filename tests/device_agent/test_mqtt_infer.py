@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from mqtt_asker import BASE, WAIT_S, Asker, request, user
+from quick_constants import UNREHEARSED
 
 from aios_edge.broker import Broker, start_broker
 
@@ -208,7 +209,9 @@ def test_what_is_no_topic_of_ours_is_nobodys(agent: Any, asker: Asker) -> None:
 
 
 def test_the_messages_expiry_is_a_deadline(start_agent: Any, small_batches: Any, own_broker: Broker) -> None:
-    agent = serving(start_agent, own_broker.url, "[emulate]\nslowdown = 800.0", bundle=small_batches)
+    agent = serving(
+        start_agent, own_broker.url, "[emulate]\nslowdown = 400.0", bundle=small_batches, constants=UNREHEARSED
+    )
     with Asker(own_broker.url, REPLY) as asker:
         for _ in range(3):  # now it knows how slow it is
             asker.ask(request("a good film"), ResponseTopic=REPLY)
@@ -246,7 +249,11 @@ def test_a_flood_is_refused_at_once_and_takes_no_memory(
     """Three thousand requests of 20 kB for a device that answers a few in a second; what the broker itself drops of
     them, nobody here can answer."""
     agent = serving(
-        start_agent, own_broker.url, "[emulate]\nslowdown = 400.0\n[policy]\nqueue_limit = 1000", bundle=small_batches
+        start_agent,
+        own_broker.url,
+        "[emulate]\nslowdown = 400.0\n[policy]\nqueue_limit = 1000",
+        bundle=small_batches,
+        constants=UNREHEARSED,
     )
     body = request("a good film " + "x" * 20_000, **PATIENT)
     before = resident_bytes(agent.process.pid)
@@ -292,7 +299,7 @@ def test_an_answer_waits_for_the_broker_and_what_is_lost_is_counted(
     """Two that are being answered when the broker goes: of QoS 1 the answer comes when it is back, of QoS 0 it is
     lost; of QoS 1 whose asker waits no more, too."""
     first = own_broker
-    agent = serving(start_agent, first.url, "[emulate]\nslowdown = 1500.0", bundle=small_batches)
+    agent = serving(start_agent, first.url, "[emulate]\nslowdown = 1500.0", bundle=small_batches, constants=UNREHEARSED)
     with Asker(first.url) as asker:
         asker.ask(request("one", id="kept"), qos=1)
         asker.ask(request("two", id="lost"), qos=0)
@@ -329,7 +336,9 @@ def test_an_answer_the_broker_refuses_is_told_in_a_shorter_one(start_agent: Any)
 
 
 def test_who_waits_when_the_agent_stops_is_answered(start_agent: Any, small_batches: Any, own_broker: Broker) -> None:
-    agent = serving(start_agent, own_broker.url, "[emulate]\nslowdown = 400.0", bundle=small_batches)
+    agent = serving(
+        start_agent, own_broker.url, "[emulate]\nslowdown = 400.0", bundle=small_batches, constants=UNREHEARSED
+    )
     with Asker(own_broker.url, REPLY) as asker:
         for number in range(8):
             asker.ask(request("a good film", id=str(number), **PATIENT), ResponseTopic=REPLY)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from identity_model import write_identity
 from mqtt_asker import BASE, Asker, user
+from quick_constants import RECONNECTING
 from raw_mqtt import WAIT_S, RawBroker, packed, publish, text_property
 
 from aios_edge.broker import Broker, start_broker
@@ -42,10 +43,11 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def serving(start_agent: Any, repository: Path, url: str, mqtt: str = "") -> Any:
+def serving(start_agent: Any, repository: Path, url: str, mqtt: str = "", **options: Any) -> Any:
     agent = start_agent(
         f'[repository]\npath = "{repository}"\n[mqtt]\nurl = "{url}"\ninfer = true\n{mqtt}',
         http=f"max_body_bytes = {LIMIT}",
+        **options,
     )
     agent.until(lambda status: status["mqtt_infer"]["link"]["subscriptions"] == 1)
     return agent
@@ -235,7 +237,7 @@ def test_what_isnt_mqtt_costs_the_connection_and_nothing_else(name: str) -> None
 
 def test_an_answer_that_a_broker_hangs_up_over_takes_no_other_along(start_agent: Any, repository: Path) -> None:
     with RawBroker(poison="poison") as raw:
-        agent = serving(start_agent, repository, raw.url, 'protocol = "5"')
+        agent = serving(start_agent, repository, raw.url, 'protocol = "5"', constants=RECONNECTING)
         door = raw.door()
         to = packed(MessageProperties(response_topic="poison"))
         door.sendall(publish(ASKED_AT, body(1), mid=1, properties=to) + publish(ASKED_AT, body(2), mid=2))

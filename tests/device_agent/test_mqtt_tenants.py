@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from mqtt_asker import BASE, Asker, request, user
+from quick_constants import UNREHEARSED
 
 from aios_edge.broker import Broker, start_broker
 from device_agent.tenants import key_sha256, new_key
@@ -96,8 +97,9 @@ def test_what_there_is_no_room_for_counts_and_is_written_down(
         start_agent,
         broker,
         "bytes_per_day = 1_000_000",
-        "[policy]\nqueue_limit = 1000\ndrain_s = 0.5\n[emulate]\nslowdown = 2000.0",
+        "[policy]\nqueue_limit = 1000\ndrain_s = 0.5\n[emulate]\nslowdown = 1000.0",
         bundle=small_batches,
+        constants=UNREHEARSED,
     )
     patient = request("a good film", parameters={"timeout": 10**13})
     with Asker(broker.url, REPLY) as asker:

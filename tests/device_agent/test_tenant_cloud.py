@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from quick_constants import UNREHEARSED
 
 from aios_edge.client import Client
 from device_agent.metadata import model_metadata
@@ -75,7 +76,8 @@ def test_a_key_stays_here_and_a_lowered_priority_goes_along(start_agent: Any, cl
     device = start_agent(
         f'[[cloud]]\nname = "c"\nurl = "{cloud.url}"\nbearer_file = "{tmp_path / "bearer"}"\n'
         "[policy]\nqueue_limit = 1\n[emulate]\nslowdown = 1000.0\n"  # the queue is full for a second or two
-        f'[[tenant]]\nid = "shop"\nkey_sha256 = "{key_sha256(key)}"\nadmin = true\npriority_ceiling = 5\n'
+        f'[[tenant]]\nid = "shop"\nkey_sha256 = "{key_sha256(key)}"\nadmin = true\npriority_ceiling = 5\n',
+        constants=UNREHEARSED,
     )
     tensors = {"text": np.array([b"a good film"], dtype=np.object_)}
 

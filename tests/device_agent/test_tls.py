@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from certificates import openssl, self_signed
+from quick_constants import CERTIFICATE_WATCHED
 
 from aios_edge.client import Client, HttpError
 from aios_edge.errors import RemoteError, SettingsError, UsageError
@@ -130,7 +131,8 @@ def test_a_renewed_certificate_is_shown_and_open_connections_stay(
     shutil.copy(folder / "door.pem", tmp_path / "door.pem")
     shutil.copy(folder / "door.key", tmp_path / "door.key")
     agent = start_agent(
-        http=f'unix_socket = "{tmp_path}/sock"\ntls_cert = "{tmp_path}/door.pem"\ntls_key = "{tmp_path}/door.key"'
+        http=f'unix_socket = "{tmp_path}/sock"\ntls_cert = "{tmp_path}/door.pem"\ntls_key = "{tmp_path}/door.key"',
+        constants=CERTIFICATE_WATCHED,
     )
     address = agent.url.removeprefix("https://")
     context = ssl.create_default_context(cafile=folder / "door.pem")

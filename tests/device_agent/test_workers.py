@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from identity_model import write_identity
 from mqtt_listener import Listener
+from quick_constants import UNREHEARSED
 from raw_http import Door
 from steady_load import SteadyLoad
 from swapping import client, failing_model, traffic
@@ -55,7 +56,7 @@ def place(tmp_path: Path, make_bundle: Any) -> Path:
 
 
 def test_two_batches_run_at_once_and_one_alone_never_waits(start_agent: Any, small_batches: Path) -> None:
-    agent = start_agent(SLOW, bundle=small_batches, device=TWO)
+    agent = start_agent(SLOW, bundle=small_batches, device=TWO, constants=UNREHEARSED)
     both(agent)
     with ThreadPoolExecutor(5) as pool:
         futures = [pool.submit(agent.infer) for _ in range(5)]
@@ -94,7 +95,7 @@ def test_telemetry_tells_of_each_that_serves(start_agent: Any) -> None:
 def test_a_worker_that_is_killed_costs_its_batch_and_nobody_else_feels_it(
     start_agent: Any, small_batches: Path
 ) -> None:
-    agent = start_agent(SLOW, bundle=small_batches, device=TWO)
+    agent = start_agent(SLOW, bundle=small_batches, device=TWO, constants=UNREHEARSED)
     for victim in (0, 1):
         before = both(agent)
         with ThreadPoolExecutor(6) as pool:

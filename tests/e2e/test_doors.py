@@ -51,7 +51,7 @@ def agents(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         doors = f'unix_socket = "{socket}"\ngrpc_bind = "{grpc}"'
         first = AgentProcess(url, config("first", port, doors), folder / "first")
         running.enter_context(first)
-        cloud = f'grpc_bind = "{late_grpc}"\n[[cloud]]\nname = "cloud"\nurl = "{url}"\n[emulate]\nslowdown = 4000.0'
+        cloud = f'grpc_bind = "{late_grpc}"\n[[cloud]]\nname = "cloud"\nurl = "{url}"\n[emulate]\nslowdown = 1000.0'
         running.enter_context(AgentProcess(late_url, config("late", late_port, cloud), folder / "late"))
         yield {"http": url, "unix": f"unix://{socket}", "late": late_url, "grpc": grpc, "late_grpc": late_grpc}
 
