@@ -86,7 +86,6 @@ def test_bundles_on_other_threads_are_not_compared(make_bundle: Any, tiny_bundle
     assert done.returncode == 2 and "runs on 2 thread(s), the measured bundle on 1" in done.stderr
 
 
-@pytest.mark.long
 def test_bench_without_json_speaks_to_a_person(tiny_bundle: Any, sensorless: Path) -> None:
     done = aios_edge("bench", str(tiny_bundle.path), "--profile", str(sensorless), "--duration", "0.5")
     assert done.returncode == 0, done.stderr

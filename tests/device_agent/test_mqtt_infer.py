@@ -292,7 +292,6 @@ def resident_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.long
 def test_an_answer_waits_for_the_broker_and_what_is_lost_is_counted(
     start_agent: Any, small_batches: Any, own_broker: Broker
 ) -> None:

@@ -223,7 +223,6 @@ def test_a_trial_is_of_one_worker_and_all_take_over(start_agent: Any, place: Pat
     assert agent.stop() == 0
 
 
-@pytest.mark.long
 def test_a_crash_too_many_starts_nobody_and_ends_nobody(start_agent: Any) -> None:
     agent = start_agent("[policy]\nquarantine_crashes = 3\nquarantine_pause_s = 600.0", device=TWO)
     for _ in range(3):

@@ -281,7 +281,6 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.extra == "neural-compressor"
 
 
-@pytest.mark.long
 def test_a_failure_over_there_is_one_error_with_its_last_words(tmp_path: Path) -> None:
     job = inc.Job(model=str(tmp_path / "nothing"), inputs=("input_ids",), levels=127, threads=1)
     row = {"input_ids": np.ones((1, 4), dtype=np.int64)}

@@ -202,7 +202,6 @@ def visible(out: Path) -> set[str]:
     return {path.name for path in out.iterdir() if not path.name.startswith(".")}
 
 
-@pytest.mark.long
 def test_killed_at_every_stage_in_turn_an_export_ends_as_if_undisturbed(
     exports: Exports, undisturbed: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,11 +58,14 @@ def aios_edge(*arguments: str) -> subprocess.CompletedProcess[str]:
 class Export:
     """The first export of the board's profile, all its candidates given out."""
 
-    def __init__(self, folder: Path, recipe: Path, board: str = BOARD) -> None:
+    def __init__(self, folder: Path, recipe: Path, board: str = BOARD, *, after: Export | None = None) -> None:
+        """``after``: another one, whose fine-tuned network is taken instead of trained anew."""
         self.profile_file = folder / "board.toml"
         self.profile_file.write_text(board, encoding="utf-8")
         self.profile: DeviceProfile = load_profile(str(self.profile_file))
         self.recipe, self.out = recipe, folder / "out"
+        if after is not None:
+            shutil.copytree(after.out / ".cache", self.out / ".cache")
         self.report = exporters.export(self.recipe, [self.profile], self.out, candidates=True)
 
     def again(self, out: Path, *measured: Path) -> ExportReport:
@@ -252,13 +256,14 @@ def test_a_host_of_another_class_other_options_and_doubles_are_refused(
         assert refused.value.check == check and says in str(refused.value)
 
 
-@pytest.mark.long
-def test_a_pruned_candidate_that_was_given_out_is_chosen_when_it_was_measured(workshop: Path, tmp_path: Path) -> None:
+def test_a_pruned_candidate_that_was_given_out_is_chosen_when_it_was_measured(
+    first: Export, workshop: Path, tmp_path: Path
+) -> None:
     """Also one that wasn't the first choice of its network."""
     recipe = workshop / "pruned.toml"
     pruning = "[prune]\nheads = 2\nffn = 64\n[distill]\nepochs = 2\nlearning_rate = 1e-3\n"
     recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + pruning, encoding="utf-8")
-    given = Export(tmp_path, recipe)
+    given = Export(tmp_path, recipe, after=first)
     wide, narrow = (c.name for c in given.report.profiles["board"].candidates if c.structure)
     assert (wide.endswith("+dynamic-s8-e4"), narrow.endswith("+dynamic-s8-e2")) == (True, True)
     report = given.again(tmp_path / "again", by_the_board(given.bench(narrow), tmp_path / "narrow.json"))
@@ -266,9 +271,8 @@ def test_a_pruned_candidate_that_was_given_out_is_chosen_when_it_was_measured(wo
     assert {stage.split("/")[0] for stage in report.stages["built"]} <= {"evaluate"}
 
 
-@pytest.mark.long
 def test_a_pruned_candidate_that_a_host_of_the_class_gave_out_is_known_again(
-    workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: Export, workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It chose how far to prune by its own latency, which doesn't count once there are measurements."""
 
@@ -280,7 +284,7 @@ def test_a_pruned_candidate_that_a_host_of_the_class_gave_out_is_known_again(
     more = "[prune]\n[distill]\nepochs = 2\nlearning_rate = 1e-3\n[search]\nstructures = 1\n"
     recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + more, encoding="utf-8")
     here = BOARD.replace('["made_up"]', "[]").replace("latency_p95_s = 0.040", "latency_p95_s = 10.0")
-    given = Export(tmp_path, recipe, here)
+    given = Export(tmp_path, recipe, here, after=first)
     wide, narrow = (c.name for c in given.report.profiles["board"].candidates if c.structure)
     assert wide.startswith("l1-h1-f64-") and narrow.startswith("l1-h1-f64-")
     report = given.again(tmp_path / "again", by_the_board(given.bench(narrow), tmp_path / "narrow.json"))
@@ -289,18 +293,17 @@ def test_a_pruned_candidate_that_a_host_of_the_class_gave_out_is_known_again(
     assert "distill" not in {stage.split("/")[0] for stage in report.stages["built"]}
 
 
-@pytest.mark.long
-def test_how_far_to_prune_is_told_from_the_latency_on_the_board(workshop: Path, tmp_path: Path) -> None:
+def test_how_far_to_prune_is_told_from_the_latency_on_the_board(first: Export, workshop: Path, tmp_path: Path) -> None:
     """What was measured of the whole network there says how narrow one of them must be."""
     recipe = workshop / "slow.toml"
     more = "[prune]\n[distill]\nepochs = 1\nlearning_rate = 1e-3\n[search]\nstructures = 1\n"
     recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + more, encoding="utf-8")
-    given = Export(tmp_path, recipe)
-    (first, *_) = (c.structure for c in given.report.profiles["board"].candidates if c.structure)
+    given = Export(tmp_path, recipe, after=first)
+    (wide, *_) = (c.structure for c in given.report.profiles["board"].candidates if c.structure)
     path = by_the_board(given.bench("dynamic-s8"), tmp_path / "slow.json", p50=0.3, p95=0.4)
     report = given.again(tmp_path / "again", path)
-    (second, *_) = (c.structure for c in report.profiles["board"].candidates if c.structure)
-    assert first and second and (second.layers, second.heads, second.ffn) < (first.layers, first.heads, first.ffn)
+    (narrow, *_) = (c.structure for c in report.profiles["board"].candidates if c.structure)
+    assert wide and narrow and (narrow.layers, narrow.heads, narrow.ffn) < (wide.layers, wide.heads, wide.ffn)
 
 
 def test_the_command_takes_measurements_and_gives_candidates_out(first: Export, bench: Bench, tmp_path: Path) -> None:

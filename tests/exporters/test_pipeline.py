@@ -281,7 +281,6 @@ def test_rows_of_words_that_training_saw_are_counted_for_the_small_candidate(
     assert counts["input_ids"][2] == 600  # one [CLS] in each of the training rows
 
 
-@pytest.mark.long
 def test_a_recipe_may_ask_for_more_candidates(whole: Run, workshop: Path, tmp_path: Path) -> None:
     recipe = workshop / "more.toml"
     more = '\n[search]\ncandidates = ["qdq-u8s8-mixed", "dynamic-s8-e2"]\n'

@@ -254,7 +254,6 @@ def test_settings_that_were_found_and_lead_nowhere_name_who_found_them(
     assert len(rates) == 4 and rates[3] == rates[2]
 
 
-@pytest.mark.long
 def test_a_jetson_gets_a_pruned_network_in_each_of_its_precisions(workshop: Path, cache: Path, tmp_path: Path) -> None:
     path = workshop / "jetson.toml"
     path.write_text(RECIPE.format(vocabulary=98, more="heads = 2\nffn = 64\n"), encoding="utf-8")
@@ -266,7 +265,6 @@ def test_a_jetson_gets_a_pruned_network_in_each_of_its_precisions(workshop: Path
     assert report.profiles["jetson-orin-nano"].chosen == "l2-h2-f64-v98+fp16"
 
 
-@pytest.mark.long
 def test_without_a_wish_the_search_walks_the_ladder(workshop: Path, cache: Path, tmp_path: Path) -> None:
     report = export(workshop, tmp_path / "ladder", cache)
     names = [candidate.name for candidate in report.profiles["arm64-gateway"].candidates]
