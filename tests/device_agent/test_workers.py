@@ -24,7 +24,7 @@ from aios_edge.cli.agent import describe
 from device_agent.worker_memory import proportional_bytes
 
 TWO = "workers = 2"
-SLOW = "[emulate]\nslowdown = 250.0"  # a batch takes a tenth of a second or more
+SLOW = "[emulate]\nslowdown = 150.0"  # a batch takes a tenth of a second or more
 
 
 def tiny(status: Any) -> Any:
