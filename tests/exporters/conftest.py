@@ -6,6 +6,7 @@ import csv
 import itertools
 import os
 import random
+import shutil
 import string
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -97,6 +98,21 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(folder / "test.csv", sentences(200, 3))
     (folder / "recipe.toml").write_text(RECIPE, encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def fine_tuned(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with what every export of the unspoilt workshop begins with, and with no evaluation. It is for copies."""
+    import msgspec
+
+    import exporters
+    from aios_edge.profile_files import load_profile
+
+    folder = tmp_path_factory.mktemp("fine_tuned")
+    fp32 = msgspec.structs.replace(load_profile("x86-vnni"), precision_preference=("fp32",))
+    exporters.export(workshop / "recipe.toml", [fp32], folder / "out", cache=folder / "cache")
+    shutil.rmtree(folder / "cache" / "evaluate")
+    return folder / "cache"
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def bench(workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.fixture(scope="module")
-def finished(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(workshop: Path, fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the stages of the unspoilt workshop for a profile of this machine's class."""
     import exporters
     from aios_edge.profile_files import check_profile
@@ -106,8 +106,9 @@ def finished(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     profile = folder / "here.toml"
     profile.write_text(PROFILE.format(arch=inspect_host().arch), encoding="utf-8")
-    exporters.export(workshop / "recipe.toml", [check_profile(profile)], folder / "out", cache=folder / "cache")
-    return folder / "cache"
+    cache = Path(shutil.copytree(fine_tuned, folder / "cache"))
+    exporters.export(workshop / "recipe.toml", [check_profile(profile)], folder / "out", cache=cache)
+    return cache
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:

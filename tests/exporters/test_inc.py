@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,11 +84,10 @@ class Scripted:
 
 
 @pytest.fixture(scope="module")
-def made(workshop: Path, tmp_path_factory: pytest.TempPathFactory, token_rows: TokenRows) -> Scripted:
+def made(workshop: Path, fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory, token_rows: TokenRows) -> Scripted:
     """One whose static model is as good as fp32."""
     folder = tmp_path_factory.mktemp("scripted")
-    fp32 = msgspec.structs.replace(load_profile("x86-vnni"), precision_preference=("fp32",))
-    exporters.export(workshop / "recipe.toml", [fp32], folder / "out", cache=workshop / ".inc-cache")
+    shutil.copytree(fine_tuned, workshop / ".inc-cache")
     (converted,) = (workshop / ".inc-cache" / "convert").glob(f"*/{convert.STANDARD}")
     scripted = Scripted(folder=folder, fp32=converted, samples=token_rows(48, 1))
     for kind in ("static", "tuned"):

@@ -58,14 +58,13 @@ def aios_edge(*arguments: str) -> subprocess.CompletedProcess[str]:
 class Export:
     """The first export of the board's profile, all its candidates given out."""
 
-    def __init__(self, folder: Path, recipe: Path, board: str = BOARD, *, after: Export | None = None) -> None:
-        """``after``: another one, whose fine-tuned network is taken instead of trained anew."""
+    def __init__(self, folder: Path, recipe: Path, cache: Path, board: str = BOARD) -> None:
+        """``cache`` has stages of others, so that not every one trains the same network."""
         self.profile_file = folder / "board.toml"
         self.profile_file.write_text(board, encoding="utf-8")
         self.profile: DeviceProfile = load_profile(str(self.profile_file))
         self.recipe, self.out = recipe, folder / "out"
-        if after is not None:
-            shutil.copytree(after.out / ".cache", self.out / ".cache")
+        shutil.copytree(cache, self.out / ".cache")
         self.report = exporters.export(self.recipe, [self.profile], self.out, candidates=True)
 
     def again(self, out: Path, *measured: Path) -> ExportReport:
@@ -81,8 +80,8 @@ class Export:
 
 
 @pytest.fixture(scope="module")
-def first(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    return Export(tmp_path_factory.mktemp("board"), workshop / "recipe.toml")
+def first(workshop: Path, fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    return Export(tmp_path_factory.mktemp("board"), workshop / "recipe.toml", fine_tuned)
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +262,7 @@ def test_a_pruned_candidate_that_was_given_out_is_chosen_when_it_was_measured(
     recipe = workshop / "pruned.toml"
     pruning = "[prune]\nheads = 2\nffn = 64\n[distill]\nepochs = 2\nlearning_rate = 1e-3\n"
     recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + pruning, encoding="utf-8")
-    given = Export(tmp_path, recipe, after=first)
+    given = Export(tmp_path, recipe, first.out / ".cache")
     wide, narrow = (c.name for c in given.report.profiles["board"].candidates if c.structure)
     assert (wide.endswith("+dynamic-s8-e4"), narrow.endswith("+dynamic-s8-e2")) == (True, True)
     report = given.again(tmp_path / "again", by_the_board(given.bench(narrow), tmp_path / "narrow.json"))
@@ -284,7 +283,7 @@ def test_a_pruned_candidate_that_a_host_of_the_class_gave_out_is_known_again(
     more = "[prune]\n[distill]\nepochs = 2\nlearning_rate = 1e-3\n[search]\nstructures = 1\n"
     recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + more, encoding="utf-8")
     here = BOARD.replace('["made_up"]', "[]").replace("latency_p95_s = 0.040", "latency_p95_s = 10.0")
-    given = Export(tmp_path, recipe, here, after=first)
+    given = Export(tmp_path, recipe, first.out / ".cache", here)
     wide, narrow = (c.name for c in given.report.profiles["board"].candidates if c.structure)
     assert wide.startswith("l1-h1-f64-") and narrow.startswith("l1-h1-f64-")
     report = given.again(tmp_path / "again", by_the_board(given.bench(narrow), tmp_path / "narrow.json"))
@@ -298,7 +297,7 @@ def test_how_far_to_prune_is_told_from_the_latency_on_the_board(first: Export, w
     recipe = workshop / "slow.toml"
     more = "[prune]\n[distill]\nepochs = 1\nlearning_rate = 1e-3\n[search]\nstructures = 1\n"
     recipe.write_text((workshop / "recipe.toml").read_text(encoding="utf-8") + more, encoding="utf-8")
-    given = Export(tmp_path, recipe, after=first)
+    given = Export(tmp_path, recipe, first.out / ".cache")
     (wide, *_) = (c.structure for c in given.report.profiles["board"].candidates if c.structure)
     path = by_the_board(given.bench("dynamic-s8"), tmp_path / "slow.json", p50=0.3, p95=0.4)
     report = given.again(tmp_path / "again", path)

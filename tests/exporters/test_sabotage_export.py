@@ -67,8 +67,11 @@ class Workbench:
 
 
 @pytest.fixture(scope="module")
-def finished(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, ExportReport]]:
+def finished(
+    workshop: Path, fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Path, ExportReport]]:
     folder = tmp_path_factory.mktemp("finished")
+    shutil.copytree(fine_tuned, folder / "cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "_BUDGET_S", 0.0)
         report = exporters.export(workshop / "recipe.toml", [RPI5], folder / "out", cache=folder / "cache")

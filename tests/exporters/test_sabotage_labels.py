@@ -29,8 +29,9 @@ def shipped(desk: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished(workshop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(workshop: Path, fine_tuned: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     desk = Path(shutil.copytree(workshop, tmp_path_factory.mktemp("finished") / "desk"))
+    shutil.copytree(fine_tuned, desk / "cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "_BUDGET_S", 0.0)
         export(desk)
