@@ -108,6 +108,7 @@ class Agent:
         tenants = settings.tenant
         self._books = TenantBooks.of(tenants, settings.device.state_dir, self._emit, self._reporter.unauthorized)
         self._mqtt_door: MqttDoor | None = None
+        self._inbound = Inbound(lambda: rules.policy.in_flight_bytes)
         self._desk = FrontDesk(
             self._deployment, rules, self._metrics, self.status, {each.id: each.weight for each in tenants}
         )
@@ -121,8 +122,9 @@ class Agent:
         held = contextlib.ExitStack()
         try:
             if self._make_grpc is not None:
+                desk, tenants, books = self._desk, self._tenants, self._books
                 self._grpc = self._make_grpc(
-                    self.settings.http, self._desk, self._tenants, self._books, self._record, self._certificate
+                    self.settings.http, desk, tenants, books, self._record, self._inbound, self._certificate
                 )
                 self.listen = (*self.listen, self._grpc.address)
             held.enter_context(state_dir.hold(self.settings.device.state_dir))
@@ -159,8 +161,8 @@ class Agent:
         """Doors open (live, not ready), activate, serve, and close the doors when everyone was answered."""
         app, certificate = self._app(), self._certificate
         tls = None if certificate is None else certificate.context
-        inbound = Inbound(lambda: self._rules.policy.in_flight_bytes)
-        server = HttpServer(app, receive_timeout_s=self.settings.http.receive_timeout_s, tls=tls, inbound=inbound)
+        receive_s, inbound = self.settings.http.receive_timeout_s, self._inbound
+        server = HttpServer(app, receive_timeout_s=receive_s, tls=tls, inbound=inbound)
         self._mqtt_door = self._make_mqtt_door()
         if self._mqtt_door is not None:
             self._mqtt_door.start()

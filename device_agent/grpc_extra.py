@@ -11,6 +11,7 @@ from aios_edge.errors import MissingExtra
 if TYPE_CHECKING:
     from device_agent.desk import FrontDesk
     from device_agent.grpc_door.server import GrpcServer
+    from device_agent.inbound import Inbound
     from device_agent.settings import Http
     from device_agent.tenant_books import TenantBooks
     from device_agent.tenant_desk import TenantDesks
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
     from device_agent.values import Completion
 
     MakeGrpc = Callable[
-        [Http, FrontDesk, TenantDesks | None, TenantBooks, Callable[[Completion], None], DoorCertificate | None],
+        [
+            Http,
+            FrontDesk,
+            TenantDesks | None,
+            TenantBooks,
+            Callable[[Completion], None],
+            Inbound,
+            DoorCertificate | None,
+        ],
         GrpcServer,
     ]
 

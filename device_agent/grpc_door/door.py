@@ -16,6 +16,7 @@ from device_agent.grpc_door.callers import Callers, Outcome, Visit
 from device_agent.grpc_door.calls import Asked, Infer, answered, failed, understood
 from device_agent.grpc_door.messages import METHODS, SERVICE, ModelInferResponse, ModelStreamInferResponse
 from device_agent.grpc_door.refusal import refusal
+from device_agent.grpc_door.slow_calls import SlowCalls
 from device_agent.http import Unheard
 from device_agent.values import Reason
 
@@ -28,9 +29,10 @@ _STREAM = "ModelStreamInfer"
 class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
     """What grpcio asks for each call. ``in_flight``: calls that aren't over."""
 
-    def __init__(self, callers: Callers) -> None:
+    def __init__(self, callers: Callers, slow: SlowCalls) -> None:
         self.in_flight = 0
         self.streams: set[_Stream] = set()
+        self.slow = slow
         self._callers = callers
 
     def service(self, handler_call_details: Any) -> Any:
@@ -41,7 +43,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
             method = ""
         visit = self._callers.stranger(path) if method in _OPEN else self._callers.visit(metadata, path)
         if visit is None:
-            return _sending_away(self._callers, path, sent=self._callers.sent_a_key(metadata))
+            return self._sending_away(path, sent=self._callers.sent_a_key(metadata))
         if method == _STREAM:  # its messages are the requests
             return grpc.stream_stream_rpc_method_handler(_Stream(self, visit).serve)
         try:
@@ -50,17 +52,18 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
                 known = ", ".join(METHODS)
                 raise RequestError(f"there is no method {path[:200]}", status=501, remedy=f"{SERVICE} has {known}")
         except RequestError as error:
-            return _refusing(visit, failed(error, visit, path))
+            return self._refusing(visit, failed(error, visit, path))
 
         async def serve(_: Any, context: Any) -> bytes:
             outcome: Outcome | None = None
             self.in_flight += 1
             try:
-                asked = self.understood(visit, method, await _read(context), context.time_remaining())
+                asked = self.understood(visit, method, await self.slow.read(context), context.time_remaining())
                 outcome = await self.answered(visit, method, asked)
             finally:
                 self.in_flight -= 1
                 visit.end(outcome)
+            self.slow.answering(context)
             return await _send(context, outcome)
 
         return grpc.stream_unary_rpc_method_handler(serve)
@@ -70,8 +73,32 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         for stream in self.streams:
             stream.drain()
 
-    def understood(self, visit: Visit, method: str, data: bytes | None, remaining_s: float | None) -> Asked | Outcome:
+    def _refusing(self, visit: Visit, outcome: Outcome) -> Any:
+        """A handler that reads nothing."""
+
+        async def refuse(_: Any, context: Any) -> None:
+            visit.end(outcome)
+            self.slow.unread(context)
+            await _send(context, outcome)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def _sending_away(self, path: str, *, sent: bool) -> Any:
+        """The same for a caller without a known key."""
+
+        async def refuse(_: Any, context: Any) -> None:
+            self._callers.sent_away(context.peer(), path, key_sent=sent)
+            self.slow.unread(context)
+            await _send(context, _unauthenticated(sent=sent))
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+    def understood(
+        self, visit: Visit, method: str, data: bytes | Outcome | None, remaining_s: float | None
+    ) -> Asked | Outcome:
         """What a message asks for, or why that can't be told."""
+        if isinstance(data, Outcome):
+            return data
         try:
             return understood(visit, method, data, remaining_s)
         except Exception as error:
@@ -101,6 +128,7 @@ class _Stream:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reader: asyncio.Task[None] | None = None
         self._draining = False
+        self._refused: Outcome | None = None
 
     async def serve(self, _: Any, context: Any) -> None:
         """Until the client has no more requests, or goes away."""
@@ -111,6 +139,8 @@ class _Stream:
             while (answer := await self._answers.get()) is not None:
                 await context.write(await answer)
                 self._slots.release()
+            if self._refused is not None:
+                await _send(context, self._refused)
             if self._draining:
                 await _send(context, _stopping())
         finally:
@@ -135,10 +165,14 @@ class _Stream:
         try:
             while True:
                 await self._slots.acquire()
-                data = await _read(context)
+                data = await self._door.slow.read(context, stream=True)
                 if data is None:
                     return
                 visit = self._visit.again()
+                if isinstance(data, Outcome):
+                    self._refused = data
+                    visit.end(data)
+                    return
                 work = self._answer(visit, self._asked(visit, data, context.time_remaining()))
                 self._answers.put_nowait(self._start(work))
                 del data  # while the next one is awaited
@@ -169,37 +203,11 @@ class _Stream:
         return message
 
 
-async def _read(context: Any) -> bytes | None:
-    """The next message; None when there is none any more."""
-    data = await context.read()
-    return None if data is grpc.aio.EOF else data
-
-
 async def _send(context: Any, outcome: Outcome) -> bytes:
     if outcome.refusal is not None:
         refused = outcome.refusal
         await context.abort(grpc.StatusCode[refused.code], refused.text, refused.metadata)
     return outcome.message
-
-
-def _refusing(visit: Visit, outcome: Outcome) -> Any:
-    """A handler that reads nothing."""
-
-    async def refuse(_: Any, context: Any) -> None:
-        visit.end(outcome)
-        await _send(context, outcome)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
-
-
-def _sending_away(callers: Callers, path: str, *, sent: bool) -> Any:
-    """The same for a caller without a known key."""
-
-    async def refuse(_: Any, context: Any) -> None:
-        callers.sent_away(context.peer(), path, key_sent=sent)
-        await _send(context, _unauthenticated(sent=sent))
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _stopping() -> Outcome:

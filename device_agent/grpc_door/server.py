@@ -16,6 +16,9 @@ from device_agent.grpc_door.callers import Callers
 from device_agent.grpc_door.certificate import credentials
 from device_agent.grpc_door.crashes import Crashes
 from device_agent.grpc_door.door import GrpcDoor
+from device_agent.grpc_door.slow_calls import LOOK_S, SlowCalls
+from device_agent.grpc_door.wires import find
+from device_agent.inbound import Inbound
 from device_agent.listen import check_free
 from device_agent.seldom import Seldom
 from device_agent.settings import Http, split_bind
@@ -41,10 +44,12 @@ def make_server(
     tenants: TenantDesks | None,
     books: TenantBooks,
     record: Callable[[Completion], None],
+    inbound: Inbound,
     certificate: DoorCertificate | None = None,
 ) -> GrpcServer:
     """The door and the server under it. Raises :class:`ResourceError`."""
-    return GrpcServer(GrpcDoor(Callers(front, tenants, books, record)), http, certificate)
+    slow = SlowCalls(http.receive_timeout_s, http.max_body_bytes, inbound)
+    return GrpcServer(GrpcDoor(Callers(front, tenants, books, record), slow), http, certificate)
 
 
 class GrpcServer:
@@ -64,7 +69,7 @@ class GrpcServer:
         self._ended = asyncio.Event()
         self._crashes = Crashes(self._heard_of_an_end)
         self._seldom = Seldom(log)
-        self._keeping: asyncio.Task[None] | None = None
+        self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._ending: dict[Any, asyncio.Task[None]] = {}
         try:
             self._server, self._port = self._bound(port)
@@ -78,13 +83,16 @@ class GrpcServer:
         self._crashes.begin()
         await self._server.start()
         self._serving = True
-        self._keeping = asyncio.create_task(self._keep_open(), name="grpc-keep-open")
+        self._tasks = (
+            asyncio.create_task(self._keep_open(), name="grpc-keep-open"),
+            asyncio.create_task(self._look(), name="grpc-slow-calls"),
+        )
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more, and end when everyone was answered, or after that time."""
         self._serving = False
-        if self._keeping is not None:
-            self._keeping.cancel()
+        for task in self._tasks:
+            task.cancel()
         self._door.drain()
         await asyncio.gather(*(server.stop(grace_s) for server in (self._server, *self._ending)))
         self._crashes.end()
@@ -127,6 +135,11 @@ class GrpcServer:
                     self._serving = True
                 except (RuntimeError, OSError):  # it still has its port
                     await asyncio.sleep(_TRY_AGAIN_S)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_S)
+            await self._door.slow.look(lambda peers: asyncio.to_thread(find, peers, self._port))
 
     async def _is_ending(self) -> bool:
         """Whether it is this one."""

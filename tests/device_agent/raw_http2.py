@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
+from collections import Counter
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RESET, SETTINGS, PUSH, PING, GO_AWAY, WINDOW, MORE_HEADERS = range(10)
@@ -61,13 +63,21 @@ class Connection:
             self.sock.sendall(data)
 
     def hear(self) -> tuple[int, int, int, bytes] | None:
-        """The next frame: kind, flags, stream, content. None at the end."""
+        """The next frame: kind, flags, stream, content. None at the end. A ping is answered."""
         head = self._take(9)
         if head is None:
             return None
         length = int.from_bytes(head[:3], "big")
         content = self._take(length)
-        return None if content is None else (head[3], head[4], int.from_bytes(head[5:], "big"), content)
+        if content is None:
+            return None
+        if head[3] == PING and not head[4]:
+            self.say(frame(PING, 1, 0, content))
+        return head[3], head[4], int.from_bytes(head[5:], "big"), content
+
+    def hears_within(self, seconds: float) -> bool:
+        """Whether there is more to hear."""
+        return bool(self._left) or bool(select.select([self.sock], [], [], seconds)[0])
 
     def until(self, *kinds: int) -> tuple[int, int, int, bytes] | None:
         """The next frame of these kinds; None at the end."""
@@ -75,6 +85,34 @@ class Connection:
             if heard[0] in kinds:
                 return heard
         return None
+
+    def say_side_by_side(self, left: dict[int, bytes], *, leave: int) -> dict[int, bytes]:
+        """A frame of each stream's content in turn, as the other end's windows allow, up to the last ``leave`` bytes of
+        each. Trailers that were heard meanwhile, by stream: nothing more is sent to these."""
+        left = {stream: content[: len(content) - leave] for stream, content in left.items()}
+        ended: dict[int, bytes] = {}
+        first, room = 65535, Counter({0: 65535} | dict.fromkeys(left, 65535))
+        while left := {stream: content for stream, content in left.items() if content and stream not in ended}:
+            sent = False
+            for stream, content in left.items():
+                if (size := min(room[0], room[stream], 16384, len(content))) > 0:
+                    self.say(frame(DATA, 0, stream, content[:size]))
+                    left[stream], sent = content[size:], True
+                    room.subtract({0: size, stream: size})
+            while (not sent or self.hears_within(0)) and (heard := self.hear()) is not None:
+                sent = True
+                kind, flags, stream, content = heard
+                if kind == WINDOW:
+                    room[stream] += int.from_bytes(content, "big")
+                elif kind == SETTINGS and not flags:
+                    sizes = dict(struct.iter_unpack(">HI", content))
+                    for each in left:
+                        room[each] += sizes.get(4, first) - first
+                    first = sizes.get(4, first)
+                    self.say(frame(SETTINGS, 1, 0))
+                elif kind == HEADERS and flags & END_STREAM:
+                    ended[stream] = content
+        return ended
 
     def _take(self, count: int) -> bytes | None:
         while len(self._left) < count:
