@@ -39,6 +39,7 @@ from servers import Server
 from aios_edge import open_bundle
 from aios_edge.host import describe, inspect_host
 from device_agent.metadata import model_metadata
+from device_agent.trace_reader import TraceLines
 
 MODEL = "steady"
 PATH = f"/v2/models/{MODEL}/infer"
@@ -52,6 +53,7 @@ PRIVATE_SHARE = 0.2
 BREAKER_FAILURES = 3  # in a row, policy.breaker_failures as it comes
 CLOUD_FACTOR = 2.0
 LOST = "lost"
+TRACE_BYTES = 64_000_000  # all of a row
 
 
 def main() -> None:
@@ -133,8 +135,10 @@ def cloud_part(work: Path, bundle: Path, options: argparse.Namespace) -> None:
         )
         cloud = Cloud(script, work / "clouds" / failing)
         settings = f'[[cloud]]\nname = "c"\nurl = "http://127.0.0.1:{port}"\n'
+        trace = work / f"trace-{failing}"
+        trace.unlink(missing_ok=True)
         try:
-            with running(work, bundle, failing, settings) as server:
+            with running(work, bundle, failing, settings, f'trace = "{trace}"\ntrace_bytes = {TRACE_BYTES}') as server:
                 _until_usable(server)
                 p95_s = unloaded_p95_s(server)
                 capacity = closed_loop(server, options.closed_seconds)
@@ -142,10 +146,12 @@ def cloud_part(work: Path, bundle: Path, options: argparse.Namespace) -> None:
                     CLOUD_FACTOR * capacity, options.seconds, _deadlines(p95_s), private_share=PRIVATE_SHARE, seed=7
                 )
                 run = open_loop.Run(server.port, PATH, _inputs(), plan)
-                lost_s = misbehave_at(run.begin_at + options.seconds / 3, cloud, failing) - run.begin_at
-                back_s = misbehave_at(run.begin_at + options.seconds * 2 / 3, cloud, scripted_cloud.OK) - run.begin_at
-                sent = run.wait()
-                print(_cloud_row(failing, sent, lost_s, back_s, cloud, _status(server)), flush=True)
+                lost_at = misbehave_at(run.begin_at + options.seconds / 3, cloud, failing)
+                back_at = misbehave_at(run.begin_at + options.seconds * 2 / 3, cloud, scripted_cloud.OK)
+                sent, status = run.wait(), _status(server)
+            missed = cloud_misses(TraceLines(trace), lost_at, back_at)
+            lost_s, back_s = lost_at - run.begin_at, back_at - run.begin_at
+            print(_cloud_row(failing, sent, lost_s, back_s, missed, cloud, status), flush=True)
         finally:
             cloud.kill()
 
@@ -164,10 +170,10 @@ def misbehave_at(at: float, cloud: Cloud, how: str) -> float:
 
 
 @contextlib.contextmanager
-def running(work: Path, bundle: Path, name: str, more: str = "") -> Iterator[Server]:
+def running(work: Path, bundle: Path, name: str, more: str = "", policy: str = "") -> Iterator[Server]:
     """An agent with the model, warmed up."""
     slow = f"{more}[emulate]\nslowdown = {SLOWDOWN}\n"
-    server = servers.agent(f"overload-{name}", [bundle], MODEL, work, models.request_body(1), more=slow)
+    server = servers.agent(f"overload-{name}", [bundle], MODEL, work, models.request_body(1), more=slow, policy=policy)
     try:
         closed_loop(server, WARM_UP_S)
         yield server
@@ -221,7 +227,7 @@ def _device_row(
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def _cloud_row(name: str, sent: Sent, lost_s: float, back_s: float, cloud: Cloud, status: Any) -> str:
+def _cloud_row(name: str, sent: Sent, lost_s: float, back_s: float, missed: int, cloud: Cloud, status: Any) -> str:
     thirds = (
         [outcome for outcome in sent.outcomes if outcome.at_s < lost_s],
         [outcome for outcome in sent.outcomes if lost_s <= outcome.at_s < back_s],
@@ -234,7 +240,7 @@ def _cloud_row(name: str, sent: Sent, lost_s: float, back_s: float, cloud: Cloud
         " / ".join(_share(part, lambda outcome: outcome.status != 200) for part in thirds),
         f"{sum(outcome.overdue_s > GRACE_S for outcome in sent.outcomes)} of {len(sent.outcomes)}",
         _ms(max(outcome.overdue_s for outcome in sent.outcomes)),
-        f"{cloud_misses(sent.outcomes, lost_s, back_s)} (threshold {BREAKER_FAILURES})",
+        f"{missed} (threshold {BREAKER_FAILURES})",
         str(opened),
         str(sum(not outcome.sound for outcome in sent.outcomes)),
         f"{private} / {status['privacy']['private_payloads_sent']}",

@@ -6,10 +6,12 @@ was given up. Shed is who was not answered with 200.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 from open_loop import Outcome
+
+from device_agent.trace import Line, Traced
 
 WINDOW_S = 10.0
 STEP_S = 0.5
@@ -106,14 +108,19 @@ def ideal_sheds(outcomes: Sequence[Outcome], rate_per_s: float) -> list[bool]:
     return found
 
 
-def cloud_misses(outcomes: Sequence[Outcome], lost_s: float, back_s: float) -> int:
-    """Requests that were under way or arrived while the cloud failed, and missed because of it: refused with
-    ``cloud_failed`` or ``deadline_passed`` (which some of the device's own may be), or answered late after a try."""
+def cloud_misses(lines: Iterable[Line], lost_at: float, back_at: float) -> int:
+    """Requests that were under way or arrived while the cloud failed, and missed because of it: by the agent's trace,
+    those that it sent there and that had no answer by their deadline, from wherever. From outside they look like those
+    that the device itself gave up."""
     return sum(
-        not outcome.in_time
-        and (outcome.reason in ("cloud_failed", "deadline_passed") or outcome.route == "cloud" or not outcome.status)
-        for outcome in outcomes
-        if outcome.done_s >= lost_s and outcome.at_s < back_s
+        line.decided.route == "cloud"
+        and line.outcome.reason != "cloud_unavailable"  # found in doubt before it was sent
+        and line.at < back_at
+        and line.at + line.latency_s >= lost_at
+        and line.deadline_at is not None
+        and (line.status != 200 or line.at + line.latency_s > line.deadline_at)
+        for line in lines
+        if isinstance(line, Traced)
     )
 
 

@@ -147,10 +147,11 @@ class Endpoint:
         return self.models[model].round_trip.p95_s()
 
     async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | Reason:
-        """Send a request there. The answer, or why there is none: ``cloud_failed`` (the breaker knows), ``budget``."""
+        """Send a request there. The answer, or why there is none: ``cloud_failed`` (the breaker knows), ``budget``, or
+        ``cloud_unavailable`` where it wasn't sent."""
         known, now = self.models[model], self._clock()
         if not (self.breaker.allows() and self._trusted(now)):  # others were sent since it was decided
-            return Reason.CLOUD_FAILED
+            return Reason.CLOUD_UNAVAILABLE
         number, answer = self._under_way.sent(now, known.round_trip.predict(now)[1]), None
         try:
             answer = await self._pay_and_send(decision, request, known)
@@ -276,6 +277,7 @@ class Endpoint:
             return None
         headers = {"Content-Type": "application/json", **self._headers}
         started = self._clock()
+        refused_before, known.refused_sample = known.refused_sample, None
         _, safe_s = known.round_trip.predict(known.round_trip.seen_at)  # what was learnt, however long ago
         timeout_s = max(CHECK_TIMEOUT_S, min(2 * safe_s, self._settings.timeout_s))
         path, size = f"{known.path}/infer", posting.answer
@@ -303,6 +305,10 @@ class Endpoint:
         now = self._clock()
         if response.status == 200:  # one that has become slower for good is let in again when that is learnt
             known.round_trip = known.round_trip.observed(now - started, now)
+        elif response.status not in _AWAY:  # it may be the sample's own fault: whoever means that says it again
+            known.refused_sample = response.status
+            if refused_before != response.status:
+                return False
         return response.status not in _AWAY and now - started <= max(safe_s, LEAST_PATIENCE_S)
 
     def _opened(self) -> None:

@@ -13,6 +13,8 @@ import open_loop
 from open_loop import Outcome
 from overload_score import Capacity, cloud_misses, ideal_sheds, score
 
+from device_agent.trace import Began, Decided, Traced
+
 STEADY = Capacity(before=100.0, after=100.0)
 P95_S = 0.01
 
@@ -63,15 +65,33 @@ def test_an_ideal_queue_serves_its_rate_and_refuses_the_rest() -> None:
     assert not any(ideal_sheds(at_twice, 201.0))
 
 
+def traced(
+    at: float, latency_s: float, route: str = "cloud", status: int = 200, reason: str = "predicted_late"
+) -> Traced:
+    return Traced(
+        model="m",
+        at=at,
+        deadline_at=at + 0.1,
+        decided=Decided(route=route, reason="predicted_late"),
+        outcome=Decided(route=route, reason=reason),
+        status=status,
+        latency_s=latency_s,
+    )
+
+
 def test_what_a_lost_cloud_cost() -> None:
-    outcomes = [
-        outcome(0.95, 0.2, route="cloud"),  # was under way, and late
-        outcome(1.1, 0.1, 503, reason="cloud_failed"),
-        outcome(1.2, 0.02, route="local", reason="cloud_failed"),  # the device still had time
-        outcome(1.3, 0.001, 503, reason="local_only"),
-        outcome(2.1, 0.1, 503, reason="cloud_failed"),  # it is back
+    lines = [
+        Began(ts="", agent_version=""),
+        traced(0.95, 0.2),  # was under way, and late
+        traced(1.1, 0.1, status=504),
+        traced(1.2, 0.09),  # the device still had time
+        traced(1.3, 0.001, "shed", 503),
+        traced(1.3, 0.001, status=503, reason="cloud_unavailable"),  # never sent
+        traced(1.4, 0.1, "local", 504),  # its own
+        traced(0.8, 0.2),  # before it was lost
+        traced(2.1, 0.1, status=503),  # it is back
     ]
-    assert cloud_misses(outcomes, 1.0, 2.0) == 2
+    assert cloud_misses(lines, 1.1, 2.0) == 2
 
 
 def test_schedules_keep_their_rate_and_bursts_their_pauses() -> None:

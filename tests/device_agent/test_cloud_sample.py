@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from typing import Any
@@ -115,7 +116,22 @@ def test_what_may_be_the_samples_own_fault_keeps_nobody_away() -> None:
     async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
         await lost(server, pool, lambda: http(503, {}))
         server.reply = lambda: http(500, {"error": "ones are no numbers that I like"})
+        posts = server.posts
         await until(lambda: usable(pool))
+        assert server.posts - posts >= 2
+
+    drive(scenario, Server(METADATA))
+
+
+def test_one_that_answers_this_and_that_is_not_believed_by_the_way() -> None:
+    """A server that is broken in many ways also says what one would say that dislikes the sample."""
+    nonsense = itertools.cycle([http(500, {"error": "it broke"}), b"nonsense\r\n\r\n", http(400, {})])
+
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await lost(server, pool, lambda: http(503, {}))
+        posts, server.reply = server.posts, lambda: next(nonsense)
+        await until(lambda: server.posts >= posts + 6)
+        assert not usable(pool) and events.count("breaker_half_open") == 0
 
     drive(scenario, Server(METADATA))
 

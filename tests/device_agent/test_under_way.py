@@ -15,6 +15,7 @@ from device_agent.answer import Answer, Unanswered
 from device_agent.cloud_choice import Wanted
 from device_agent.settings import Policy
 from device_agent.under_way import OVERDUE, OVERDUE_LEAST_S, UnderWay
+from device_agent.values import Reason
 
 SAFE_S = 0.1
 
@@ -131,7 +132,8 @@ def test_those_that_are_decided_in_one_turn_are_counted_as_well() -> None:
             decided = [may_ask(pool) for _ in range(20)]
             assert all(decided)
             answers = await asyncio.gather(*(pool.infer(GO_A, request(0.2), "m") for _ in decided))
-            assert {type(answer) for answer in answers} == {Unanswered}
+            why = [answer.reason for answer in answers if isinstance(answer, Unanswered)]
+            assert len(why) == 20 and why.count(Reason.CLOUD_UNAVAILABLE) >= 19, "most were never sent"
             assert server.posts - posts <= 2, "one of them, and maybe a sample"
 
     asyncio.run(asyncio.wait_for(main(), 20))
