@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import NamedTuple
 
 import msgspec
 
@@ -38,7 +39,14 @@ log = logging.getLogger("device_agent.cloud")
 
 ASIDE_BYTES = 256 * 1024  # compressing more takes milliseconds
 LEAST_PATIENCE_S = 0.05  # with an endpoint that used to be quicker: a first request on a new connection takes longer
+SAMPLE_PAUSE_S = 0.5  # before a sample that was refused is asked again
 _AWAY = (502, 503, 504)  # nobody is there for anybody; any other status may be due to what we made up
+
+
+class _Refused(NamedTuple):
+    """By which status a sample was."""
+
+    status: int
 
 
 class Endpoint:
@@ -147,8 +155,8 @@ class Endpoint:
         return self.models[model].round_trip.p95_s()
 
     async def infer(self, decision: Cloud, request: InferenceRequest, model: str) -> Answer | Reason:
-        """Send a request there. The answer, or why there is none: ``cloud_failed`` (the breaker knows), ``budget``, or
-        ``cloud_unavailable`` where it wasn't sent."""
+        """Send a request there. The answer, or why there is none: ``cloud_failed``, ``budget``, ``cloud_unavailable``
+        (others were sent since it was decided, and now the endpoint is in doubt)."""
         known, now = self.models[model], self._clock()
         if not (self.breaker.allows() and self._trusted(now)):  # others were sent since it was decided
             return Reason.CLOUD_UNAVAILABLE
@@ -269,6 +277,14 @@ class Endpoint:
     async def _answers(self) -> bool | None:
         """Whether it answers a request of our own about the model that failed last, and about as soon as it used to. It
         is paid for as any other; None where that can't be, or none can be made: then a client's has to find out."""
+        said = await self._ask_sample()
+        if not isinstance(said, _Refused):
+            return said
+        await asyncio.sleep(SAMPLE_PAUSE_S)  # it may be the sample's own fault: whoever means that says it again
+        again = await self._ask_sample()
+        return again == said if isinstance(again, _Refused) else again
+
+    async def _ask_sample(self) -> bool | _Refused | None:
         known = self._failed
         if known is None or not known.usable:
             return None
@@ -277,7 +293,6 @@ class Endpoint:
             return None
         headers = {"Content-Type": "application/json", **self._headers}
         started = self._clock()
-        refused_before, known.refused_sample = known.refused_sample, None
         _, safe_s = known.round_trip.predict(known.round_trip.seen_at)  # what was learnt, however long ago
         timeout_s = max(CHECK_TIMEOUT_S, min(2 * safe_s, self._settings.timeout_s))
         path, size = f"{known.path}/infer", posting.answer
@@ -305,11 +320,9 @@ class Endpoint:
         now = self._clock()
         if response.status == 200:  # one that has become slower for good is let in again when that is learnt
             known.round_trip = known.round_trip.observed(now - started, now)
-        elif response.status not in _AWAY:  # it may be the sample's own fault: whoever means that says it again
-            known.refused_sample = response.status
-            if refused_before != response.status:
-                return False
-        return response.status not in _AWAY and now - started <= max(safe_s, LEAST_PATIENCE_S)
+        if response.status in _AWAY or now - started > max(safe_s, LEAST_PATIENCE_S):
+            return False
+        return response.status == 200 or _Refused(response.status)
 
     def _opened(self) -> None:
         self._openings += 1

@@ -22,7 +22,6 @@ class CloudModel:
     reason: str | None = "not checked yet"
     versions: tuple[str, ...] = ()  # of which its metadata spoke when it was checked
     answered: str | None = None  # the version that has answered since
-    refused_sample: int | None = None  # the status by which it refused our last sample
     round_trip: RoundTrip = field(default_factory=RoundTrip)
 
     @staticmethod

@@ -63,13 +63,16 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
             finally:
                 self.in_flight -= 1
                 visit.end(outcome)
-            self.slow.answering(context)
+            self.slow.last_answer(context)
             return await _send(context, outcome)
 
         return grpc.stream_unary_rpc_method_handler(serve)
 
     def drain(self) -> None:
-        """Streams take no more requests, and end with the last answer: else an idle one would hold up the end."""
+        """Streams take no more requests, and end with the last answer: else an idle one would hold up the end. So would
+        a message that is still coming."""
+        if (refused := _stopping().refusal) is not None:
+            self.slow.drain(refused)
         for stream in self.streams:
             stream.drain()
 
@@ -137,7 +140,9 @@ class _Stream:
         self._reader = self._start(self._read(context))
         try:
             while (answer := await self._answers.get()) is not None:
-                await context.write(await answer)
+                message = await answer
+                with self._door.slow.answering(context):
+                    await context.write(message)
                 self._slots.release()
             if self._refused is not None:
                 await _send(context, self._refused)

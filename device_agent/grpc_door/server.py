@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import grpc
 
 from aios_edge.errors import ResourceError
+from device_agent.background import ended, kept_up
 from device_agent.desk import FrontDesk
 from device_agent.grpc_door.callers import Callers
 from device_agent.grpc_door.certificate import credentials
@@ -35,7 +37,8 @@ _WHERE = "http.grpc_bind"
 _LAST_CALLS_S = 60.0  # of a server that ended by itself
 _ENDING = 4  # of those that may still have calls
 _TRY_AGAIN_S = 0.02
-_LOOK_S = 2.0
+_ENDED_S = 2.0  # between looks whether it has
+_PAUSES = 20.0  # times as long as a look for slow calls takes
 
 
 def make_server(
@@ -84,16 +87,15 @@ class GrpcServer:
         await self._server.start()
         self._serving = True
         self._tasks = (
-            asyncio.create_task(self._keep_open(), name="grpc-keep-open"),
-            asyncio.create_task(self._look(), name="grpc-slow-calls"),
+            asyncio.create_task(kept_up(self._keep_open, "the gRPC door could not be kept open"), name="grpc-open"),
+            asyncio.create_task(kept_up(self._look, "slow gRPC calls could not be looked at"), name="grpc-slow-calls"),
         )
 
     async def stop(self, grace_s: float) -> None:
         """Accept nothing more, and end when everyone was answered, or after that time."""
         self._serving = False
-        for task in self._tasks:
-            task.cancel()
         self._door.drain()
+        await ended(*self._tasks)
         await asyncio.gather(*(server.stop(grace_s) for server in (self._server, *self._ending)))
         self._crashes.end()
 
@@ -122,7 +124,7 @@ class GrpcServer:
     async def _keep_open(self) -> None:
         while True:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._ended.wait(), _LOOK_S)  # a program may have its logging switched off
+                await asyncio.wait_for(self._ended.wait(), _ENDED_S)  # a program may have its logging switched off
             self._ended.clear()
             if not await self._is_ending():
                 continue
@@ -137,9 +139,10 @@ class GrpcServer:
                     await asyncio.sleep(_TRY_AGAIN_S)
 
     async def _look(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_S)
-            await self._door.slow.look(lambda peers: asyncio.to_thread(find, peers, self._port))
+        """One look, and a pause. With many descriptors a search takes milliseconds, of which others get their part."""
+        began = time.monotonic()
+        await self._door.slow.look(lambda peers: asyncio.to_thread(find, peers, self._port))
+        await asyncio.sleep(max(LOOK_S, _PAUSES * (time.monotonic() - began)))
 
     async def _is_ending(self) -> bool:
         """Whether it is this one."""

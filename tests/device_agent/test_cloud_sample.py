@@ -123,6 +123,20 @@ def test_what_may_be_the_samples_own_fault_keeps_nobody_away() -> None:
     drive(scenario, Server(METADATA))
 
 
+def test_a_sample_that_is_disliked_is_no_failure_of_an_endpoint_in_doubt() -> None:
+    async def scenario(server: Server, pool: CloudPool, events: list[Any]) -> None:
+        await until(lambda: usable(pool))
+        server.reply = lambda: http(503, {})
+        for _ in range(2):
+            await pool.infer(GO, request(0.2), "m")
+        server.reply, posts = lambda: http(400, {"error": "ones are no numbers that I like"}), server.posts
+        pool.endpoints["c"].watch.doubt()
+        await until(lambda: not pool.endpoints["c"].breaker.failures)
+        assert server.posts - posts == 2 and events.count("breaker_opened") == 0
+
+    drive(scenario, Server(METADATA))
+
+
 def test_one_that_answers_this_and_that_is_not_believed_by_the_way() -> None:
     """A server that is broken in many ways also says what one would say that dislikes the sample."""
     nonsense = itertools.cycle([http(500, {"error": "it broke"}), b"nonsense\r\n\r\n", http(400, {})])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
+import signal
 import socket
 import struct
 import time
@@ -65,11 +67,12 @@ def start(start_agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     write_identity(folder / "id" / "1")
     agents = []
 
-    def make(receive_s: float) -> Any:
+    def make(receive_s: float, *, checked: bool = True) -> Any:
         more = f'[policy]\nin_flight_bytes = {LIMIT}\n[repository]\npath = "{folder}"'
         http = f'grpc_bind = "127.0.0.1:0"\nreceive_timeout_s = {receive_s}\nmax_body_bytes = {LIMIT}'
-        agents.append(start_agent(more, http=http))
-        return agents[-1]
+        agent = start_agent(more, http=http)
+        agents.extend([agent] * checked)
+        return agent
 
     yield make
     for agent in agents:
@@ -148,8 +151,68 @@ def test_who_never_reads_his_answers_is_cut_off_and_holds_nothing(agent: Any) ->
         while (heard := connection.hear()) is not None:
             assert heard[0] != DATA
             assert time.monotonic() - began < LIMIT_S, "he only answers pings"
+    assert time.monotonic() - began >= RECEIVE_S
     agent.until(lambda status: not status["in_flight"])
     assert "read too little of its answer" in agent.log()
+
+
+def test_who_never_reads_a_streams_answers_is_cut_off_too(agent: Any) -> None:
+    began = time.monotonic()
+    with Connection(agent.grpc, settings=struct.pack(">HI", 4, 0)) as connection:
+        connection.say(frame(HEADERS, END_HEADERS, 1, call(STREAM)) + frame(DATA, 0, 1, message(REQUEST) * 20))
+        while (heard := connection.hear()) is not None:
+            assert heard[0] != DATA and time.monotonic() - began < LIMIT_S
+    assert time.monotonic() - began >= RECEIVE_S
+
+
+def test_an_answer_that_is_left_for_later_costs_the_others_on_its_connection_nothing(agent: Any) -> None:
+    """As a proxy's clients, of which one doesn't read: its window stays shut, and another one's is opened."""
+    began, answered = time.monotonic(), 0
+    with Connection(agent.grpc, settings=struct.pack(">HI", 4, 0)) as connection:
+        connection.say(frame(SETTINGS, 1, 0) + frame(WINDOW, 0, 0, struct.pack(">I", 1 << 30)))
+        connection.say(frame(HEADERS, END_HEADERS, 1, call()) + frame(DATA, END_STREAM, 1, message(REQUEST)))
+        while time.monotonic() - began < 2 * RECEIVE_S:
+            stream = 2 * answered + 3
+            connection.say(
+                frame(HEADERS, END_HEADERS, stream, call()) + frame(DATA, END_STREAM, stream, message(REQUEST))
+            )
+            connection.say(frame(WINDOW, 0, stream, struct.pack(">I", 65535)))
+            answer = connection.until(DATA)
+            assert answer is not None and answer[2] == stream and ANSWER in answer[3]
+            answered += 1
+
+
+def test_a_stream_that_waits_is_not_charged_for_calls_that_were_taken_back(patient: Any) -> None:
+    """Uploads whose deadline passes, requests for a method there isn't, messages that are too long: on its channel."""
+    with grpc.insecure_channel(patient.grpc, OWN) as channel:
+        asked: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        answers = channel.stream_stream(STREAM)(iter(asked.get, None), timeout=3 * LIMIT_S)
+        asked.put(REQUEST)
+        assert ANSWER in next(answers)
+        for _ in range(20):
+            for path, size in (("/x/y", LONG), (ASK, 2 * LIMIT)):
+                with pytest.raises(grpc.RpcError):
+                    channel.unary_unary(path)(padded(size), timeout=LIMIT_S)
+        asked.put(REQUEST)
+        assert ANSWER in next(answers)
+        asked.put(None)
+
+
+def test_messages_that_are_not_whole_end_with_the_agent(start: Any) -> None:
+    agent = start(60.0, checked=False)
+    with Connection(agent.grpc) as connection:
+        connection.say(frame(HEADERS, END_HEADERS, 1, call()) + frame(DATA, 0, 1, message(REQUEST)[:10]))
+        agent.until(lambda status: status["grpc"]["in_flight"])
+        agent.process.send_signal(signal.SIGTERM)
+        assert b"the agent is stopping" in trailers(connection)
+    assert agent.process.wait(5.0) == 0
+
+
+def trailers(connection: Connection) -> bytes:
+    while (heard := connection.until(HEADERS)) is not None:
+        if heard[1] & END_STREAM:
+            return heard[3]
+    raise AssertionError("hung up without a word")
 
 
 def test_many_long_messages_are_refused_one_by_one_and_others_are_answered(patient: Any) -> None:
@@ -174,12 +237,13 @@ def test_many_long_messages_are_refused_one_by_one_and_others_are_answered(patie
         assert ANSWER in asked.pop().result()
 
 
-def test_many_long_messages_of_one_connection_are_no_way_around(patient: Any) -> None:
+@pytest.mark.parametrize("path", [ASK, STREAM])
+def test_many_long_messages_of_one_connection_are_no_way_around(patient: Any, path: str) -> None:
     """All its calls side by side, a frame of each in turn."""
     with Connection(patient.grpc, settings=struct.pack(">HI", 1, 0)) as connection:  # trailers refer to no others
         streams = dict.fromkeys(range(1, 2 * CLIENTS, 2), message(padded(LONG)))
         for stream in streams:
-            connection.say(frame(HEADERS, END_HEADERS, stream, call(STREAM if stream > CLIENTS else ASK)))
+            connection.say(frame(HEADERS, END_HEADERS, stream, call(path)))
         refused = connection.say_side_by_side(streams, leave=1000)
         while len(refused) < CLIENTS - 1:
             heard = connection.until(HEADERS)
@@ -330,11 +394,11 @@ def test_calls_of_one_connection_share_what_it_brings() -> None:
 
 
 def test_whole_messages_are_not_taken_for_parts_of_one_that_is_awaited() -> None:
-    """A stream waits while calls go by on its connection, with what comes around their messages: all day long."""
+    """A long one waits while calls go by on its connection, with what comes around their messages."""
 
     async def scene() -> None:
-        here = Scene(limit_bytes=0)
-        streams = [here.begin(stream=True) for _ in range(2)]
+        here = Scene(limit_bytes=0, limit_s=10_000.0)
+        waiting, stream = here.begin(), here.begin(stream=True)
         await here.after(1.0)
         for size in (0, 100, 5_000, 1_000_000) * 500:
             other = here.begin()
@@ -344,9 +408,118 @@ def test_whole_messages_are_not_taken_for_parts_of_one_that_is_awaited() -> None
             assert len(await other) == size
             if size:
                 await here.after(LOOK_S)
-        assert not any(stream.done() for stream in streams) and not here.inbound.bytes
+        assert not waiting.done() and not stream.done() and not here.inbound.bytes
+        waiting.cancel()
+        stream.cancel()
+
+    run(scene)
+
+
+def test_messages_of_streams_count_where_nothing_else_is_on_their_connection() -> None:
+    async def scene() -> None:
+        here = Scene(limit_bytes=LIMIT)
+        streams = [here.begin(stream=True) for _ in range(4)]
+        await here.after(1.0)
+        here.line.received += 3 * LIMIT // 2
+        await here.after(LOOK_S)
+        assert sum(stream.done() for stream in streams) == 2
+        assert next(stream for stream in streams if stream.done()).result().status == 503
+        whole = next(at for at, stream in enumerate(streams) if not stream.done())
+        here.line.messages[whole].set_result(bytes(3 * LIMIT // 8))
+        await here.after(LOOK_S)
+        assert here.inbound.bytes == pytest.approx(3 * LIMIT // 8 - FREE_BYTES, rel=0.02)
         for stream in streams:
             stream.cancel()
+
+    run(scene)
+
+
+def test_a_packed_message_accounts_for_no_more_than_came_in_its_time() -> None:
+    async def scene() -> None:
+        here = Scene(limit_bytes=2 * LIMIT)
+        waiting = here.begin()
+        await here.after(LOOK_S)
+        here.line.received += LIMIT // 2
+        await here.after(LOOK_S)
+        packed = here.begin()
+        await asyncio.sleep(0)
+        here.line.received += 1000
+        here.line.messages[-1].set_result(bytes(LIMIT))
+        await packed
+        await here.after(LOOK_S)
+        assert here.inbound.bytes == LIMIT // 2 - FREE_BYTES
+        waiting.cancel()
+
+    run(scene)
+
+
+def test_a_streams_message_that_is_whole_is_held_no_more_whatever_else_goes_on() -> None:
+    async def scene() -> None:
+        here = Scene(limit_bytes=2 * LIMIT)
+        stream, other = here.begin(stream=True), here.begin(stream=True)
+        await here.after(LOOK_S)
+        here.line.received += LIMIT // 2
+        await here.after(LOOK_S)
+        assert here.inbound.bytes == LIMIT // 2 - 2 * FREE_BYTES
+        here.slow.unread(here.line)
+        here.line.messages[0].set_result(bytes(LIMIT // 2))
+        await stream
+        await here.after(LOOK_S)
+        assert not here.inbound.bytes
+        here.line.received += LIMIT
+        await here.after(LOOK_S)
+        assert not here.inbound.bytes, "it may be what was refused"
+        here.line.received += LIMIT // 2
+        await here.after(LOOK_S)
+        assert here.inbound.bytes == LIMIT // 2 - FREE_BYTES, "more than one message can't have been"
+        other.cancel()
+        await here.after(LOOK_S)
+        stream = here.begin(stream=True)
+        await here.after(LOOK_S)
+        assert not here.inbound.bytes
+        stream.cancel()
+
+    run(scene)
+
+
+@pytest.mark.parametrize("how", ["unread", "taken back", "late"])
+def test_what_others_leave_behind_is_no_part_of_a_streams_message(how: str) -> None:
+    """And what comes of them behind their end."""
+
+    async def scene() -> None:
+        here = Scene(limit_bytes=0)
+        stream = here.begin(stream=True)
+        await here.after(1.0)
+        for _ in range(100):
+            if how == "unread":
+                here.slow.unread(here.line)
+            else:
+                other = here.begin()
+                await (asyncio.sleep(0) if how == "taken back" else here.after(LOOK_S))
+                here.line.received += LIMIT // 4
+                other.cancel()
+            await here.after(LOOK_S)
+            here.line.received += LIMIT // 2
+            await here.after(2 * LOOK_S)
+        assert not stream.done() and not here.inbound.bytes
+        stream.cancel()
+
+    run(scene)
+
+
+def test_calls_that_come_and_go_hide_no_part_of_a_message() -> None:
+    async def scene() -> None:
+        here = Scene(limit_bytes=LIMIT)
+        waiting = [here.begin() for _ in range(4)]
+        await here.after(LOOK_S)
+        for _ in range(100):
+            here.line.received += LIMIT // 20
+            here.slow.unread(here.line)
+            here.begin().cancel()
+            await here.after(LOOK_S)
+        assert any(one.done() for one in waiting) and here.inbound.bytes <= LIMIT
+        for one in waiting:
+            one.cancel()
 
     run(scene)
 
@@ -377,7 +550,7 @@ def test_parts_count_until_they_are_whole_or_thrown_away() -> None:
         whole = next(at for at, one in enumerate(waiting) if not one.done())
         here.line.messages[whole].set_result(bytes(2 * FREE_BYTES))
         await here.after(LOOK_S)
-        assert 2 * FREE_BYTES - 2048 <= here.inbound.bytes <= 2 * FREE_BYTES
+        assert here.inbound.bytes == pytest.approx(2 * FREE_BYTES, rel=0.02)
         for one in waiting:
             one.cancel()
         await here.after(LOOK_S)
