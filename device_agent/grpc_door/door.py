@@ -33,6 +33,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.in_flight = 0
         self.streams: set[_Stream] = set()
         self.slow = slow
+        self.draining = False
         self._callers = callers
 
     def service(self, handler_call_details: Any) -> Any:
@@ -71,6 +72,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
     def drain(self) -> None:
         """Streams take no more requests, and end with the last answer: else an idle one would hold up the end. So would
         a message that is still coming."""
+        self.draining = True
         if (refused := _stopping().refusal) is not None:
             self.slow.drain(refused)
         for stream in self.streams:
@@ -138,6 +140,8 @@ class _Stream:
         self._door.in_flight += 1
         self._door.streams.add(self)
         self._reader = self._start(self._read(context))
+        if self._door.draining:
+            self.drain()
         try:
             while (answer := await self._answers.get()) is not None:
                 message = await answer

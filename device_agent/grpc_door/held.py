@@ -5,13 +5,13 @@ those that wait, in equal parts: so one connection with many calls must bring so
 or refused count until that one has its message; where none waits nothing is held.
 
 A stream may wait for hours, and what came meanwhile without being accounted for would add up. So what streams hold
-grows only while nothing else is on the connection, and what may be left of other calls is forgiven.
+grows only while nothing else is on the connection, and what comes behind that is forgiven until a look finds it quiet.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
@@ -19,11 +19,11 @@ import msgspec
 from device_agent.grpc_door.wires import Counts
 from device_agent.slow_clients import LEAST_BYTES, Part
 
-# What comes with a message: the heads of the call and of a few frames, each entry of its metadata, and of what is long
-# the heads of more frames and of TLS's records, as a part of it.
+# What comes with a message: the heads of the call and of a few frames, and of what is long the heads of more frames and
+# of TLS's records, as a part of it.
 _AROUND_BYTES = 512
-_ENTRY_BYTES = 32
 _FRAMED = 128
+_QUIET_BYTES = 256  # in a look: pings and the like
 
 
 class Line(Protocol):
@@ -61,63 +61,80 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Connection:
-    """One that calls came on; without a ``line`` until it is found. ``mixed``: others than streams were there since the
-    last look; ``answered``: answers that were sent since; ``touched``: there is something to look at."""
+    """One that calls came on; without a ``line`` until it is found. ``answered``: answers that were sent since the last
+    look; ``touched``: there is something to look at."""
 
     def __init__(self) -> None:
         self.line: Line | None = None
         self.seen = Seen()
-        self.mixed = False
         self.answered = 0
         self.touched = True
-        self._whole: list[tuple[int, int, bool]] = []  # since the last look: what had come before, its size, stream
+        self._whole: list[tuple[int, int]] = []  # since the last look: what had come before, its size
+        self._whole_of_streams = 0  # since the last look
         self._streams_hold = 0
-        self._forgiven = 0  # what may still come of others than streams
+        self._mixed = False  # something else than streams was there since the last look
+        self._forgiving = False  # or before, and has left something behind
 
-    def whole(self, received_before: int, size_bytes: int, *, stream: bool) -> None:
-        """A message is whole that began when so much had been received."""
-        self._whole.append((received_before, size_bytes, stream))
+    def others(self) -> None:
+        """Something else than a stream is there, or was."""
+        self.touched = self._mixed = True
 
-    def thrown_away(self, size_bytes: int, *, stream: bool) -> None:
-        """So much of what was seen is held no more."""
+    def whole(self, message_bytes: int, received_before: int, *, stream: bool) -> None:
+        """A message is whole; when it began to be awaited so much had been received. One of a stream may have come
+        before that, and one that was packed has brought less than it says."""
+        size = message_bytes + message_bytes // _FRAMED + _AROUND_BYTES
+        self.touched = True
         if stream:
-            self._streams_hold -= size_bytes
+            self._whole_of_streams += size
         else:
-            self.seen = msgspec.structs.replace(self.seen, whole=self.seen.whole + size_bytes)
+            self._whole.append((received_before, size))
+
+    def taken_back(self, *, stream: bool) -> None:
+        """A call has left without its message."""
+        self.others()
+        if stream:  # which may have been all that is held
+            self._streams_hold = 0
+
+    def refused(self, held_bytes: int, *, stream: bool) -> None:
+        """What a call held is thrown away."""
+        if stream:
+            self._streams_hold -= held_bytes
+        else:
+            self.seen = msgspec.structs.replace(self.seen, whole=self.seen.whole + held_bytes)
 
     def look(self, calls: Sequence[Waiting], most_bytes: int) -> bool:
         """Tell each of the ``calls`` on it, the oldest first, how much it has moved and holds: no more than
-        ``most_bytes``. False: the connection has ended."""
+        ``most_bytes``. False: the connection has ended, or isn't known."""
         counts = None if self.line is None else self.line.counts()
         if counts is None:
+            self.line, self.seen = None, Seen()
             return False
-        before, answered = self.seen, self.answered
-        whole = {False: 0, True: 0}
-        for received_before, size, stream in self._whole:
-            whole[stream] += min(size, counts.received - received_before)
-        accounted = whole[False] + whole[True]
-        self.seen = Seen(counts.received, before.whole + accounted, counts.acknowledged)
+        before = self.seen
+        whole = sum(min(size, counts.received - received_before) for received_before, size in self._whole)
+        accounted = min(before.whole + whole + self._whole_of_streams, counts.received)
+        self.seen = Seen(counts.received, accounted, counts.acknowledged)
         came, went = counts.received - before.received, counts.acknowledged - before.acknowledged
-        self._moved(calls, came, went + answered * LEAST_BYTES)
+        self._moved(calls, came, went + self.answered * LEAST_BYTES)
         bodies = [call for call in calls if call.part == "body"]
         unary, streams = [call for call in bodies if not call.stream], [call for call in bodies if call.stream]
         if unary:
             began = unary[0].began
             _share(unary, self.seen.received - began.received - (self.seen.whole - began.whole), most_bytes)
-        self._streams_hold = self._of_streams(came - accounted, whole[True], most_bytes, mixed=bool(unary))
+        self._streams_grow(came - whole, mixed=self._mixed or bool(unary))
         self._streams_hold = self._streams_hold if streams else 0
         _share(streams, self._streams_hold, most_bytes)
-        self._whole, self.answered = [], 0
-        self.mixed = self.touched = False
+        self._whole, self._whole_of_streams, self.answered = [], 0, 0
+        self._mixed = self.touched = False
         return True
 
-    def _of_streams(self, grown: int, whole: int, most_bytes: int, *, mixed: bool) -> int:
-        if mixed or self.mixed:
-            self._forgiven = most_bytes
-            return max(0, self._streams_hold - whole)
-        forgiven = min(max(grown, 0), self._forgiven)
-        self._forgiven -= forgiven
-        return max(0, self._streams_hold + grown - forgiven)
+    def _streams_grow(self, came: int, *, mixed: bool) -> None:
+        if mixed:
+            self._forgiving = True
+        elif came - self._whole_of_streams < _QUIET_BYTES:
+            self._forgiving = False
+            came = min(came, self._whole_of_streams)
+        came = 0 if self._forgiving else came
+        self._streams_hold = max(0, self._streams_hold + came - self._whole_of_streams)
 
     @staticmethod
     def _moved(calls: Sequence[Waiting], came: int, went: int) -> None:
@@ -126,12 +143,6 @@ class Connection:
         alike = Counter(call.stream for call in calls if call.part == "body")
         for call in calls:
             call.moved_bytes += came / alike[call.stream] if call.part == "body" else went
-
-
-def wire_bytes(message_bytes: int, metadata: Iterable[tuple[str, str | bytes]]) -> int:
-    """What a message accounts for, of a call with that metadata. One that came packed accounts for too much."""
-    entries = sum(len(name) + len(value) + _ENTRY_BYTES for name, value in metadata)
-    return message_bytes + message_bytes // _FRAMED + _AROUND_BYTES + entries
 
 
 def _share(calls: Sequence[Waiting], held_bytes: int, most_bytes: int) -> None:

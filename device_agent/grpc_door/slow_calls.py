@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 
 from device_agent.grpc_door.callers import Outcome
-from device_agent.grpc_door.held import Connection, Line, wire_bytes
+from device_agent.grpc_door.held import Connection, Line
 from device_agent.grpc_door.refusal import GrpcRefusal, refusal
 from device_agent.inbound import Coming, Inbound
 from device_agent.seldom import Seldom
@@ -82,7 +82,7 @@ class Call:
     def _too_much(self) -> None:
         _seldom.warn("inbound", "more bytes of messages came in at once than in_flight_bytes: the longest is refused")
         text = "too many bytes of messages are coming in at once [queue_full]; retry after 1.00 s"
-        self.connection.thrown_away(self.held_bytes, stream=self.stream)
+        self.connection.refused(self.held_bytes, stream=self.stream)
         self.refuse(503, refusal(503, text, reason=Reason.QUEUE_FULL.value, retry_after_s=_RETRY_S))
 
     def refuse(self, status: int, refused: GrpcRefusal) -> None:
@@ -117,13 +117,14 @@ class SlowCalls:
                 data = await context.read()
             except asyncio.CancelledError:
                 if call.refused is None:
+                    call.connection.taken_back(stream=stream)
                     raise
                 return call.refused
-        if data is grpc.aio.EOF:
+        if data is grpc.aio.EOF:  # also of one that is too long
+            call.connection.taken_back(stream=stream)
             return None
-        size = wire_bytes(len(data), context.invocation_metadata() or ())
-        call.connection.whole(call.began.received, size, stream=stream)
         message: bytes = data
+        call.connection.whole(len(message), call.began.received, stream=stream)
         return message
 
     @contextlib.contextmanager
@@ -145,7 +146,7 @@ class SlowCalls:
 
     def unread(self, context: Any) -> None:
         """The call that runs now ends with a refusal, and what comes of its message is thrown away."""
-        self._connection(context.peer()).mixed = True
+        self._connection(context.peer()).others()
 
     def drain(self, refused: GrpcRefusal) -> None:
         """Refuse messages that aren't whole. Streams end otherwise."""
@@ -156,7 +157,7 @@ class SlowCalls:
 
     async def look(self, find: Find) -> None:
         """Refuse whoever had his time, and what is too much."""
-        unknown = [peer for peer, connection in self._connections.items() if connection.line is None]
+        unknown = {peer for peer, connection in self._connections.items() if connection.line is None}
         found = await find(unknown) if unknown else {}
         waiting: dict[Connection, list[Call]] = {}
         for call in self._calls.values():
@@ -165,9 +166,13 @@ class SlowCalls:
         everywhere = self._looks % _LOOKS == 0
         for peer, connection in tuple(self._connections.items()):
             if connection.line is None:
+                if peer not in unknown:  # it came during the search
+                    continue
                 connection.line = found.get(peer)
             calls = waiting.get(connection, ())
-            if (calls or connection.touched or everywhere) and not connection.look(calls, self._most_bytes):
+            if not (calls or connection.touched or everywhere):
+                continue
+            if not connection.look(calls, self._most_bytes) and not calls:
                 del self._connections[peer]
         self._inbound.settle()
         self._slow.look(self._calls.values(), self._clock())
@@ -190,9 +195,8 @@ class SlowCalls:
         if self._calls.get(task) is call:
             del self._calls[task]
         call.over()
-        if call.part == "body":
-            call.connection.touched = True
-            call.connection.mixed |= not call.stream
+        if call.part == "body" and not call.stream:
+            call.connection.others()
 
     @contextlib.contextmanager
     def _waiting(self, context: Any, part: Part, *, stream: bool) -> Iterator[Call]:

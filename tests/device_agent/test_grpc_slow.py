@@ -304,7 +304,8 @@ def test_a_connection_is_found_by_its_client_and_not_touched(bind: str, to: str,
 class Script:
     """A connection, and the context of each call on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, peer: str = "ipv4:127.0.0.1:50000") -> None:
+        self._peer = peer
         self.received = 0
         self.messages: list[asyncio.Future[bytes]] = []
         self.was_cut = False
@@ -319,7 +320,7 @@ class Script:
         return ()
 
     def peer(self) -> str:
-        return "ipv4:127.0.0.1:50000"
+        return self._peer
 
     def read(self) -> asyncio.Future[bytes]:
         self.messages.append(asyncio.get_running_loop().create_future())
@@ -469,9 +470,10 @@ def test_a_streams_message_that_is_whole_is_held_no_more_whatever_else_goes_on()
         here.line.received += LIMIT
         await here.after(LOOK_S)
         assert not here.inbound.bytes, "it may be what was refused"
+        await here.after(LOOK_S)
         here.line.received += LIMIT // 2
         await here.after(LOOK_S)
-        assert here.inbound.bytes == LIMIT // 2 - FREE_BYTES, "more than one message can't have been"
+        assert here.inbound.bytes == LIMIT // 2 - FREE_BYTES, "all of that has come"
         other.cancel()
         await here.after(LOOK_S)
         stream = here.begin(stream=True)
@@ -482,21 +484,84 @@ def test_a_streams_message_that_is_whole_is_held_no_more_whatever_else_goes_on()
     run(scene)
 
 
-@pytest.mark.parametrize("how", ["unread", "taken back", "late"])
+def test_a_call_that_begins_while_its_connection_is_looked_for_is_bounded_as_well() -> None:
+    async def scene() -> None:
+        here = Scene()
+        begun: list[asyncio.Task[Any]] = []
+
+        async def find(peers: Collection[str]) -> dict[str, Script]:
+            if not begun:
+                late = Script("ipv4:127.0.0.1:50001")
+                begun.append(asyncio.create_task(here.slow.read(late)))
+                await asyncio.sleep(0)
+                return {here.line.peer(): here.line}
+            return {peer: Script(peer) for peer in peers}
+
+        here.find = find  # type: ignore[method-assign]
+        first = here.begin()
+        await here.after(12.0)
+        assert begun[0].result().status == first.result().status == 408
+
+    run(scene)
+
+
+def test_a_connection_that_is_not_found_at_once_is_looked_for_again() -> None:
+    async def scene() -> None:
+        here, found = Scene(), 0
+
+        async def find(peers: Collection[str]) -> dict[str, Script]:
+            nonlocal found
+            found += 1
+            return dict.fromkeys(peers, here.line) if found > 2 else {}
+
+        here.find = find  # type: ignore[method-assign]
+        waiting = here.begin()
+        await here.after(12.0)
+        assert waiting.result().status == 408
+
+    run(scene)
+
+
+def test_messages_of_a_stream_that_came_before_they_were_awaited_are_accounted_for() -> None:
+    """As behind sixty-four that are being answered; and pings of months."""
+
+    async def scene() -> None:
+        here = Scene(limit_bytes=0)
+        idle = [here.begin(stream=True) for _ in range(2)]
+        await here.after(LOOK_S)
+        for _ in range(100):
+            here.line.received += LIMIT // 10
+            busy = here.begin(stream=True)
+            await asyncio.sleep(0)
+            here.line.messages[-1].set_result(bytes(LIMIT // 10))
+            await busy
+            await here.after(LOOK_S)
+            for _ in range(30):
+                here.line.received += 34
+                await here.after(LOOK_S)
+        assert not any(one.done() for one in idle) and not here.inbound.bytes
+        for one in idle:
+            one.cancel()
+
+    run(scene)
+
+
+@pytest.mark.parametrize("how", ["unread", "taken back", "late", "a stream"])
 def test_what_others_leave_behind_is_no_part_of_a_streams_message(how: str) -> None:
     """And what comes of them behind their end."""
 
     async def scene() -> None:
-        here = Scene(limit_bytes=0)
+        here = Scene(limit_bytes=LIMIT if how == "a stream" else 0)
         stream = here.begin(stream=True)
         await here.after(1.0)
         for _ in range(100):
             if how == "unread":
                 here.slow.unread(here.line)
             else:
-                other = here.begin()
+                other = here.begin(stream=how == "a stream")
                 await (asyncio.sleep(0) if how == "taken back" else here.after(LOOK_S))
                 here.line.received += LIMIT // 4
+                await (here.after(LOOK_S) if how == "a stream" else asyncio.sleep(0))
                 other.cancel()
             await here.after(LOOK_S)
             here.line.received += LIMIT // 2

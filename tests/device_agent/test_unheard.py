@@ -13,6 +13,7 @@ from device_agent.grpc_door.callers import Callers, Visit
 from device_agent.grpc_door.calls import Infer
 from device_agent.grpc_door.door import GrpcDoor
 from device_agent.grpc_door.request import InferBody
+from device_agent.grpc_door.slow_calls import SlowCalls
 from device_agent.http import ON_GONE, HttpApp, Reply
 from device_agent.values import Completion
 
@@ -66,8 +67,9 @@ def test_over_grpc(answered: bool) -> None:
         desk, recorded = Desk(), list[Completion]()
         visit = Visit(desk, recorded.append, "/inference.GRPCInferenceService/ModelInfer")
         callers: Callers = None  # type: ignore[assignment]
+        slow: SlowCalls = None  # type: ignore[assignment]
         asked = Infer(model="m", version=None, id="", made=InferBody(body=b"{}", json_length=2, raw=True))
-        task = asyncio.create_task(GrpcDoor(callers).answered(visit, "ModelInfer", asked))
+        task = asyncio.create_task(GrpcDoor(callers, slow).answered(visit, "ModelInfer", asked))
         await desk.asked.wait()
         if answered:
             desk.on_reply(Reply(body=b"{}", completion=DONE))

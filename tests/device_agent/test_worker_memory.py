@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -17,10 +18,12 @@ def read_directly() -> int:
 
 def test_it_is_read_anew_and_is_a_forks_own() -> None:
     before = resident_bytes()
-    block = b"x" * BLOCK_BYTES
+    block = mmap.mmap(-1, BLOCK_BYTES)  # new pages, also where others were given back
+    for start in range(0, BLOCK_BYTES, mmap.PAGESIZE):
+        block[start] = 1
     assert resident_bytes() - before > BLOCK_BYTES / 2
     if (pid := os.fork()) == 0:
-        more = bytearray(block) + block  # pages of its own, which its parent never has
+        more = block[:] * 2  # pages of its own, which its parent never has
         os._exit(abs(resident_bytes() - read_directly()) > NEAR_BYTES or len(more) == 0)
     assert os.waitpid(pid, 0)[1] == 0
     assert abs(resident_bytes() - read_directly()) < NEAR_BYTES
