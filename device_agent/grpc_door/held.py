@@ -81,13 +81,12 @@ class Connection:
 
     def whole(self, message_bytes: int, received_before: int, *, stream: bool) -> None:
         """A message is whole; when it began to be awaited so much had been received. One of a stream may have come
-        before that, and one that was packed has brought less than it says."""
-        size = message_bytes + message_bytes // _FRAMED + _AROUND_BYTES
+        before that."""
         self.touched = True
         if stream:
-            self._whole_of_streams += size
+            self._whole_of_streams += _framed(message_bytes)
         else:
-            self._whole.append((received_before, size))
+            self._whole.append((received_before, message_bytes))
 
     def taken_back(self, *, stream: bool) -> None:
         """A call has left without its message."""
@@ -110,7 +109,7 @@ class Connection:
             self.line, self.seen = None, Seen()
             return False
         before = self.seen
-        whole = sum(min(size, counts.received - received_before) for received_before, size in self._whole)
+        whole = sum(_accounted(size, counts.received - received_before) for received_before, size in self._whole)
         accounted = min(before.whole + whole + self._whole_of_streams, counts.received)
         self.seen = Seen(counts.received, accounted, counts.acknowledged)
         came, went = counts.received - before.received, counts.acknowledged - before.acknowledged
@@ -143,6 +142,15 @@ class Connection:
         alike = Counter(call.stream for call in calls if call.part == "body")
         for call in calls:
             call.moved_bytes += came / alike[call.stream] if call.part == "body" else went
+
+
+def _framed(message_bytes: int) -> int:
+    return message_bytes + message_bytes // _FRAMED + _AROUND_BYTES
+
+
+def _accounted(message_bytes: int, came_bytes: int) -> int:
+    """Of what came in its time. One that is longer was packed, and nobody knows how much of that is its."""
+    return min(_framed(message_bytes), came_bytes) if message_bytes <= came_bytes else 0
 
 
 def _share(calls: Sequence[Waiting], held_bytes: int, most_bytes: int) -> None:
