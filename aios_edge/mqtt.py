@@ -251,6 +251,7 @@ class MqttLink:
             self._session = None
         client.disconnect()
         client.loop_stop()
+        client.user_data_set(None)  # else they hold each other, and paho's pair of sockets, until garbage is collected
         self._ended("disconnected" if self._stopping.is_set() else self._why or "the server hung up")
         return not self._refused
 

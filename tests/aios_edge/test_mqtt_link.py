@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
 import queue
@@ -9,14 +10,17 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from aios_edge.broker import Broker, start_broker
 from aios_edge.errors import RemoteError, SettingsError
 from aios_edge.mqtt import Delivery, LinkState, MqttLink, MqttListener, MqttOptions, Publication
+from aios_edge.mqtt_client import LinkClient
 
 WAIT_S = 15.0
 
@@ -186,6 +190,30 @@ online = Publication(topic="d/status", payload=b'{"status": "online"}', retain=T
 link.publish(online, lambda _: print("up", flush=True))
 threading.Event().wait()
 """
+
+
+def test_a_connection_that_has_ended_holds_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even until garbage is collected, which may be long."""
+    made: list[weakref.ref[LinkClient]] = []
+
+    class Watched(LinkClient):
+        def __init__(self, *args: Any, **more: Any) -> None:
+            super().__init__(*args, **more)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("aios_edge.mqtt.LinkClient", Watched)
+    broker, seen = start_broker("mosquitto"), Seen()
+    link = link_to(broker.url, seen)
+    gc.disable()
+    try:
+        link.start()
+        seen.wait(lambda state: state.connected)
+        broker.stop()
+        seen.wait(lambda state: state.connects == 1 and not state.connected)
+        link.stop()
+        assert made and not any(client() for client in made)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["mosquitto", "amqtt"])
