@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import os
 import resource
 import socket
@@ -16,12 +17,16 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import Any, NamedTuple
 from urllib.parse import unquote
 
+from device_agent.seldom import Seldom
+
 #: ``struct tcp_info`` of linux/tcp.h: tcpi_bytes_acked and tcpi_bytes_received, since Linux 4.1.
 _COUNTS = struct.Struct("=120xQQ")
 _DESCRIPTORS = "/proc/self/fd"
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 Address = tuple[str, int]
+
+_seldom = Seldom(logging.getLogger("device_agent.grpc"))
 
 
 class Counts(NamedTuple):
@@ -39,12 +44,11 @@ class Wire:
         self._client = client
 
     def counts(self) -> Counts | None:
-        """None: it has ended, or this kernel doesn't count."""
-        with contextlib.suppress(OSError, struct.error), _lent(self._descriptor) as sock:
+        """None: it has ended, or this kernel doesn't count, which is in the log."""
+        with contextlib.suppress(OSError), _lent(self._descriptor) as sock:
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _COUNTS.size)
-            acknowledged, received = _COUNTS.unpack(info)
             if sock.getpeername() == self._client:
-                return Counts(received, acknowledged)
+                return _counted(info)
         return None
 
     def cut(self) -> None:
@@ -70,6 +74,15 @@ def find(peers: Collection[str], port: int) -> dict[str, Wire]:
                 if peer is not None:
                     found[peer] = Wire(descriptor, client)
     return found
+
+
+def _counted(info: bytes) -> Counts | None:
+    """A call that came on it takes bytes: a kernel that has seen none doesn't count, as one that tells less."""
+    acknowledged, received = _COUNTS.unpack(info) if len(info) == _COUNTS.size else (0, 0)
+    if received:
+        return Counts(received, acknowledged)
+    _seldom.warn("uncounted", "this kernel doesn't count the bytes of a connection: slow gRPC clients are not refused")
+    return None
 
 
 def _descriptors() -> Iterable[int]:

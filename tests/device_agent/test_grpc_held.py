@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable, Collection, Coroutine
@@ -13,10 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from device_agent.grpc_door import wires
 from device_agent.grpc_door.callers import Outcome
 from device_agent.grpc_door.slow_calls import LOOK_S, SlowCalls
 from device_agent.grpc_door.wires import Counts, find
 from device_agent.inbound import FREE_BYTES, Inbound
+from device_agent.seldom import Seldom
 from device_agent.slow_clients import LEAST_BYTES
 
 LIMIT = 8_000_000
@@ -60,6 +63,35 @@ def test_a_connection_is_found_by_its_client_and_not_touched(bind: str, to: str,
             assert found[peer].counts() is None
 
 
+@pytest.mark.parametrize("told", [bytes(104), bytes(136)], ids=["before Linux 4.1", "no bytes"])
+def test_a_kernel_that_does_not_count_ends_nobody_and_is_in_the_log(
+    told: bytes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Uncounted(socket.socket):
+        def getsockopt(self, *_: object) -> Any:
+            return told
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client, listening.accept()[0]:
+            (wire,) = find([f"ipv4:127.0.0.1:{client.getsockname()[1]}"], port).values()
+            client.sendall(b"x")
+            monkeypatch.setattr(wires, "_seldom", Seldom(logging.getLogger("device_agent.grpc")))
+            monkeypatch.setattr(socket, "socket", Uncounted)
+            assert wire.counts() is None
+    assert "this kernel doesn't count the bytes of a connection" in caplog.text
+
+    async def scene() -> None:
+        here = Scene()
+        here.line.uncounted = True
+        waiting = here.begin()
+        await here.after(100.0)
+        assert not waiting.done() and not here.line.was_cut
+        waiting.cancel()
+
+    run(scene)
+
+
 class Script:
     """A connection, and the context of each call on it."""
 
@@ -67,10 +99,10 @@ class Script:
         self._peer = peer
         self.received = 0
         self.messages: list[asyncio.Future[bytes]] = []
-        self.was_cut = False
+        self.was_cut = self.uncounted = False
 
-    def counts(self) -> Counts:
-        return Counts(self.received, 0)
+    def counts(self) -> Counts | None:
+        return None if self.uncounted else Counts(self.received, 0)
 
     def cut(self) -> None:
         self.was_cut = True
