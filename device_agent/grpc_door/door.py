@@ -24,6 +24,7 @@ from device_agent.values import Reason
 STREAM_AT_ONCE = 64
 _OPEN = ("ServerLive", "ServerReady")
 _STREAM = "ModelStreamInfer"
+_STOPPING = Outcome(status=503, refusal=refusal(503, "the agent is stopping", reason=Reason.DRAINING.value))
 
 
 class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -33,7 +34,6 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
         self.in_flight = 0
         self.streams: set[_Stream] = set()
         self.slow = slow
-        self.draining = False
         self._callers = callers
 
     def service(self, handler_call_details: Any) -> Any:
@@ -72,9 +72,7 @@ class GrpcDoor(grpc.GenericRpcHandler):  # type: ignore[misc]
     def drain(self) -> None:
         """Streams take no more requests, and end with the last answer: else an idle one would hold up the end. So would
         a message that is still coming."""
-        self.draining = True
-        if (refused := _stopping().refusal) is not None:
-            self.slow.drain(refused)
+        self.slow.drain(_STOPPING)
         for stream in self.streams:
             stream.drain()
 
@@ -140,7 +138,7 @@ class _Stream:
         self._door.in_flight += 1
         self._door.streams.add(self)
         self._reader = self._start(self._read(context))
-        if self._door.draining:
+        if self._door.slow.draining is not None:
             self.drain()
         try:
             while (answer := await self._answers.get()) is not None:
@@ -151,7 +149,7 @@ class _Stream:
             if self._refused is not None:
                 await _send(context, self._refused)
             if self._draining:
-                await _send(context, _stopping())
+                await _send(context, _STOPPING)
         finally:
             self._door.in_flight -= 1
             self._door.streams.discard(self)
@@ -217,10 +215,6 @@ async def _send(context: Any, outcome: Outcome) -> bytes:
         refused = outcome.refusal
         await context.abort(grpc.StatusCode[refused.code], refused.text, refused.metadata)
     return outcome.message
-
-
-def _stopping() -> Outcome:
-    return Outcome(status=503, refusal=refusal(503, "the agent is stopping", reason=Reason.DRAINING.value))
 
 
 def _unauthenticated(*, sent: bool) -> Outcome:

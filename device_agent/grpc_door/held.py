@@ -101,6 +101,12 @@ class Connection:
         else:
             self.seen = msgspec.structs.replace(self.seen, whole=self.seen.whole + held_bytes)
 
+    def may_hold(self, calls: Sequence[Waiting], most_bytes: int) -> int:
+        """No more than so much of messages that the ``calls`` on it wait for, the oldest first."""
+        bodies = [call for call in calls if call.part == "body"]
+        came = self.seen.received - bodies[0].began.received if bodies else 0
+        return max(0, min(came, most_bytes * len(bodies)))
+
     def look(self, calls: Sequence[Waiting], most_bytes: int) -> bool:
         """Tell each of the ``calls`` on it, the oldest first, how much it has moved and holds: no more than
         ``most_bytes``. False: the connection has ended, or isn't known."""

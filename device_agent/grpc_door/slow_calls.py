@@ -18,7 +18,8 @@ import grpc
 
 from device_agent.grpc_door.callers import Outcome
 from device_agent.grpc_door.held import Connection, Line
-from device_agent.grpc_door.refusal import GrpcRefusal, refusal
+from device_agent.grpc_door.refusal import refusal
+from device_agent.grpc_door.wall import Wall
 from device_agent.inbound import Coming, Inbound
 from device_agent.seldom import Seldom
 from device_agent.slow_clients import LEAST_BYTES, Part, Progress, SlowClients
@@ -77,17 +78,18 @@ class Call:
             return
         _seldom.warn(part, "a client sent too little of a message within %g s and is refused", limit_s)
         text = f"the message brought less than {LEAST_BYTES} bytes within {limit_s:g} s"
-        self.refuse(408, refusal(408, text))
+        self.refuse(Outcome(status=408, refusal=refusal(408, text)))
 
     def _too_much(self) -> None:
         _seldom.warn("inbound", "more bytes of messages came in at once than in_flight_bytes: the longest is refused")
         text = "too many bytes of messages are coming in at once [queue_full]; retry after 1.00 s"
         self.connection.refused(self.held_bytes, stream=self.stream)
-        self.refuse(503, refusal(503, text, reason=Reason.QUEUE_FULL.value, retry_after_s=_RETRY_S))
+        refused = refusal(503, text, reason=Reason.QUEUE_FULL.value, retry_after_s=_RETRY_S)
+        self.refuse(Outcome(status=503, refusal=refused))
 
-    def refuse(self, status: int, refused: GrpcRefusal) -> None:
+    def refuse(self, outcome: Outcome) -> None:
         """Its message is read no further."""
-        self.refused = Outcome(status=status, refusal=refused)
+        self.refused = outcome
         self._task.cancel()
 
 
@@ -101,18 +103,19 @@ class SlowCalls:
         self._slow = SlowClients(limit_s)
         self._most_bytes = most_bytes
         self._inbound = inbound
+        self._wall = Wall(inbound.limit_bytes)
         self._clock = clock
         self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order in which they began to wait
         self._connections: dict[str, Connection] = {}  # by peer
         self._looks = 0
-        self._draining: GrpcRefusal | None = None
+        self.draining: Outcome | None = None  # what messages that aren't whole are told
 
     async def read(self, context: Any, *, stream: bool = False) -> bytes | Outcome | None:
         """The next message; None when there is none any more, or the refusal of one that comes too slowly or is too
         much. ``stream``: it may also never come."""
         with self._waiting(context, "body", stream=stream) as call:
-            if self._draining is not None and not stream:
-                return Outcome(status=503, refusal=self._draining)
+            if self.draining is not None and not stream:
+                return self.draining
             try:
                 data = await context.read()
             except asyncio.CancelledError:
@@ -148,12 +151,12 @@ class SlowCalls:
         """The call that runs now ends with a refusal, and what comes of its message is thrown away."""
         self._connection(context.peer()).others()
 
-    def drain(self, refused: GrpcRefusal) -> None:
+    def drain(self, outcome: Outcome) -> None:
         """Refuse messages that aren't whole. Streams end otherwise."""
-        self._draining = refused
+        self.draining = outcome
         for call in tuple(self._calls.values()):
             if call.part == "body" and not call.stream:
-                call.refuse(503, refused)
+                call.refuse(outcome)
 
     async def look(self, find: Find) -> None:
         """Refuse whoever had his time, and what is too much."""
@@ -162,6 +165,7 @@ class SlowCalls:
         waiting: dict[Connection, list[Call]] = {}
         for call in self._calls.values():
             waiting.setdefault(call.connection, []).append(call)
+        may_hold: dict[Connection, int] = {}
         self._looks += 1
         everywhere = self._looks % _LOOKS == 0
         for peer, connection in tuple(self._connections.items()):
@@ -174,7 +178,11 @@ class SlowCalls:
                 continue
             if not connection.look(calls, self._most_bytes) and not calls:
                 del self._connections[peer]
+            may_hold[connection] = connection.may_hold(calls, self._most_bytes)
         self._inbound.settle()
+        if (most := self._wall.over(may_hold)) is not None and most.line is not None:
+            _seldom.warn("wall", "messages that come in may hold more memory than was seen: a connection is cut off")
+            most.line.cut()
         self._slow.look(self._calls.values(), self._clock())
 
     def _connection(self, peer: str) -> Connection:
