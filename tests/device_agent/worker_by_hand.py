@@ -95,11 +95,20 @@ class ByHand:
 
 class Device:
     """A model with such workers, of which ``worker`` is the first; ``told`` is what each request was answered, in the
-    order of the answers. ``before_start``: what a worker's start waits for, or fails of."""
+    order of the answers. ``before_start``: what a worker's start waits for, or fails of. ``stops``: its clock stands
+    still."""
 
     def __init__(
-        self, bundle: Any, *, workers: int = 1, busy_s: float = QUICK_S, cloud: Any = None, **policy: Any
+        self,
+        bundle: Any,
+        *,
+        workers: int = 1,
+        busy_s: float = QUICK_S,
+        cloud: Any = None,
+        stops: bool = False,
+        **policy: Any,
     ) -> None:
+        now = time.monotonic()
         self.events: list[str] = []
         self.before_start: Callable[[], Awaitable[None]] = self.at_once
         rules = Policy(**policy)
@@ -108,6 +117,7 @@ class Device:
             cloud=cloud or CloudPool((), rules, lambda kind, **detail: None),
             emit=lambda kind, **detail: self.events.append(kind),
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
+            clock=(lambda: now) if stops else time.monotonic,
         )
         spec = WorkerSpec(model="tiny", bundle_path=bundle.path, profile="x", workers=workers)
         self.host = ModelHost(spec, bundle, around)
