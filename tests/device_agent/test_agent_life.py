@@ -321,7 +321,7 @@ def test_a_misspelt_key_is_exit_2(tmp_path: Path, agent_toml: Callable[..., str]
 
 
 def test_who_still_waits_when_the_drain_ends_is_told_so(start_agent: Any, small_batches: Path) -> None:
-    more = "[emulate]\nslowdown = 1000.0\n[policy]\ndrain_s = 0.5"
+    more = "[emulate]\nslowdown = 1000.0\n[policy]\ndrain_s = 0.5\nqueue_delay_s = 0"  # however long they would wait
     agent = start_agent(more, bundle=small_batches, constants=UNREHEARSED)
     with ThreadPoolExecutor(10) as pool:
         futures = [pool.submit(agent.infer, "a bad film") for _ in range(10)]
