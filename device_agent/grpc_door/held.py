@@ -16,6 +16,7 @@ from typing import Protocol
 
 import msgspec
 
+from device_agent.grpc_door.wall import MayHold
 from device_agent.grpc_door.wires import Counts
 from device_agent.slow_clients import LEAST_BYTES, Part
 
@@ -62,12 +63,13 @@ class Seen(msgspec.Struct, frozen=True):
 
 class Connection:
     """One that calls came on; without a ``line`` until it is found. ``answered``: answers that were sent since the last
-    look; ``touched``: there is something to look at."""
+    look; ``touched``: there is something to look at; ``came``: bytes in the last look."""
 
     def __init__(self) -> None:
         self.line: Line | None = None
         self.seen = Seen()
         self.answered = 0
+        self.came = 0
         self.touched = True
         self._whole: list[tuple[int, int]] = []  # since the last look: what had come before, its size
         self._whole_of_streams = 0  # since the last look
@@ -101,24 +103,35 @@ class Connection:
         else:
             self.seen = msgspec.structs.replace(self.seen, whole=self.seen.whole + held_bytes)
 
-    def may_hold(self, calls: Sequence[Waiting], most_bytes: int) -> int:
-        """No more than so much of messages that the ``calls`` on it wait for, the oldest first."""
+    def cut(self) -> None:
+        """End it."""
+        if self.line is not None:
+            self.line.cut()
+
+    def may_hold(self, calls: Sequence[Waiting], most_bytes: int) -> MayHold:
+        """How much there may be of the messages that the ``calls`` on it wait for, the oldest first."""
         bodies = [call for call in calls if call.part == "body"]
-        came = self.seen.received - bodies[0].began.received if bodies else 0
-        return max(0, min(came, most_bytes * len(bodies)))
+        if not bodies:
+            return MayHold(0, 0)
+        began, room = bodies[0].began, most_bytes * len(bodies)
+        came = self.seen.received - began.received
+        return MayHold(min(came - (self.seen.whole - began.whole), room), min(came, room))
 
     def look(self, calls: Sequence[Waiting], most_bytes: int) -> bool:
         """Tell each of the ``calls`` on it, the oldest first, how much it has moved and holds: no more than
         ``most_bytes``. False: the connection has ended, or isn't known."""
         counts = None if self.line is None else self.line.counts()
+        if counts is None or counts.received < self.seen.received:
+            self._begins_anew(calls)
         if counts is None:
-            self.line, self.seen = None, Seen()
+            self.line, self.came = None, 0
             return False
         before = self.seen
         whole = sum(_accounted(size, counts.received - received_before) for received_before, size in self._whole)
         accounted = min(before.whole + whole + self._whole_of_streams, counts.received)
         self.seen = Seen(counts.received, accounted, counts.acknowledged)
-        came, went = counts.received - before.received, counts.acknowledged - before.acknowledged
+        self.came = came = counts.received - before.received
+        went = counts.acknowledged - before.acknowledged
         self._moved(calls, came, went + self.answered * LEAST_BYTES)
         bodies = [call for call in calls if call.part == "body"]
         unary, streams = [call for call in bodies if not call.stream], [call for call in bodies if call.stream]
@@ -131,6 +144,13 @@ class Connection:
         self._whole, self._whole_of_streams, self.answered = [], 0, 0
         self._mixed = self.touched = False
         return True
+
+    def _begins_anew(self, calls: Sequence[Waiting]) -> None:
+        """It has ended; the ``calls`` are those of the next one from the same address, which counts from zero."""
+        self.seen = Seen()
+        self._whole, self._whole_of_streams, self._streams_hold = [], 0, 0
+        for call in calls:
+            call.began = self.seen
 
     def _streams_grow(self, came: int, *, mixed: bool) -> None:
         if mixed:
