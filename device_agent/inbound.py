@@ -19,12 +19,12 @@ class Inbound:
 
     def __init__(self, limit_bytes: Callable[[], int]) -> None:
         self.bytes = 0
-        self.limit_bytes = limit_bytes
+        self._limit_bytes = limit_bytes
         self._long: set[Coming] = set()
 
     def settle(self) -> None:
         """Refuse as many as it takes; a single one has always room."""
-        while self.bytes > self.limit_bytes() and len(self._long) > 1:
+        while self.bytes > self._limit_bytes() and len(self._long) > 1:
             longest = max(self._long, key=Coming.counted)
             longest.over()
             longest.refuse()

@@ -16,7 +16,6 @@ from typing import Protocol
 
 import msgspec
 
-from device_agent.grpc_door.wall import MayHold
 from device_agent.grpc_door.wires import Counts
 from device_agent.slow_clients import LEAST_BYTES, Part
 
@@ -63,13 +62,12 @@ class Seen(msgspec.Struct, frozen=True):
 
 class Connection:
     """One that calls came on; without a ``line`` until it is found. ``answered``: answers that were sent since the last
-    look; ``touched``: there is something to look at; ``came``: bytes in the last look."""
+    look; ``touched``: there is something to look at."""
 
     def __init__(self) -> None:
         self.line: Line | None = None
         self.seen = Seen()
         self.answered = 0
-        self.came = 0
         self.touched = True
         self._whole: list[tuple[int, int]] = []  # since the last look: what had come before, its size
         self._whole_of_streams = 0  # since the last look
@@ -108,15 +106,6 @@ class Connection:
         if self.line is not None:
             self.line.cut()
 
-    def may_hold(self, calls: Sequence[Waiting], most_bytes: int) -> MayHold:
-        """How much there may be of the messages that the ``calls`` on it wait for, the oldest first."""
-        bodies = [call for call in calls if call.part == "body"]
-        if not bodies:
-            return MayHold(0, 0)
-        began, room = bodies[0].began, most_bytes * len(bodies)
-        came = self.seen.received - began.received
-        return MayHold(min(came - (self.seen.whole - began.whole), room), min(came, room))
-
     def look(self, calls: Sequence[Waiting], most_bytes: int) -> bool:
         """Tell each of the ``calls`` on it, the oldest first, how much it has moved and holds: no more than
         ``most_bytes``. False: the connection has ended, or isn't known."""
@@ -124,14 +113,13 @@ class Connection:
         if counts is None or counts.received < self.seen.received:
             self._begins_anew(calls)
         if counts is None:
-            self.line, self.came = None, 0
+            self.line = None
             return False
         before = self.seen
         whole = sum(_accounted(size, counts.received - received_before) for received_before, size in self._whole)
         accounted = min(before.whole + whole + self._whole_of_streams, counts.received)
         self.seen = Seen(counts.received, accounted, counts.acknowledged)
-        self.came = came = counts.received - before.received
-        went = counts.acknowledged - before.acknowledged
+        came, went = counts.received - before.received, counts.acknowledged - before.acknowledged
         self._moved(calls, came, went + self.answered * LEAST_BYTES)
         bodies = [call for call in calls if call.part == "body"]
         unary, streams = [call for call in bodies if not call.stream], [call for call in bodies if call.stream]

@@ -164,7 +164,7 @@ def _options(http: Http) -> tuple[tuple[str, int], ...]:
         ("grpc.so_reuseport", 0),  # else two agents would share a port, each getting half of the calls
         ("grpc.max_receive_message_length", http.max_body_bytes),  # also of one that is unpacked
         ("grpc.max_send_message_length", -1),
-        # Else each call of a quick connection may send 8 MiB that nobody asked for, behind a message that is whole.
+        # Else each call of a quick connection may send 8 MiB behind a message that is whole, in place of 64 KiB.
         ("grpc.http2.bdp_probe", 0),
         ("grpc.max_concurrent_streams", _STREAMS),
         # Who never says what it wants, and who has gone without a word while it has calls.

@@ -19,12 +19,10 @@ import grpc
 from device_agent.grpc_door.callers import Outcome
 from device_agent.grpc_door.held import Connection, Line
 from device_agent.grpc_door.refusal import refusal
-from device_agent.grpc_door.wall import MayHold, Wall
 from device_agent.inbound import Coming, Inbound
 from device_agent.seldom import Seldom
 from device_agent.slow_clients import LEAST_BYTES, Part, Progress, SlowClients
 from device_agent.values import Reason
-from device_agent.worker_memory import resident_bytes
 
 LOOK_S = 0.25  # between two looks
 _LOOKS = 64  # one of so many is at every connection, to forget those that have ended
@@ -95,20 +93,14 @@ class Call:
 
 class SlowCalls:
     """All of them; :meth:`look` every ``LOOK_S``. ``limit_s``: of a client that hardly moves; ``most_bytes``: of one
-    message; ``resident``: this process's memory."""
+    message."""
 
     def __init__(
-        self,
-        limit_s: float,
-        most_bytes: int,
-        inbound: Inbound,
-        clock: Callable[[], float] = time.monotonic,
-        resident: Callable[[], int] = resident_bytes,
+        self, limit_s: float, most_bytes: int, inbound: Inbound, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._slow = SlowClients(limit_s)
         self._most_bytes = most_bytes
         self._inbound = inbound
-        self._wall = Wall(lambda: max(inbound.limit_bytes(), most_bytes), resident)  # one has always room
         self._clock = clock
         self._calls: dict[asyncio.Task[Any], Call] = {}  # in the order in which they began to wait
         self._connections: dict[str, Connection] = {}  # by peer
@@ -170,8 +162,6 @@ class SlowCalls:
         waiting: dict[Connection, list[Call]] = {}
         for call in self._calls.values():
             waiting.setdefault(call.connection, []).append(call)
-        may_hold: dict[Connection, MayHold] = {}
-        came_bytes = 0
         self._looks += 1
         everywhere = self._looks % _LOOKS == 0
         for peer, connection in tuple(self._connections.items()):
@@ -184,13 +174,7 @@ class SlowCalls:
                 continue
             if not connection.look(calls, self._most_bytes) and not calls:
                 del self._connections[peer]
-            came_bytes += connection.came
-            if calls:
-                may_hold[connection] = connection.may_hold(calls, self._most_bytes)
         self._inbound.settle()
-        for connection in self._wall.over(may_hold, came_bytes):
-            _seldom.warn("wall", "messages that come in may hold more memory than was seen: a connection is cut off")
-            connection.cut()
         self._slow.look(self._calls.values(), self._clock())
 
     def _connection(self, peer: str) -> Connection:

@@ -7,7 +7,6 @@ import select
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterable
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, PRIORITY, RESET, SETTINGS, PUSH, PING, GO_AWAY, WINDOW, MORE_HEADERS = range(10)
@@ -87,17 +86,15 @@ class Connection:
                 return heard
         return None
 
-    def say_side_by_side(self, left: dict[int, bytes], *, leave: int, beside: Iterable[bytes] = ()) -> dict[int, bytes]:
+    def say_side_by_side(self, left: dict[int, bytes], *, leave: int) -> dict[int, bytes]:
         """A frame of each stream's content in turn, as the other end's windows allow, up to the last ``leave`` bytes of
-        each; before each turn a piece of ``beside``. Trailers that were heard meanwhile, by stream: nothing more is
-        sent to these. It ends with the connection."""
-        beside = iter(beside)
+        each. Trailers that were heard meanwhile, by stream: nothing more is sent to these. What isn't sent yet is
+        ``unsent``."""
         left = {stream: content[: len(content) - leave] for stream, content in left.items()}
         ended: dict[int, bytes] = {}
         first, room = 65535, Counter({0: 65535} | dict.fromkeys(left, 65535))
         while left := {stream: content for stream, content in left.items() if content and stream not in ended}:
-            sent = False
-            self.say(next(beside, b""))
+            self.unsent, sent = left, False
             for stream, content in left.items():
                 if (size := min(room[0], room[stream], 16384, len(content))) > 0:
                     self.say(frame(DATA, 0, stream, content[:size]))
@@ -105,7 +102,7 @@ class Connection:
                     room.subtract({0: size, stream: size})
             while not sent or self.hears_within(0):
                 if (heard := self.hear()) is None:
-                    return ended
+                    return ended  # hung up
                 sent = True
                 kind, flags, stream, content = heard
                 if kind == WINDOW:

@@ -190,6 +190,21 @@ def test_a_stream_that_waits_is_not_charged_for_calls_that_were_taken_back(patie
         asked.put(None)
 
 
+def test_no_more_than_a_window_is_taken_in_behind_a_message_that_is_whole(patient: Any) -> None:
+    """Each call's client neither ends it nor reads the answer."""
+    before = resident_bytes(patient)
+    with Connection(patient.grpc, settings=struct.pack(">HI", 4, 0)) as connection:
+        connection.say(frame(WINDOW, 0, 0, struct.pack(">I", 1 << 30)))
+        streams = dict.fromkeys(range(1, 33, 2), message(REQUEST) + bytes(LONG))
+        for stream in streams:
+            connection.say(frame(HEADERS, END_HEADERS, stream, call()))
+        connection.sock.settimeout(1.0)
+        with pytest.raises(TimeoutError):  # no window is opened any more
+            connection.say_side_by_side(streams, leave=0)
+        assert all(60_000 < LONG - len(unsent) < 100_000 for unsent in connection.unsent.values())
+        assert resident_bytes(patient) - before < 2 * LIMIT
+
+
 def test_messages_that_are_not_whole_end_with_the_agent(start: Any) -> None:
     agent = start(60.0, checked=False)
     with Connection(agent.grpc) as connection:
