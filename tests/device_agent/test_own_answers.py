@@ -185,12 +185,15 @@ async def crowd(agent: Any, plans: list[ClientPlan], kills: list[tuple[str, int]
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one worker", "two workers"])
 def agent(request: pytest.FixtureRequest, start_agent: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Batches take some milliseconds, so that requests wait and kills hit them."""
+    """Batches take some milliseconds, so that requests wait and kills hit them. Kills of a model that nobody asks are
+    crashes in a row: they are to cost no quarantine here, and no long pause."""
     folder = tmp_path_factory.mktemp("own")
     write_identity(folder / "repository" / "id" / "1")
     path = Path(f"/tmp/aios-own-{os.getpid()}.sock")
-    more = f'[repository]\npath = "{folder / "repository"}"\n[policy]\nqueue_limit = 40\n[emulate]\nslowdown = 20.0'
-    agent = start_agent(more, http=f'unix_socket = "{path}"', device=f"workers = {request.param}")
+    policy = "[policy]\nqueue_limit = 40\nquarantine_crashes = 0\n"
+    more = f'[repository]\npath = "{folder / "repository"}"\n{policy}[emulate]\nslowdown = 20.0'
+    device, constants = f"workers = {request.param}", {"device_agent.restart.LONGEST_PAUSE_S": 0.5}
+    agent = start_agent(more, http=f'unix_socket = "{path}"', device=device, constants=constants)
     agent.socket_path = path
     yield agent
     assert "Traceback" not in agent.log()
