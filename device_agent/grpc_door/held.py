@@ -110,7 +110,7 @@ class Connection:
         """Tell each of the ``calls`` on it, the oldest first, how much it has moved and holds: no more than
         ``most_bytes``. False: the connection has ended, or isn't known."""
         counts = None if self.line is None else self.line.counts()
-        if counts is None or counts.received < self.seen.received:
+        if self.line is not None and (counts is None or counts.received < self.seen.received):
             self._begins_anew(calls)
         if counts is None:
             self.line = None

@@ -296,6 +296,28 @@ def test_a_call_that_begins_while_its_connection_is_looked_for_is_bounded_as_wel
     run(scene)
 
 
+def test_what_was_whole_before_its_connection_was_found_is_nobodys_part() -> None:
+    async def scene() -> None:
+        here, real = Scene(limit_bytes=0), Scene.find
+
+        async def nothing(peers: Collection[str]) -> dict[str, Script]:
+            return {}
+
+        here.find = nothing  # type: ignore[method-assign]
+        waiting, other = here.begin(), here.begin()
+        await asyncio.sleep(0)
+        here.line.received += LIMIT
+        here.line.messages[-1].set_result(bytes(LIMIT - 1000))
+        await other
+        await here.after(LOOK_S)
+        here.find = lambda peers: real(here, peers)  # type: ignore[method-assign]
+        await here.after(2 * LOOK_S)
+        assert not waiting.done() and not here.inbound.bytes
+        waiting.cancel()
+
+    run(scene)
+
+
 def test_a_connection_that_is_not_found_at_once_is_looked_for_again() -> None:
     async def scene() -> None:
         here, found = Scene(), 0
