@@ -31,7 +31,7 @@ def in_flight(status: Any) -> int:
 
 
 def asked(status: Any) -> int:
-    """Whether they were answered or not: who connects behind the end of the doors is refused by the kernel."""
+    """How many came, answered or not. Before an agent is ended all have to: the kernel refuses who connects later."""
     return in_flight(status) + int(sum(status["totals"].values()))
 
 
@@ -71,7 +71,7 @@ def test_sigterm_answers_what_waits_and_exits_0(start_agent: Any, small_batches:
     agent = start_agent(SLOW, bundle=small_batches, constants=UNREHEARSED)
     with ThreadPoolExecutor(10) as pool:
         futures = [pool.submit(agent.infer, "a bad film") for _ in range(10)]
-        agent.until(lambda status: asked(status) == 10)
+        agent.until(lambda status: asked(status) == 10 and in_flight(status) >= 8)
         worker = agent.status()["models"]["tiny"]["worker_pid"]
         agent.process.send_signal(signal.SIGTERM)
         assert [future.result()[0] for future in futures] == [200] * 10
@@ -330,7 +330,7 @@ def test_who_still_waits_when_the_drain_ends_is_told_so(start_agent: Any, small_
     agent = start_agent(more, bundle=small_batches, constants=UNREHEARSED)
     with ThreadPoolExecutor(10) as pool:
         futures = [pool.submit(agent.infer, "a bad film") for _ in range(10)]
-        agent.until(lambda status: asked(status) == 10)
+        agent.until(lambda status: asked(status) == 10 and in_flight(status) >= 9)
         agent.process.send_signal(signal.SIGTERM)
         answers = [future.result() for future in futures]
     refused = [(document["error"], headers) for code, document, headers in answers if code == 503]

@@ -55,7 +55,7 @@ def test_none_goes_ahead_while_another_worker_is_free(tiny_bundle: Any) -> None:
             device.ask(number)
         assert batches(device) == [[[1], [3]], [[2], [4]]] and device.host.queued == 1
 
-    drive(tiny_bundle, scenario, workers=2, stops=True)
+    drive(tiny_bundle, scenario, workers=2, still_clock=True)
 
 
 def test_what_a_dead_worker_had_goes_to_those_that_are_idle_at_once(tiny_bundle: Any) -> None:
@@ -69,7 +69,7 @@ def test_what_a_dead_worker_had_goes_to_those_that_are_idle_at_once(tiny_bundle:
         device.workers[0].die()
         assert batches(device)[1:] == [[[1]], [[4]]], "the one that was to blame alone, the other as before"
 
-    drive(tiny_bundle, scenario, workers=3, stops=True)
+    drive(tiny_bundle, scenario, workers=3, still_clock=True)
 
 
 def test_who_waits_is_promised_the_worker_that_is_free_first(tiny_bundle: Any) -> None:
@@ -86,7 +86,7 @@ def test_who_waits_is_promised_the_worker_that_is_free_first(tiny_bundle: Any) -
         seen = device.host._judge.forecast(waiting.pending, began.since, waiting=True)
         assert seen is not None and seen.expected_at == pytest.approx(ends[0] + began.expected_s, rel=1e-6)
 
-    drive(tiny_bundle, scenario, workers=2, busy_s=LONG_S, stops=True)
+    drive(tiny_bundle, scenario, workers=2, busy_s=LONG_S, still_clock=True)
 
 
 def test_a_death_costs_one_batch_which_the_other_worker_repeats(tiny_bundle: Any) -> None:
@@ -401,7 +401,7 @@ def test_nobody_goes_ahead_to_a_worker_that_stands_still(tiny_bundle: Any) -> No
         well.answer()
         assert device.told == {2: 200, 3: 200, 4: 200} and batches(device) == [[[1]], []]
 
-    drive(tiny_bundle, scenario, workers=2, stops=True)
+    drive(tiny_bundle, scenario, workers=2, still_clock=True)
 
 
 def test_whoever_was_promised_the_worker_that_is_free_first_is_not_judged_by_another(tiny_bundle: Any) -> None:
@@ -420,4 +420,4 @@ def test_whoever_was_promised_the_worker_that_is_free_first_is_not_judged_by_ano
         device.workers[1].answer()
         assert [ticket.request.request_id for ticket in second.running.tickets] == [3]
 
-    drive(tiny_bundle, scenario, workers=2, busy_s=0.08, stops=True)
+    drive(tiny_bundle, scenario, workers=2, busy_s=0.08, still_clock=True)

@@ -65,7 +65,7 @@ def test_a_batch_that_went_ahead_teaches_nothing_of_the_way_to_the_worker(
         assert len(device.worker.batches) == 2, "one runs, and one is ahead"
         assert device.host.service.overhead_s > 0.5 * before
 
-    drive(tiny_bundle, scenario, stops=True)
+    drive(tiny_bundle, scenario, still_clock=True)
 
 
 @pytest.mark.parametrize("one_by_one", [True, False])
@@ -81,7 +81,7 @@ def test_a_short_request_goes_ahead_of_its_turn_only_where_nobody_could_join_it(
         while device.worker.batches:
             device.worker.answer()
 
-    assert drive(tiny_bundle, scenario, stops=True).told == {1: 200, 2: 200}
+    assert drive(tiny_bundle, scenario, still_clock=True).told == {1: 200, 2: 200}
 
 
 @pytest.mark.parametrize("status", [-1, 0, 199, 600, 999])
@@ -114,7 +114,7 @@ def test_a_fault_costs_no_other_request_its_answer(
         await asyncio.wait_for(device.host.drain(), 5)
         assert device.told.pop(2) == 200 and not device.host.running
 
-    drive(tiny_bundle, scenario, stops=True)
+    drive(tiny_bundle, scenario, still_clock=True)
 
 
 def test_a_successor_tells_what_its_predecessor_told_when_it_took_over(tiny_bundle: Any) -> None:

@@ -95,8 +95,8 @@ class ByHand:
 
 class Device:
     """A model with such workers, of which ``worker`` is the first; ``told`` is what each request was answered, in the
-    order of the answers. ``before_start``: what a worker's start waits for, or fails of. ``stops``: its clock stands
-    still."""
+    order of the answers. ``before_start``: what a worker's start waits for, or fails of. ``still_clock``: it
+    stands still."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ class Device:
         workers: int = 1,
         busy_s: float = QUICK_S,
         cloud: Any = None,
-        stops: bool = False,
+        still_clock: bool = False,
         **policy: Any,
     ) -> None:
         now = time.monotonic()
@@ -117,7 +117,7 @@ class Device:
             cloud=cloud or CloudPool((), rules, lambda kind, **detail: None),
             emit=lambda kind, **detail: self.events.append(kind),
             energy=lambda compute_s, size: Energy(energy_j=None, method="unknown"),
-            clock=(lambda: now) if stops else time.monotonic,
+            clock=(lambda: now) if still_clock else time.monotonic,
         )
         spec = WorkerSpec(model="tiny", bundle_path=bundle.path, profile="x", workers=workers)
         self.host = ModelHost(spec, bundle, around)
